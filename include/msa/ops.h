@@ -1,0 +1,132 @@
+// One plain Params struct per operator. Shapes use the letters of problem.h.
+//
+// Common rules
+//   dtypes    q, k, v, k_idx, q_idx share one of f32, bf16, f16; metadata and ids are i32;
+//             scores, maxima, masses and LSEs are f32; o has the dtype of q, or f32.
+//   position  query i of sequence b stands at pos = q_offset[b] + i when q_offset is given, else at
+//             pos = block_offset[b]*Bk + kv_len[b] - q_len[b] + i (bottom-right causal).
+//   blocks    are anchored at position 0: block j holds tokens j*Bk .. (j+1)*Bk - 1, cut at kv_len.
+//   shards    with block_offset the given keys are tokens block_offset[b]*Bk + 0 .. kv_len[b]-1 of
+//   the
+//             sequence; block ids stay global, and ids of other shards are skipped. The partial
+//             results combine exactly by `merge` (values) and by the K best scores (ids).
+//   padding   a sequence with kv_len 0, and rows past cu_seqlens_q[B], give zeros, LSE -inf, ids
+//   -1.
+// Bad contents of metadata and ids that lie in host memory are errors, by name and index.
+#pragma once
+
+#include "msa/tensor.h"
+
+namespace msa {
+
+/// Which rows belong to which sequence.
+struct Batch {
+  TensorView cu_seqlens_q{};  ///< i32 [B+1], ascending from 0: row range of each sequence's queries
+  TensorView cu_seqlens_k{};  ///< i32 [B+1], packed keys: row range of each sequence's keys
+  TensorView seq_lens{};      ///< i32 [B], paged keys: cached tokens, the new ones included
+  TensorView page_table{};    ///< i32 [B,max_pages]: page of logical block j of sequence b
+  TensorView q_offset{};      ///< i32 [B], optional: position of the first query
+  TensorView block_offset{};  ///< i32 [B], optional: first block of this shard of the keys
+  bool causal = true;         ///< false: every key up to kv_len is visible to every query
+};
+
+/// scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s]; no scale.
+/// -inf where no token is visible; a NaN product counts as -inf; tokens past kv_len never enter.
+/// Columns are the blocks of the given keys, counted from block_offset. Source: spec of MSA's index
+/// branch, paper section "index branch", eq. of the block score (max pooling).
+struct IndexScoresParams {
+  TensorView q_idx{};  ///< [T,Hi,Di]
+  TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
+  Batch batch{};
+  TensorView scores{};  ///< out f32 [Hi,T,blocks], any strides, blocks >= ceil(max kv_len / Bk)
+};
+
+/// ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
+/// ascending, -1 in the unused tail; exactly min(K, num_valid_blocks[t]) ids. Ties go to the lower
+/// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, then the
+/// first init_blocks.
+struct SelectBlocksParams {
+  TensorView scores{};            ///< f32 [Hi,T,blocks], any strides
+  TensorView num_valid_blocks{};  ///< i32 [T], optional (default: all columns)
+  TensorView ids{};               ///< out i32 [Hi,T,K]
+};
+
+/// index_scores and select_blocks in one pass; no score matrix exists.
+struct IndexSelectParams {
+  TensorView q_idx{};  ///< [T,Hi,Di]
+  TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
+  Batch batch{};
+  TensorView ids{};  ///< out i32 [Hi,T,K], ascending, -1 tail
+  TensorView
+      scores{};  ///< out f32 [Hi,T,K], optional: score of each id; +inf if forced, -inf in the tail
+};
+
+/// o = softmax(q . k * scale) v over the visible tokens of the listed blocks, fp32 softmax and
+/// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Serves the
+/// operators sparse_attention and sparse_decode. Source: paper section "sparse attention".
+struct SparseAttentionParams {
+  TensorView q{};    ///< [T,Hq,D]
+  TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
+  TensorView v{};    ///< as k
+  TensorView ids{};  ///< i32 [Hkv,T,K]
+  Batch batch{};
+  float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
+  TensorView o{};           ///< out [T,Hq,D]
+  TensorView lse{};  ///< out f32 [T,Hq], optional: ln(sum exp(scaled logits)); -inf if none visible
+};
+
+/// The same with every visible block.
+struct DenseAttentionParams {
+  TensorView q{};  ///< [T,Hq,D]
+  TensorView k{};  ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
+  TensorView v{};  ///< as k
+  Batch batch{};
+  float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
+  TensorView o{};           ///< out [T,Hq,D]
+  TensorView lse{};         ///< out f32 [T,Hq], optional
+  TensorView block_max{};   ///< out f32 [Hq,T,blocks], optional: unscaled maxima, as index_scores
+};
+
+/// Combines attention over disjoint key sets: a = max_i lse_i; lse = a + ln sum exp(lse_i - a);
+/// o = sum exp(lse_i - lse) o_i. Parts with lse -inf count nothing; all -inf gives o 0, lse -inf.
+struct MergeParams {
+  TensorView o_parts{};    ///< [parts,T,Hq,D]
+  TensorView lse_parts{};  ///< f32 [parts,T,Hq]
+  TensorView o{};          ///< out [T,Hq,D]
+  TensorView lse{};        ///< out f32 [T,Hq], optional
+};
+
+/// The inverse of block lists, block -> queries, as CSR per KV head. Blocks of the sequences follow
+/// each other: NB = sum over sequences of ceil(kv_len/Bk). An entry is token*K + slot, ascending
+/// per block.
+struct BlockListsParams {
+  TensorView ids{};      ///< i32 [Hkv,T,K]
+  Batch batch{};         ///< lengths only
+  TensorView row_ptr{};  ///< out i32 [Hkv,NB+1]
+  TensorView entries{};  ///< out i32 [Hkv,T*K]; behind row_ptr[h,NB] unused entries are -1
+};
+
+/// Writes the T new rows (the last q_len positions of each sequence) into their pages.
+/// k and v go together; k_idx is optional, and so are k and v when k_idx is given.
+struct AppendPagedParams {
+  TensorView k{};            ///< [T,Hkv,D]
+  TensorView v{};            ///< [T,Hkv,D]
+  TensorView k_idx{};        ///< [T,Di]
+  Batch batch{};             ///< cu_seqlens_q, seq_lens, page_table
+  TensorView k_pages{};      ///< out [P,Hkv,Bk,D]
+  TensorView v_pages{};      ///< out [P,Hkv,Bk,D]
+  TensorView k_idx_pages{};  ///< out [P,Bk,Di]
+};
+
+/// mass[r,t,j] = mean over the G heads of KV head r of sum over visible tokens s of block j of
+/// exp(q . k * scale - lse): the attention mass of each block (oracle, recall, kept mass).
+struct BlockMassParams {
+  TensorView q{};    ///< [T,Hq,D]
+  TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
+  TensorView lse{};  ///< f32 [T,Hq], of the dense attention
+  Batch batch{};
+  float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
+  TensorView mass{};        ///< out f32 [Hkv,T,blocks], 0 where nothing is visible
+};
+
+}  // namespace msa

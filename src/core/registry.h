@@ -1,0 +1,15 @@
+// The backends of this build. A new backend adds its accessor here and its line in registry.cc.
+#pragma once
+
+#include "msa/backend.h"
+
+namespace msa {
+
+const Backend* reference_backend();      ///< fp32
+const Backend* reference_f64_backend();  ///< the same text in fp64
+const Backend* avx2_backend();
+const Backend* avx512_backend();
+const Backend* amx_backend();
+const Backend* cuda_backend();
+
+}  // namespace msa

@@ -1,0 +1,88 @@
+// M3-shaped text models: load a Hugging Face checkpoint, extend a sequence, read logits.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "msa/msa.h"
+
+namespace msa::model {
+
+enum class Attention { kDense, kMsa };
+
+struct LoadOptions {
+  DType dtype =
+      DType::kF32;  ///< of q, k, v and the caches: f32 or bf16 (weights keep their values)
+  std::string backend = "auto";  ///< of the attention operators
+  int threads = 0;               ///< 0 = all of the machine's
+  int32_t topk = 0;              ///< 0 = the checkpoint's
+};
+
+/// Seconds of a Session so far. Vectors have one entry per layer.
+struct Timings {
+  double total = 0;               ///< inside extend()
+  std::vector<double> attention;  ///< index + select + attend
+  std::vector<double> index;      ///< index + select alone, part of attention
+};
+
+/// What a caller may watch or steer during extend(). Empty functions cost nothing; none is timed as
+/// attention.
+struct Hooks {
+  /// ids [Hi,t,K] of sparse layer `layer` for tokens first..first+t-1 (dense sessions have none).
+  std::function<void(int layer, int64_t first, const TensorView& ids)> on_selection;
+  /// May overwrite ids (teacher-forced lists) before they are used.
+  std::function<void(int layer, int64_t first, const TensorView& ids)> force_selection;
+  /// q_idx [t,Hi,Di] (normed, rotated) of a sparse layer and its block scores can be rebuilt from
+  /// these.
+  std::function<void(int layer, int64_t first, const TensorView& q_idx, const TensorView& k_idx)>
+      on_index;
+  /// logits f32 [t,vocab] of tokens first..first+t-1, once per chunk.
+  std::function<void(int64_t first, const TensorView& logits)> on_logits;
+  /// After each chunk; returning false stops extend() with kUnavailable "interrupted".
+  std::function<bool(int64_t done, int64_t total)> on_progress;
+  /// Measure kept mass: mean of exp(lse_sparse - lse_dense) over heads and every 64th query that
+  /// sees more than K blocks.
+  bool kept_mass = false;
+};
+
+class Model;
+
+/// One sequence: its paged KV and index caches.
+class Session {
+ public:
+  /// Reserves caches for max_tokens. The model must outlive the session.
+  static Status create(const Model& model, Attention attention, int64_t max_tokens,
+                       std::unique_ptr<Session>* out);
+  virtual ~Session() = default;
+
+  /// Appends tokens (in chunks: memory stays flat beyond the caches). logits_last, when not empty,
+  /// receives the vocab logits of the last token. Errors name a token id out of the vocabulary, or
+  /// a full cache.
+  virtual Status extend(std::span<const int32_t> tokens, std::span<float> logits_last,
+                        const Hooks& hooks = {}) = 0;
+  virtual int64_t length() const = 0;
+  virtual const Timings& timings() const = 0;
+  /// One value per sparse layer, or empty when no query qualified or it was not asked for.
+  virtual std::vector<double> kept_mass() const = 0;
+};
+
+class Model {
+ public:
+  /// Reads config.json and the safetensors shards of `directory`. Every name, dtype, shape and
+  /// offset is checked.
+  static Status load(const std::filesystem::path& directory, const LoadOptions& options,
+                     std::unique_ptr<Model>* out);
+  virtual ~Model() = default;
+  virtual const Config& config() const = 0;
+  virtual const LoadOptions& options() const = 0;
+  virtual const char* backend_name() const = 0;  ///< of the attention operators
+  virtual int threads() const = 0;
+};
+
+}  // namespace msa::model
