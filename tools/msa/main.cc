@@ -1,0 +1,43 @@
+// The command `msa`: parses, runs one subcommand, returns its exit code.
+#include <fmt/format.h>
+
+#include <new>
+
+#include "msa/commands.h"
+#include "msa/common.h"
+
+int main(int argc, char** argv) {
+  using namespace msa::cli;
+  install_interrupt_handler();
+
+  CLI::App app("MiniMax Sparse Attention: run, measure and inspect it");
+  app.name("msa");
+  app.set_version_flag("--version", "msa " MSA_VERSION_STRING);
+  app.require_subcommand(1);
+  app.footer(
+      "Exit codes: 0 ok, 1 a check failed, 2 bad input (one line on stderr says what).\n"
+      "Examples:\n"
+      "  msa info\n"
+      "  msa eval --model models/code-11m --text models/code-11m/sample.txt --context 16384\n"
+      "  msa bench --shape code-11m --op dense_attention,msa --context 8192\n"
+      "`msa COMMAND --help` explains each command; docs/cli.md has them all.");
+  std::function<int()> action;
+  for (auto* add :
+       {add_eval, add_generate, add_attend, add_inspect, add_check, add_bench, add_info})
+    add(app, &action);
+
+  try {
+    app.parse(argc, argv);
+    return action();
+  } catch (const CLI::Success& request) {  // --help, --version
+    return app.exit(request);
+  } catch (const CLI::ParseError& error) {
+    const std::vector<CLI::App*> chosen = app.get_subcommands();
+    return fail(fmt::format("{} (see `msa {}--help`)", error.what(),
+                            chosen.empty() ? "" : chosen.front()->get_name() + " "));
+  } catch (const std::bad_alloc&) {
+    return fail("out of memory; try a smaller --context or --batch");
+  } catch (const std::exception& error) {
+    return fail(error.what());
+  }
+}
