@@ -1,0 +1,169 @@
+#include "msa/problem.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "core/text.h"
+
+namespace msa {
+namespace {
+
+/// Which fields of a Problem an operator reads; the others are ignored.
+struct Uses {
+  bool heads_q = false, heads_kv = false, head_dim = false, index_dim = false, block_size = false,
+       topk = false, forced = false;
+};
+
+Uses uses_of(Op op) {
+  switch (op) {
+    case Op::kIndexScores:
+      return {.heads_kv = true, .index_dim = true, .block_size = true};
+    case Op::kSelectBlocks:
+      return {.heads_kv = true, .block_size = true, .topk = true, .forced = true};
+    case Op::kIndexSelect:
+      return {
+          .heads_kv = true, .index_dim = true, .block_size = true, .topk = true, .forced = true};
+    case Op::kSparseAttention:
+    case Op::kSparseDecode:
+      return {
+          .heads_q = true, .heads_kv = true, .head_dim = true, .block_size = true, .topk = true};
+    case Op::kDenseAttention:
+    case Op::kBlockMass:
+      return {.heads_q = true, .heads_kv = true, .head_dim = true, .block_size = true};
+    case Op::kMerge:
+      return {.heads_q = true, .head_dim = true};
+    case Op::kBlockLists:
+      return {.heads_kv = true, .block_size = true, .topk = true};
+    case Op::kAppendPaged:
+      return {.heads_kv = true, .head_dim = true, .index_dim = true, .block_size = true};
+  }
+  return {};
+}
+
+Status at_least(const char* name, int64_t value, int64_t low) {
+  if (value >= low) return {};
+  return invalid(name, ": got ", value, ", expected >= ", low);
+}
+
+/// Bk, also where the operator ignores the field and it may hold anything.
+int64_t block_tokens(const Problem& p) { return std::max(1, p.block_size); }
+
+/// (query, key) pairs of one sequence, and the sum over queries of min(K, visible) blocks' keys.
+struct Pairs {
+  double dense = 0;
+  double sparse = 0;
+};
+
+Pairs count_pairs(const Problem& p, int64_t q_len, int64_t kv_len) {
+  const int64_t block = block_tokens(p);
+  Pairs pairs;
+  for (int64_t visible = kv_len - q_len + 1; visible <= kv_len; ++visible) {
+    const int64_t whole = (visible - 1) / block;  // blocks before the local one
+    const int64_t skipped = std::max<int64_t>(0, whole - (p.topk - 1));
+    pairs.dense += static_cast<double>(visible);
+    pairs.sparse += static_cast<double>(visible - skipped * block);
+  }
+  return pairs;
+}
+
+}  // namespace
+
+Status validate(const Problem& p) {
+  const Uses uses = uses_of(p.op);
+  const int op = static_cast<int>(p.op);
+  if (op < 0 || op >= kOpCount)
+    return invalid("op: got ", op, ", expected 0..", kOpCount - 1, " (an msa::Op)");
+  if (p.dtype != DType::kF32 && p.dtype != DType::kBF16 && p.dtype != DType::kF16)
+    return invalid("dtype: got ", name_of(p.dtype), ", expected f32, bf16 or f16");
+  if (p.layout != KvLayout::kPacked && p.layout != KvLayout::kPaged)
+    return invalid("layout: got ", static_cast<int>(p.layout),
+                   ", expected 0 (packed) or 1 (paged)");
+  if (p.device.kind != DeviceKind::kCPU && p.device.kind != DeviceKind::kCUDA)
+    return invalid("device: got kind ", static_cast<int>(p.device.kind),
+                   ", expected 1 (CPU) or 2 (CUDA)");
+  if (uses.heads_q) MSA_TRY(at_least("heads_q", p.heads_q, 1));
+  if (uses.heads_kv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
+  if (uses.heads_q && uses.heads_kv && p.heads_q % p.heads_kv != 0)
+    return invalid("heads_q: got ", p.heads_q, ", expected a multiple of heads_kv = ", p.heads_kv);
+  if (uses.head_dim) MSA_TRY(at_least("head_dim", p.head_dim, 1));
+  if (uses.index_dim) MSA_TRY(at_least("index_dim", p.index_dim, 1));
+  if (uses.block_size) MSA_TRY(at_least("block_size", p.block_size, 1));
+  if (uses.topk) MSA_TRY(at_least("topk", p.topk, 1));
+  if (uses.forced) {
+    MSA_TRY(at_least("init_blocks", p.init_blocks, 0));
+    MSA_TRY(at_least("local_blocks", p.local_blocks, 0));
+    if (int64_t{p.init_blocks} + p.local_blocks > p.topk)
+      return invalid("init_blocks + local_blocks: got ", p.init_blocks, " + ", p.local_blocks,
+                     ", expected at most topk = ", p.topk);
+  }
+  return {};
+}
+
+Status validate(const Limits& limits) {
+  MSA_TRY(at_least("max_batch", limits.max_batch, 0));
+  MSA_TRY(at_least("max_tokens", limits.max_tokens, 0));
+  MSA_TRY(at_least("max_q_len", limits.max_q_len, 0));
+  MSA_TRY(at_least("max_kv_len", limits.max_kv_len, 0));
+  // Lengths and ids travel as int32; the bound also keeps workspace sizes far from overflow.
+  for (const auto& [name, value] :
+       {std::pair{"max_batch", limits.max_batch}, std::pair{"max_tokens", limits.max_tokens},
+        std::pair{"max_q_len", limits.max_q_len}, std::pair{"max_kv_len", limits.max_kv_len}}) {
+    if (value > INT32_MAX) return invalid(name, ": got ", value, ", expected <= ", INT32_MAX);
+  }
+  return at_least("max_threads", limits.max_threads, 0);
+}
+
+Cost cost(const Problem& p, int64_t q_len, int64_t kv_len) {
+  const Pairs pairs = count_pairs(p, q_len, kv_len);
+  const double element = static_cast<double>(size_of(p.dtype));
+  const double tokens = static_cast<double>(q_len);
+  const double keys = static_cast<double>(kv_len);
+  const double blocks = static_cast<double>((kv_len + block_tokens(p) - 1) / block_tokens(p));
+  const double heads_kv = p.heads_kv;
+  // Sizes in bytes of what the operators read and write.
+  const double q = tokens * p.heads_q * p.head_dim * element;
+  const double lse = tokens * p.heads_q * 4;
+  const double kv_row = heads_kv * p.head_dim * element;  // K or V of one token, all heads
+  const double q_idx = tokens * heads_kv * p.index_dim * element;
+  const double k_idx = keys * p.index_dim * element;
+  const double ids = heads_kv * tokens * p.topk * 4;
+  const double scores = heads_kv * tokens * blocks * 4;
+  const double index_flops = 2.0 * heads_kv * p.index_dim * pairs.dense;
+  const double pair_flops = 4.0 * p.heads_q * p.head_dim;
+
+  switch (p.op) {
+    case Op::kIndexScores:
+      return {index_flops, q_idx + k_idx + scores};
+    case Op::kSelectBlocks:
+      return {0, scores + ids};
+    case Op::kIndexSelect:
+      return {index_flops, q_idx + k_idx + ids};
+    case Op::kSparseAttention:
+    case Op::kSparseDecode: {
+      // Few tokens read their own blocks; many of them together read the whole context.
+      const double kv_rows = q_len <= 16 ? pairs.sparse : keys;
+      return {pair_flops * pairs.sparse, 2 * q + lse + ids + 2 * kv_rows * kv_row};
+    }
+    case Op::kDenseAttention:
+      return {pair_flops * pairs.dense, 2 * q + lse + 2 * keys * kv_row};
+    case Op::kMerge:
+      return {0, 3 * (q + lse)};
+    case Op::kBlockLists:
+      return {0, 2 * ids + heads_kv * (blocks + 1) * 4};
+    case Op::kAppendPaged:
+      return {0, 2 * tokens * (2 * kv_row + p.index_dim * element)};
+    case Op::kBlockMass:
+      return {pair_flops / 2 * pairs.dense, q + lse + keys * kv_row + scores};
+  }
+  return {};
+}
+
+double paper_flop_ratio(const Problem& p, int64_t context) {
+  const double n = static_cast<double>(context);
+  const double attention = 2.0 * p.heads_q * p.head_dim;
+  const double index = 1.0 * p.heads_kv * p.index_dim;
+  return attention * n * n / (index * n * n + 2 * attention * n * p.topk * p.block_size);
+}
+
+}  // namespace msa
