@@ -12,11 +12,12 @@
 #include <span>
 #include <string_view>
 
+#include "msa/export.h"
 #include "msa/ops.h"
 #include "msa/problem.h"
 #include "msa/status.h"
 
-namespace msa {
+namespace msa MSA_API {
 
 /// A fixed team of CPU threads. Creating one allocates and starts threads; using one does neither.
 /// One call at a time may use a team; results never depend on its size.
@@ -135,4 +136,4 @@ Status run(const Plan& plan, const AppendPagedParams& params, Workspace workspac
            Queue queue = {});
 Status run(const Plan& plan, const BlockMassParams& params, Workspace workspace, Queue queue = {});
 
-}  // namespace msa
+}  // namespace msa MSA_API

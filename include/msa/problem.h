@@ -10,10 +10,11 @@
 
 #include <cstdint>
 
+#include "msa/export.h"
 #include "msa/status.h"
 #include "msa/tensor.h"
 
-namespace msa {
+namespace msa MSA_API {
 
 /// The forward operators (docs: ops.h has one Params struct for each).
 enum class Op : int32_t {
@@ -80,7 +81,9 @@ struct Cost {
 
 /// Cost of `problem` for one sequence of `kv_len` tokens whose last `q_len` are new
 /// (prefill of a whole context: q_len == kv_len). Sparse attention counts the pairs visible in
-/// min(K, visible) blocks: the local block as far as it is visible, the others whole.
+/// min(K, visible) blocks: the local block as far as it is visible, the others whole; its K and V
+/// bytes are those pairs' for up to 16 new tokens, the whole context's beyond. Merge counts two
+/// parts of the problem's dtype.
 /// Source: MSA paper (arXiv 2606.13392) section on complexity; pairs are counted exactly, so that
 /// sums over causal halves are not approximated.
 /// Precondition: validate(problem) is ok and 0 <= q_len <= kv_len.
@@ -91,4 +94,4 @@ Cost cost(const Problem& problem, int64_t q_len, int64_t kv_len);
 /// 1M.
 double paper_flop_ratio(const Problem& problem, int64_t context);
 
-}  // namespace msa
+}  // namespace msa MSA_API

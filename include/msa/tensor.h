@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <initializer_list>
 
-namespace msa {
+#include "msa/export.h"
+
+namespace msa MSA_API {
 
 /// Element type. Codes are part of the C ABI; the 8- and 4-bit ones are reserved.
 enum class DType : uint8_t {
@@ -103,4 +105,4 @@ struct TensorView {
   }
 };
 
-}  // namespace msa
+}  // namespace msa MSA_API
