@@ -7,6 +7,7 @@
 namespace msa {
 
 // Each returns ok, or kInvalidArgument with "<argument>: got <given>, expected <legal>".
+// One pass over the metadata, no allocation on success.
 Status check(const Plan& plan, const IndexScoresParams& params);
 Status check(const Plan& plan, const SelectBlocksParams& params);
 Status check(const Plan& plan, const IndexSelectParams& params);
@@ -16,5 +17,9 @@ Status check(const Plan& plan, const MergeParams& params);
 Status check(const Plan& plan, const BlockListsParams& params);
 Status check(const Plan& plan, const AppendPagedParams& params);
 Status check(const Plan& plan, const BlockMassParams& params);
+
+/// No list names a block twice. O(K^2) per list, so only debug builds and the reference ask.
+/// Precondition: the other checks passed.
+Status check_distinct(const Problem& problem, const TensorView& ids, const Batch& batch);
 
 }  // namespace msa

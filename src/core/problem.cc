@@ -82,6 +82,8 @@ Status validate(const Problem& p) {
   if (p.device.kind != DeviceKind::kCPU && p.device.kind != DeviceKind::kCUDA)
     return invalid("device: got kind ", static_cast<int>(p.device.kind),
                    ", expected 1 (CPU) or 2 (CUDA)");
+  if (p.op == Op::kAppendPaged && p.layout != KvLayout::kPaged)
+    return invalid("layout: got packed, append_paged writes paged caches only");
   if (uses.heads_q) MSA_TRY(at_least("heads_q", p.heads_q, 1));
   if (uses.heads_kv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
   if (uses.heads_q && uses.heads_kv && p.heads_q % p.heads_kv != 0)
