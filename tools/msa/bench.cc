@@ -1,0 +1,324 @@
+// msa bench: verdict first, then time, beside the work done and the machine's measured ceilings.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <optional>
+
+#include "cpu/ceiling.h"
+#include "msa/bench_ops.h"
+#include "msa/commands.h"
+#include "msa/common.h"
+
+namespace msa::cli {
+namespace {
+
+using nlohmann::json;
+
+struct Options {
+  Common common;
+  std::vector<std::string> ops;
+  std::string shape = "code-11m";
+  std::vector<int64_t> contexts = {8192};
+  int64_t new_tokens = 0;  // 0 = the whole context
+  int64_t batch = 1;
+  std::string dtype = "f32", layout, selection = "index", json, tsv;
+  int repeats = 0;  // 0 = until two seconds per operator, 5 to 100
+};
+
+constexpr const char* kColumns[] = {
+    "op",         "backend", "dtype",   "layout",         "selection",        "context",
+    "new_tokens", "batch",   "heads_q", "heads_kv",       "head_dim",         "block",
+    "topk",       "threads", "repeats", "seconds_median", "seconds_p10",      "seconds_p90",
+    "flops",      "bytes",   "tflops",  "gbps",           "ceiling_fraction", "verdict",
+    "max_error"};
+
+Status parse_shape(const std::string& text, Problem* problem) {
+  const std::string numbers = text == "m3"         ? "64,4,128,128,16"
+                              : text == "code-11m" ? "16,2,128,128,16"
+                                                   : text;
+  std::vector<int32_t*> fields = {&problem->heads_q, &problem->heads_kv, &problem->head_dim,
+                                  &problem->block_size, &problem->topk};
+  size_t field = 0;
+  for (const std::string& part : CLI::detail::split(numbers, ',')) {
+    int32_t value = 0;
+    if (field == fields.size() || !CLI::detail::lexical_cast(part, value) || value < 1 ||
+        value > 1 << 16) {
+      field = 0;
+      break;
+    }
+    *fields[field++] = value;
+  }
+  if (field != fields.size())
+    return Status(StatusCode::kInvalidArgument,
+                  fmt::format("--shape: got \"{}\", expected m3, code-11m or "
+                              "HQ,HKV,D,BK,K with values 1..65536",
+                              text));
+  problem->index_dim = problem->head_dim;
+  return validate(*problem);
+}
+
+/// Reads a buffer as large as the last-level cache, so that the next call finds its data in memory.
+class Evictor {
+ public:
+  Evictor() : data_(size(), 1) {}
+  void evict() { sink_ = std::accumulate(data_.begin(), data_.end(), uint64_t{0}); }
+
+ private:
+  static size_t size() {
+    const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return static_cast<size_t>(std::clamp<int64_t>(cache, 64 << 20, 512 << 20)) / 8;
+  }
+  std::vector<uint64_t> data_;
+  volatile uint64_t sink_ = 0;
+};
+
+/// An operation, its verdict and its times.
+struct Measured {
+  Operation operation{};
+  KvLayout layout{};
+  Verdict verdict{};
+  std::vector<double> seconds{};
+};
+
+struct Machine {
+  Threads threads;
+  Evictor evictor;
+  double bandwidth = 0;                 // bytes per second
+  std::map<std::string, double> peaks;  // FLOP per second, by backend
+
+  explicit Machine(int count) : threads(count), bandwidth(cpu::read_bandwidth(threads)) {}
+  double peak(const std::string& backend, DType dtype) {
+    const auto [entry, is_new] = peaks.try_emplace(backend);
+    if (is_new) entry->second = cpu::peak_flops(*find_backend(backend), dtype, threads);
+    return entry->second;
+  }
+};
+
+/// Rounds of all operations, interleaved: a slow moment of the machine hits all alike.
+Status measure(const Options& options, Machine* machine, std::vector<Measured>* all,
+               Progress* progress) {
+  std::vector<Measured*> timed;
+  for (Measured& one : *all)
+    if (one.verdict.ok()) timed.push_back(&one);
+  const double budget = 2.0 * static_cast<double>(timed.size());
+  double spent = 0;
+  for (int round = 0;
+       options.repeats > 0 ? round < options.repeats : round < 5 || (round < 100 && spent < budget);
+       ++round) {
+    for (Measured* one : timed) {
+      if (one->seconds.empty() || one->seconds.back() < 0.1) machine->evictor.evict();
+      Status status;
+      one->seconds.push_back(seconds_of([&] { status = one->operation.run(); }));
+      MSA_TRY(status);
+      spent += one->seconds.back();
+    }
+    progress->update(round + 1, options.repeats > 0 ? options.repeats : std::max(5, round + 1));
+  }
+  return {};
+}
+
+json row_of(const Options& options, const Setting& setting, const Measured& one,
+            const Measured* dense, Machine* machine) {
+  const Problem& p = setting.problem;
+  const Operation& operation = one.operation;
+  const bool timed = !one.seconds.empty();
+  const Quantiles seconds = quantiles(one.seconds);
+  const double peak = machine->peak(operation.backend, p.dtype);
+  const double ceiling =
+      std::max(operation.cost.flops / peak, operation.cost.bytes / machine->bandwidth);
+  const auto number = [&](double value) { return timed ? json(value) : json(nullptr); };
+  json row = {{"op", operation.op},
+              {"backend", operation.backend},
+              {"dtype", name_of(p.dtype)},
+              {"layout", one.layout == KvLayout::kPaged ? "paged" : "packed"},
+              {"selection", options.selection},
+              {"context", setting.context},
+              {"new_tokens", setting.new_tokens},
+              {"batch", setting.batch},
+              {"heads_q", p.heads_q},
+              {"heads_kv", p.heads_kv},
+              {"head_dim", p.head_dim},
+              {"block", p.block_size},
+              {"topk", p.topk},
+              {"threads", machine->threads.count()},
+              {"repeats", one.seconds.size()},
+              {"seconds_median", number(seconds.median)},
+              {"seconds_p10", number(seconds.p10)},
+              {"seconds_p90", number(seconds.p90)},
+              {"flops", operation.cost.flops},
+              {"bytes", operation.cost.bytes},
+              {"tflops", number(operation.cost.flops / seconds.median * 1e-12)},
+              {"gbps", number(operation.cost.bytes / seconds.median * 1e-9)},
+              {"ceiling_fraction", number(ceiling / seconds.median)},
+              {"verdict", one.verdict.ok() ? "ok" : "failed: " + one.verdict.failure},
+              {"max_error", one.verdict.max_error}};
+  if (timed && dense != nullptr && dense != &one && !dense->seconds.empty()) {
+    std::vector<double> ratios;
+    for (size_t i = 0; i < one.seconds.size(); ++i)
+      ratios.push_back(dense->seconds[i] / one.seconds[i]);
+    const Quantiles ratio = quantiles(ratios);
+    row["ratio_to_dense"] = {{"median", ratio.median}, {"p10", ratio.p10}, {"p90", ratio.p90}};
+  }
+  return row;
+}
+
+void print_row(const json& row) {
+  const auto number = [&](const char* key) {
+    return row[key].is_null() ? 0 : row[key].get<double>();
+  };
+  std::string note = row["verdict"];
+  if (row.contains("ratio_to_dense"))
+    note += fmt::format(
+        "  {:.2f}x dense ({:.2f}-{:.2f})", row["ratio_to_dense"]["median"].get<double>(),
+        row["ratio_to_dense"]["p10"].get<double>(), row["ratio_to_dense"]["p90"].get<double>());
+  fmt::print(
+      "{:<17} {:<9} {:>8} {:>7} {:>10} {:>10} {:>10} {:>9.1f} {:>8.2f} {:>5.0f}% {:>8.1e} {}\n",
+      row["op"].get<std::string>(), row["backend"].get<std::string>(),
+      row["context"].get<int64_t>(), row["new_tokens"].get<int64_t>(),
+      human_seconds(number("seconds_median")), human_seconds(number("seconds_p10")),
+      human_seconds(number("seconds_p90")), 1e3 * number("tflops"), number("gbps"),
+      100 * number("ceiling_fraction"), number("max_error"), note);
+}
+
+std::string tsv_of(const json& rows) {
+  std::string text = fmt::format("{}\n", fmt::join(kColumns, "\t"));
+  for (const json& row : rows) {
+    for (const char* key : kColumns) {
+      const json& value = row[key];
+      text += (key == kColumns[0] ? "" : "\t") +
+              (value.is_string() ? value.get<std::string>() : value.dump());
+    }
+    text += '\n';
+  }
+  return text;
+}
+
+int run_bench(Options options) {
+  Setting setting{.backend = options.common.backend, .selection = options.selection};
+  Status status = parse_shape(options.shape, &setting.problem);
+  for (const std::string& path : {options.json, options.tsv})
+    if (status.ok()) status = check_writable(path);
+  Trace trace;
+  if (options.selection != "index" && options.selection != "random" && status.ok()) {
+    status = Trace::open(options.selection, &trace);
+    setting.trace = &trace;
+  }
+  if (!status.ok()) return fail(status);
+  for (int64_t context : options.contexts) {
+    if (options.new_tokens > context)
+      return fail(fmt::format("--new-tokens: got {}, expected at most the context {}",
+                              options.new_tokens, context));
+    if (context * options.batch > INT32_MAX)
+      return fail("--context times --batch exceeds 2^31 - 1 tokens");
+  }
+  setting.problem.dtype = options.dtype == "f32"    ? DType::kF32
+                          : options.dtype == "bf16" ? DType::kBF16
+                                                    : DType::kF16;
+  setting.batch = options.batch;
+  const bool decode = options.new_tokens >= 1 && options.new_tokens <= 16;
+  if (options.ops.empty())
+    options.ops = {"dense_attention", "index_select", decode ? "sparse_decode" : "sparse_attention",
+                   "msa"};
+  if (options.layout.empty()) options.layout = decode ? "paged" : "packed";
+
+  Machine machine(options.common.threads);
+  const bool table = options.json != "-" && options.tsv != "-";
+  if (table)
+    fmt::print(
+        "{} | {} threads | {} {} | read bandwidth {:.1f} GB/s\n"
+        "{:<17} {:<9} {:>8} {:>7} {:>10} {:>10} {:>10} {:>9} {:>8} {:>6} {:>8} {}\n",
+        cli::machine()["cpu"].get<std::string>(), machine.threads.count(), options.shape,
+        options.dtype, machine.bandwidth * 1e-9, "op", "backend", "context", "new", "median", "p10",
+        "p90", "GFLOP/s", "GB/s", "ceil", "error", "verdict");
+  json rows = json::array();
+  bool passed = true;
+  for (int64_t context : options.contexts) {
+    setting.context = context;
+    setting.new_tokens = options.new_tokens > 0 ? options.new_tokens : context;
+    std::map<KvLayout, std::unique_ptr<Workload>> workloads;
+    std::vector<Measured> all;
+    Progress progress(fmt::format("context {}", context), options.common.quiet);
+    for (const std::string& op : options.ops) {
+      const bool paged = options.layout == "paged" || op == "append_paged" || op == "sparse_decode";
+      setting.problem.layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
+      auto& workload = workloads[setting.problem.layout];
+      if (workload == nullptr) workload = std::make_unique<Workload>(setting, machine.threads);
+      Measured one{.layout = setting.problem.layout};
+      status = workload->add(op, &one.operation);
+      if (!status.ok()) return fail(status);
+      workload->poison_outputs();
+      status = one.operation.run();
+      if (status.ok()) status = one.operation.verify(&one.verdict);
+      if (!status.ok()) return fail(status);
+      all.push_back(std::move(one));
+    }
+    status = measure(options, &machine, &all, &progress);
+    if (!status.ok()) return fail(status);
+    const auto dense = std::find_if(all.begin(), all.end(), [](const Measured& one) {
+      return one.operation.op == "dense_attention";
+    });
+    for (const Measured& one : all) {
+      rows.push_back(
+          row_of(options, setting, one, dense == all.end() ? nullptr : &*dense, &machine));
+      if (table) print_row(rows.back());
+      passed = passed && one.verdict.ok();
+    }
+  }
+
+  json here = cli::machine();
+  here["read_gbps"] = machine.bandwidth * 1e-9;
+  for (const auto& [backend, peak] : machine.peaks) here["peak_gflops"][backend] = peak * 1e-9;
+  status = write_json(options.json, {{"machine", here}, {"commit", commit()}, {"rows", rows}});
+  if (status.ok() && !options.tsv.empty()) status = write_file(options.tsv, tsv_of(rows));
+  if (!status.ok()) return fail(status);
+  return passed ? kOk : kFailedCheck;
+}
+
+}  // namespace
+
+CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("bench", "Check, then time the operators; FLOPs, bytes, % of the ceiling");
+  command->add_option("--op", options->ops, "Operators, comma separated; msa = index + attention")
+      ->delimiter(',')
+      ->check(CLI::IsMember(bench_op_names()));
+  command->add_option("--shape", options->shape, "m3, code-11m or HQ,HKV,D,BK,K")
+      ->capture_default_str();
+  command->add_option("--context", options->contexts, "Key lengths, comma separated")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--new-tokens", options->new_tokens,
+                   "Query tokens at the end; 1..16 = decode over a paged cache; default all")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--batch", options->batch, "Sequences")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+  command->add_option("--dtype", options->dtype, "f32, bf16 or f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
+  command->add_option("--layout", options->layout, "packed or paged; default packed, decode paged")
+      ->check(CLI::IsMember({"packed", "paged"}));
+  command
+      ->add_option("--selection", options->selection,
+                   "index, random, or FILE: a trace of `msa eval --trace`")
+      ->capture_default_str();
+  command->add_option("--repeats", options->repeats, "Rounds; default 5 to 100 within 2 s per op")
+      ->check(CLI::Range(1, 100000));
+  command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
+  command->add_option("--tsv", options->tsv, "Write a table to FILE (- = stdout)");
+  add_common(command, &options->common);
+  command->footer(
+      "Examples:\n"
+      "  msa bench --op dense_attention,msa --context 8192,32768 --selection trace.safetensors\n"
+      "  msa bench --shape m3 --dtype bf16 --new-tokens 1 --context 131072 --json out.json");
+  command->callback([=] { *action = [=] { return run_bench(*options); }; });
+  return command;
+}
+
+}  // namespace msa::cli

@@ -1,0 +1,209 @@
+// The data that `msa bench` measures on: random tensors, paged caches, block lists.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "msa/bench_ops.h"
+
+namespace msa::cli {
+namespace {
+
+Status bad(const std::string& text) { return Status(StatusCode::kInvalidArgument, text); }
+
+}  // namespace
+
+Status Trace::open(const std::string& path, Trace* out) {
+  MSA_TRY(model::SafetensorsFile::open(path, &out->file));
+  for (int layer = 0; layer < 1024; ++layer) {
+    const std::string name = fmt::format("layers.{}.block_ids", layer);
+    if (out->file.find(name) == nullptr) continue;
+    TensorView view;
+    MSA_TRY(out->file.view(name, &view));
+    if (view.dtype != DType::kI32 || view.rank != 3 || view.numel() == 0)
+      return bad(fmt::format("{}: {} must be i32 [Hi,T,K]", path, name));
+    out->layers.push_back(view);
+  }
+  if (out->layers.empty())
+    return bad(
+        fmt::format("{}: no tensor layers.N.block_ids; `msa eval --trace` writes them", path));
+  return {};
+}
+
+TensorView Workload::input(const std::string& name, std::vector<int64_t> shape, DType dtype) {
+  auto [entry, is_new] = arrays_.try_emplace(name);
+  if (is_new) {
+    entry->second = Array(dtype, shape);
+    fill_normal(entry->second.view(), std::hash<std::string>()(name), threads_);
+  }
+  return entry->second.view();
+}
+
+TensorView Workload::output(const std::string& name, DType dtype, std::vector<int64_t> shape) {
+  auto [entry, is_new] = arrays_.try_emplace("out " + name);
+  if (is_new) entry->second = Array(dtype, shape);
+  return entry->second.view();
+}
+
+void Workload::poison_outputs() {
+  for (const auto& [name, array] : arrays_)
+    if (name.starts_with("out ")) poison(array.view());
+}
+
+TensorView Workload::metadata(const std::string& name,
+                              const std::function<std::vector<int32_t>()>& make) {
+  auto [entry, is_new] = arrays_.try_emplace(name);
+  if (is_new) entry->second = Array::i32(make());
+  return entry->second.view();
+}
+
+Batch Workload::batch() {
+  const auto steps = [&](int64_t step) {
+    return [this, step] {
+      std::vector<int32_t> sums;
+      for (int64_t b = 0; b <= setting_.batch; ++b) sums.push_back(static_cast<int32_t>(b * step));
+      return sums;
+    };
+  };
+  Batch batch{.cu_seqlens_q = metadata("cu_seqlens_q", steps(setting_.new_tokens))};
+  if (setting_.problem.layout == KvLayout::kPacked) {
+    batch.cu_seqlens_k = metadata("cu_seqlens_k", steps(setting_.context));
+    return batch;
+  }
+  const size_t count = static_cast<size_t>(setting_.batch);
+  batch.seq_lens = metadata("seq_lens", [&] {
+    return std::vector<int32_t>(count, static_cast<int32_t>(setting_.context));
+  });
+  batch.page_table = metadata("page_table", [&] {  // every page somewhere else
+    std::vector<int32_t> pages(count * static_cast<size_t>(blocks()));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937(1));
+    return pages;
+  });
+  batch.page_table.rank = 2;
+  batch.page_table.shape = {setting_.batch, blocks()};
+  batch.page_table.stride = {blocks(), 1};
+  return batch;
+}
+
+TensorView Workload::keys(const std::string& name) {
+  const Problem& p = setting_.problem;
+  if (p.layout == KvLayout::kPacked)
+    return input(name, {setting_.batch * setting_.context, p.heads_kv, p.head_dim}, p.dtype);
+  return input(name, {setting_.batch * blocks(), p.heads_kv, p.block_size, p.head_dim}, p.dtype);
+}
+
+TensorView Workload::index_keys() {
+  const Problem& p = setting_.problem;
+  if (p.layout == KvLayout::kPacked)
+    return input("k_idx", {setting_.batch * setting_.context, p.index_dim}, p.dtype);
+  return input("k_idx", {setting_.batch * blocks(), p.block_size, p.index_dim}, p.dtype);
+}
+
+TensorView Workload::q() {
+  const Problem& p = setting_.problem;
+  return input("q", {tokens(), p.heads_q, p.head_dim}, p.dtype);
+}
+
+TensorView Workload::q_idx() {
+  const Problem& p = setting_.problem;
+  return input("q_idx", {tokens(), hkv(), p.index_dim}, p.dtype);
+}
+
+TensorView Workload::o() {
+  const Problem& p = setting_.problem;
+  return output("o", p.dtype, {tokens(), p.heads_q, p.head_dim});
+}
+
+TensorView Workload::lse() {
+  return output("lse", DType::kF32, {tokens(), setting_.problem.heads_q});
+}
+
+TensorView Workload::visible_blocks() {
+  return metadata("visible_blocks", [&] {
+    std::vector<int32_t> counts;
+    for (int64_t row = 0; row < tokens(); ++row)
+      counts.push_back(static_cast<int32_t>(visible(position(row))));
+    return counts;
+  });
+}
+
+/// The lists that attention reads, as --selection says.
+Status Workload::ids(TensorView* out) {
+  auto [entry, is_new] = arrays_.try_emplace("ids");
+  if (is_new) {
+    entry->second = Array(DType::kI32, {hkv(), tokens(), topk()});
+    const TensorView view = entry->second.view();
+    if (setting_.selection == "random") {
+      random_ids(view);
+    } else if (setting_.trace != nullptr) {
+      MSA_TRY(trace_ids(view));
+    } else {
+      Operation select;
+      MSA_TRY(bind_select(view, &select));
+      MSA_TRY(select.run());
+    }
+  }
+  *out = entry->second.view();
+  return {};
+}
+
+/// The local block and K-1 others, uniform among the visible ones (Floyd's algorithm).
+void Workload::random_ids(const TensorView& out) {
+  threads_.parallel_for(tokens(), [&](int64_t row, int) {
+    std::mt19937_64 random(static_cast<uint64_t>(row));
+    const int64_t local = position(row) / setting_.problem.block_size;
+    const int64_t others = std::min(topk() - 1, local);
+    for (int64_t head = 0; head < hkv(); ++head) {
+      int32_t* list = out.at<int32_t>(head, row);
+      std::fill(list, list + topk(), -1);
+      int64_t count = 0;
+      for (int64_t last = local - others; last < local; ++last) {
+        const auto pick = static_cast<int32_t>(random() % static_cast<uint64_t>(last + 1));
+        const bool taken = std::find(list, list + count, pick) != list + count;
+        list[count++] = taken ? static_cast<int32_t>(last) : pick;
+      }
+      std::sort(list, list + count);
+      list[count] = static_cast<int32_t>(local);
+    }
+  });
+}
+
+/// KV heads beyond the trace's own come from its other layers.
+Status Workload::trace_ids(const TensorView& out) {
+  const std::vector<TensorView>& layers = setting_.trace->layers;
+  const int64_t layer_heads = layers.front().shape[0];
+  if (const int64_t heads = layer_heads * static_cast<int64_t>(layers.size()); heads < hkv())
+    return bad(
+        fmt::format("--selection {}: {} layers of {} heads serve at most {} KV heads, "
+                    "the shape has {}",
+                    setting_.selection, layers.size(), layer_heads, heads, hkv()));
+  for (int64_t head = 0; head < hkv(); ++head) {
+    const TensorView& layer = layers[static_cast<size_t>(head / layer_heads)];
+    if (layer.shape[0] != layer_heads || layer.shape[1] < setting_.context ||
+        layer.shape[2] != topk())
+      return bad(fmt::format("--selection {}: lists are {}, expected [{},>={},{}]",
+                             setting_.selection,
+                             model::shape_text(std::span(layer.shape.data(), 3)), layer_heads,
+                             setting_.context, topk()));
+    for (int64_t row = 0; row < tokens(); ++row) {
+      const int64_t count = visible(position(row));
+      const int32_t* list = layer.at<const int32_t>(head % layer_heads, position(row));
+      for (int64_t slot = 0; slot < topk(); ++slot) {
+        const bool valid = slot < std::min(count, topk()) ? list[slot] >= 0 && list[slot] < count
+                                                          : list[slot] == -1;
+        if (!valid)
+          return bad(
+              fmt::format("--selection {}: token {} slot {} names block {} of {} visible "
+                          "ones; was the trace made with blocks of {}?",
+                          setting_.selection, position(row), slot, list[slot], count,
+                          setting_.problem.block_size));
+        *out.at<int32_t>(head, row, slot) = list[slot];
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace msa::cli
