@@ -1,0 +1,120 @@
+// Everything of a model outside attention, as a dozen functions of a device: the layers are written
+// on these and on the public operators, so that another device needs no new layers.
+//
+// Activations are f32, row-major and contiguous: x [rows,dim]. Pointers are device memory of the
+// Compute unless marked "host". A function returns when its work is enqueued (on the CPU: done).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "msa/backend.h"
+#include "msa/tensor.h"
+
+namespace msa::model {
+
+/// A weight matrix [n,k] in the form the device multiplies by.
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  virtual int64_t rows() const = 0;     ///< n, outputs
+  virtual int64_t columns() const = 0;  ///< k, inputs
+};
+
+/// RMS norm in Gemma's form: fp32, times (1 + weight).
+struct Norm {
+  std::vector<float> weight;
+  float eps = 0;
+};
+
+/// Which rows go to which expert: rows and their weights, expert e has [begin[e], begin[e+1]).
+struct Routing {
+  std::vector<int64_t> begin;  ///< host [E+1]
+  std::vector<int32_t> rows;   ///< [rows * per_row]
+  std::vector<float> weights;  ///< [rows * per_row], normalised over the experts of a row
+};
+
+class Compute {
+ public:
+  virtual ~Compute() = default;
+
+  virtual Queue queue() = 0;  ///< for the public operators
+  virtual int threads() const = 0;
+
+  /// Uninitialised memory, 64-byte aligned (256 on CUDA), or null; freed with `release`.
+  virtual void* allocate(int64_t bytes) = 0;
+  virtual void release(void* data) = 0;
+  /// Packs a host matrix w [n,k] of f32, bf16 or f16.
+  virtual std::unique_ptr<Matrix> upload(const void* w, DType dtype, int64_t n, int64_t k) = 0;
+
+  /// y [rows,n] = x [rows,k] w^T.
+  virtual void matmul(const Matrix& w, const float* x, int64_t rows, float* y) = 0;
+  /// y[i] = table[ids[i]]; ids (host) are inside the table.
+  virtual void embed(const std::vector<float>& table, std::span<const int32_t> ids, int64_t dim,
+                     float* y) = 0;
+  /// x += delta (may be null), then y = norm(x).
+  virtual void add_norm(const Norm& norm, float* x, const float* delta, int64_t rows, float* y) = 0;
+  /// turns [rows,rotary_dim]: cosines then sines of the angles of positions first..first+rows-1.
+  virtual void rope_angles(int64_t first, int64_t rows, int32_t rotary_dim, double theta,
+                           float* turns) = 0;
+  /// y [rows,heads,D] (dtype) = each head of x normed, its first rotary_dim channels turned.
+  /// Uses up x.
+  virtual void norm_rope(const Norm& norm, float* x, int64_t rows, int64_t heads,
+                         const float* turns, int32_t rotary_dim, void* y, DType dtype) = 0;
+  /// y (dtype) = x, count elements.
+  virtual void convert(const float* x, int64_t count, void* y, DType dtype) = 0;
+  /// y [rows,n] = (clamp(up) + 1) * g * sigmoid(alpha * g), g = min(gate, limit), of x [rows,2n]
+  /// holding gate then up.
+  virtual void swiglu(const float* x, int64_t rows, int64_t n, float alpha, float limit,
+                      float* y) = 0;
+  /// Sigmoid router over logits [rows,E]: the per_row best of sigmoid + bias, ties to the lower
+  /// expert; weights are the sigmoids, normalised.
+  virtual void route(const float* logits, const std::vector<float>& bias, int64_t rows,
+                     int32_t per_row, Routing* out) = 0;
+  /// y[i] = x[rows[i]].
+  virtual void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* y) = 0;
+  /// y[rows[i]] += scale * weights[i] * x[i]; rows are distinct.
+  virtual void scatter_add(const float* x, std::span<const int32_t> rows,
+                           std::span<const float> weights, float scale, int64_t dim, float* y) = 0;
+  /// nats[i] (host) = -ln softmax(logits[i])[targets[i]].
+  virtual void cross_entropy(const float* logits, std::span<const int32_t> targets, int64_t vocab,
+                             float* nats) = 0;
+};
+
+/// The CPU, with a team of `threads` (0 = all of the machine's).
+std::unique_ptr<Compute> make_cpu_compute(int threads);
+
+/// Device memory of a Compute, as an owner. Uninitialised.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_ != nullptr) compute_->release(data_);
+  }
+
+  /// Errors: kUnavailable with the size that is not there.
+  static Status create(Compute& compute, int64_t bytes, Buffer* out);
+
+  void* data() const { return data_; }
+  float* f32() const { return static_cast<float*>(data_); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(compute_, other.compute_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  Compute* compute_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace msa::model
