@@ -46,6 +46,8 @@ class Compute {
   /// Uninitialised memory, 64-byte aligned (256 on CUDA), or null; freed with `release`.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* data) = 0;
+  /// Between host and device memory, either way; the destination is complete on return.
+  virtual void copy(void* to, const void* from, int64_t bytes) = 0;
   /// Packs a host matrix w [n,k] of f32, bf16 or f16.
   virtual std::unique_ptr<Matrix> upload(const void* w, DType dtype, int64_t n, int64_t k) = 0;
 

@@ -24,8 +24,8 @@ class Reader {
   void integer(const char* key, int64_t least, int64_t most, Int* out) {
     if (!status_.ok() || missing(key)) return;
     const json& value = object_[key];
-    const bool fits = value.is_number_integer() && (!value.is_number_unsigned() ||
-                                                    value.get<uint64_t>() <= uint64_t{1} << 62);
+    const bool fits = value.is_number_integer() &&
+                      (!value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t{1} << 62);
     if (!fits || value.get<int64_t>() < least || value.get<int64_t>() > most) {
       status_ = invalid(key, ": got ", value.dump(), ", expected a whole number from ", least,
                         " to ", most);
@@ -135,8 +135,7 @@ Status parse_rope(const json& text, Config* config) {
   }
   MSA_TRY(rope.status());
   MSA_TRY(flat.status());
-  if (factor > 1)
-    return invalid("partial_rotary_factor: got ", factor, ", expected at most 1");
+  if (factor > 1) return invalid("partial_rotary_factor: got ", factor, ", expected at most 1");
   config->rotary_dim = static_cast<int32_t>(config->head_dim * factor);
   return {};
 }
@@ -183,8 +182,8 @@ Status parse_text_config(const json& text, Config* config) {
   reader.optional_positive("swiglu_limit", &config->swiglu_limit);
   MSA_TRY(reader.status());
   const json none = json::object();
-  const bool released = text.contains("sparse_attention_config") &&
-                        text["sparse_attention_config"].is_object();
+  const bool released =
+      text.contains("sparse_attention_config") && text["sparse_attention_config"].is_object();
   const json& sparse = released ? text["sparse_attention_config"] : none;
   config->layers.resize(static_cast<size_t>(layers));
   MSA_TRY(parse_layer_types(text, sparse, config));
@@ -258,8 +257,7 @@ Status parse_config(std::string_view text, Config* out) {
     if (level.is_object() && level.contains("tie_word_embeddings") &&
         level["tie_word_embeddings"] == true)
       return error(StatusCode::kUnsupported, "tie_word_embeddings: got true, supported is false");
-  if (nested && !root["text_config"].is_object())
-    return invalid("text_config: expected an object");
+  if (nested && !root["text_config"].is_object()) return invalid("text_config: expected an object");
   return parse_text_config(nested ? root["text_config"] : root, out);
 }
 

@@ -19,9 +19,9 @@ struct Config {
   int64_t hidden_size = 0;
   std::vector<LayerConfig> layers;
 
-  int32_t heads_q = 0;   ///< Hq, a multiple of heads_kv
-  int32_t heads_kv = 0;  ///< Hkv
-  int32_t head_dim = 0;  ///< D
+  int32_t heads_q = 0;     ///< Hq, a multiple of heads_kv
+  int32_t heads_kv = 0;    ///< Hkv
+  int32_t head_dim = 0;    ///< D
   int32_t rotary_dim = 0;  ///< leading channels of a head that RoPE turns, half-split pairs
   double rope_theta = 0;
   double norm_eps = 1e-6;

@@ -118,6 +118,10 @@ class CpuCompute final : public Compute {
   }
   void release(void* data) override { ::operator delete(data, std::align_val_t{kAlignment}); }
 
+  void copy(void* to, const void* from, int64_t bytes) override {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+
   std::unique_ptr<Matrix> upload(const void* w, DType dtype, int64_t n, int64_t k) override {
     return std::make_unique<CpuMatrix>(w, dtype, n, k);
   }

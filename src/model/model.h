@@ -26,25 +26,30 @@ struct LoadOptions {
 
 /// Seconds of a Session so far. Vectors have one entry per layer.
 struct Timings {
-  double total = 0;               ///< inside extend()
-  std::vector<double> attention;  ///< index + select + attend
+  double total = 0;               ///< inside extend(), without hooks and the measuring of kept mass
+  std::vector<double> attention;  ///< index + select + attend; appending is not part of it
   std::vector<double> index;      ///< index + select alone, part of attention
 };
 
 /// What a caller may watch or steer during extend(). Empty functions cost nothing; none is timed as
-/// attention.
+/// attention. Tensors are views that end with the call.
 struct Hooks {
   /// ids [Hi,t,K] of sparse layer `layer` for tokens first..first+t-1 (dense sessions have none).
   std::function<void(int layer, int64_t first, const TensorView& ids)> on_selection;
-  /// May overwrite ids (teacher-forced lists) before they are used.
+  /// May overwrite ids (teacher-forced lists) before they are used and before on_selection.
   std::function<void(int layer, int64_t first, const TensorView& ids)> force_selection;
-  /// q_idx [t,Hi,Di] (normed, rotated) of a sparse layer and its block scores can be rebuilt from
-  /// these.
+  /// q_idx [t,Hi,Di] of a sparse layer and k_idx [first+t,Di], the index keys of the whole sequence
+  /// so far, both normed and rotated: the block scores can be rebuilt from these.
   std::function<void(int layer, int64_t first, const TensorView& q_idx, const TensorView& k_idx)>
       on_index;
-  /// logits f32 [t,vocab] of tokens first..first+t-1, once per chunk.
+  /// logits f32 [t,vocab] of tokens first..first+t-1, in ascending pieces that cover all tokens.
   std::function<void(int64_t first, const TensorView& logits)> on_logits;
-  /// After each chunk; returning false stops extend() with kUnavailable "interrupted".
+  /// -ln p of tokens first..first+n-1 given all before them, in ascending pieces that cover all
+  /// tokens of the call but its first.
+  std::function<void(int64_t first, std::span<const float> nats)> on_loss;
+  /// After each layer of each chunk, in tokens (a layer counts as its share of the chunk);
+  /// returning false stops extend() with kUnavailable "interrupted", the session as before the
+  /// chunk.
   std::function<bool(int64_t done, int64_t total)> on_progress;
   /// Measure kept mass: mean of exp(lse_sparse - lse_dense) over heads and every 64th query that
   /// sees more than K blocks.

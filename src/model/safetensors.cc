@@ -30,10 +30,10 @@ struct DTypeName {
 };
 
 constexpr std::array<DTypeName, 24> kDTypes{{
-    {"F32", 32},    {"BF16", 16},   {"F16", 16},    {"I32", 32},      {"I64", 64},
-    {"F64", 64},    {"C64", 64},    {"U64", 64},    {"U32", 32},      {"U16", 16},
-    {"U8", 8},      {"I16", 16},    {"I8", 8},      {"BOOL", 8},      {"F8_E4M3", 8},
-    {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6},   {"F4", 4},
+    {"F32", 32},    {"BF16", 16},   {"F16", 16},    {"I32", 32},        {"I64", 64},
+    {"F64", 64},    {"C64", 64},    {"U64", 64},    {"U32", 32},        {"U16", 16},
+    {"U8", 8},      {"I16", 16},    {"I8", 8},      {"BOOL", 8},        {"F8_E4M3", 8},
+    {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"F4", 4},
     {"I4", 4},      {"U4", 4},      {"F4_E2M1", 4}, {"F8_E4M3FNUZ", 8},
 }};
 
@@ -101,7 +101,8 @@ Status parse_entry(const std::string& name, const json& value, std::span<const s
   int64_t total_bits = bits;
   for (const json& extent : shape) {
     int64_t size = 0;
-    if (!to_int64(extent, &size)) return bad("shape: got ", shape.dump(), ", expected extents >= 0");
+    if (!to_int64(extent, &size))
+      return bad("shape: got ", shape.dump(), ", expected extents >= 0");
     if (__builtin_mul_overflow(total_bits, size, &total_bits))
       return bad("shape: got ", shape.dump(), ", its size overflows 64 bits");
     out->shape.push_back(size);
@@ -138,11 +139,16 @@ Status io_error(const std::filesystem::path& path, const std::string& reason) {
 
 const char* name_in_file(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "F32";
-    case DType::kBF16: return "BF16";
-    case DType::kF16: return "F16";
-    case DType::kI32: return "I32";
-    default: return nullptr;
+    case DType::kF32:
+      return "F32";
+    case DType::kBF16:
+      return "BF16";
+    case DType::kF16:
+      return "F16";
+    case DType::kI32:
+      return "I32";
+    default:
+      return nullptr;
   }
 }
 
@@ -156,8 +162,12 @@ int64_t TensorEntry::numel() const {
 
 std::string shape_text(std::span<const int64_t> shape) {
   std::string out = "[";
-  for (size_t i = 0; i < shape.size(); ++i) out += (i ? "," : "") + std::to_string(shape[i]);
-  return out + "]";
+  for (int64_t extent : shape) {
+    if (out.size() > 1) out += ',';
+    out += std::to_string(extent);
+  }
+  out += ']';
+  return out;
 }
 
 bool dtype_of(std::string_view name, DType* out) {
@@ -227,7 +237,7 @@ Status read_int32(const TensorEntry& entry, std::vector<int32_t>* out) {
 Status MappedFile::open(const std::filesystem::path& path, std::unique_ptr<MappedFile>* out) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) return io_error(path, errno_text());
-  struct stat info {};
+  struct stat info{};
   Status status;
   void* data = nullptr;
   if (::fstat(file, &info) != 0) {
@@ -240,8 +250,8 @@ Status MappedFile::open(const std::filesystem::path& path, std::unique_ptr<Mappe
   }
   ::close(file);
   if (status.ok())
-    out->reset(new MappedFile(static_cast<const std::byte*>(data),
-                              static_cast<size_t>(info.st_size)));
+    out->reset(
+        new MappedFile(static_cast<const std::byte*>(data), static_cast<size_t>(info.st_size)));
   return status;
 }
 
@@ -267,7 +277,8 @@ Status SafetensorsFile::view(std::string_view name, TensorView* out) const {
   if (entry == nullptr) return invalid("tensor ", name, ": not in the file");
   TensorView view;
   if (!dtype_of(entry->dtype, &view.dtype))
-    return invalid("tensor ", name, ": dtype: got ", entry->dtype, ", expected F32, BF16, F16 or I32");
+    return invalid("tensor ", name, ": dtype: got ", entry->dtype,
+                   ", expected F32, BF16, F16 or I32");
   if (entry->shape.empty() || entry->shape.size() > static_cast<size_t>(kMaxRank))
     return invalid("tensor ", name, ": got shape ", shape_text(entry->shape),
                    ", expected 1 to 4 axes");

@@ -31,9 +31,9 @@ std::string module_name(std::string name) {
   };
   if (name.starts_with("language_model.")) name.erase(0, std::strlen("language_model."));
   replace("model.language_model.", "model.");
-  for (const char* other : {"mtp.", "model.mtp.", "vision_tower.", "model.vision_tower.",
-                            "multi_modal_projector.", "model.multi_modal_projector.",
-                            "patch_merge_mlp."})
+  for (const char* other :
+       {"mtp.", "model.mtp.", "vision_tower.", "model.vision_tower.", "multi_modal_projector.",
+        "model.multi_modal_projector.", "patch_merge_mlp."})
     if (name.starts_with(other)) return "";
   replace(".self_attn.index_", ".self_attn.indexer.");
   replace(".block_sparse_moe.e_score_correction_bias", ".mlp.gate.e_score_correction_bias");
@@ -75,8 +75,8 @@ class Checkpoint {
       return error(StatusCode::kUnsupported, "tensor ", entry.name, ": dtype: got ", entry.dtype,
                    ", supported are F32, BF16 and F16");
     if (!std::ranges::equal(entry.shape, shape))
-      return invalid("tensor ", entry.name, ": shape: got ", shape_text(entry.shape),
-                     ", expected ", shape_text(std::vector<int64_t>(shape)));
+      return invalid("tensor ", entry.name, ": shape: got ", shape_text(entry.shape), ", expected ",
+                     shape_text(std::vector<int64_t>(shape)));
     *out = &entry;
     taken_.insert(name);
     return {};
@@ -109,7 +109,8 @@ class Checkpoint {
     }
     files_.reserve(names_of.size());  // entries keep their addresses
     for (const auto& [shard, names] : names_of) {
-      if (!fs::exists(directory / shard)) return bad("missing shard ", (directory / shard).string());
+      if (!fs::exists(directory / shard))
+        return bad("missing shard ", (directory / shard).string());
       SafetensorsFile& file = files_.emplace_back();
       MSA_TRY(SafetensorsFile::open(directory / shard, &file));
       for (const std::string& name : names)
@@ -269,8 +270,8 @@ Status load_weights(const fs::path& directory, const Config& config, Compute& co
   MSA_TRY(loader.floats("model.embed_tokens.weight", {vocab, hidden}, &out->embedding));
   out->layers.resize(config.layers.size());
   for (size_t i = 0; i < config.layers.size(); ++i)
-    MSA_TRY(loader.layer("model.layers." + std::to_string(i) + ".", config.layers[i],
-                         &out->layers[i]));
+    MSA_TRY(
+        loader.layer("model.layers." + std::to_string(i) + ".", config.layers[i], &out->layers[i]));
   MSA_TRY(loader.norm("model.norm.weight", hidden, &out->norm));
   MSA_TRY(loader.matrix("lm_head.weight", vocab, hidden, &out->head));
   return checkpoint.check_all_taken();

@@ -1,0 +1,42 @@
+#include "model/model.h"
+
+#include "core/text.h"
+#include "model/attention.h"
+#include "model/loaded_model.h"
+#include "model/safetensors.h"
+
+namespace msa::model {
+
+Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptions& options) {
+  options_ = options;
+  if (options.dtype != DType::kF32 && options.dtype != DType::kBF16)
+    return error(StatusCode::kUnsupported, "dtype: got ", name_of(options.dtype),
+                 ", supported are f32 and bf16");
+  const std::filesystem::path path = directory / "config.json";
+  std::unique_ptr<MappedFile> file;
+  MSA_TRY(MappedFile::open(path, &file));
+  const std::string_view text(reinterpret_cast<const char*>(file->bytes().data()),
+                              file->bytes().size());
+  Status status = parse_config(text, &config_);
+  if (!status.ok()) return error(status.code(), path.string(), ": ", status.message());
+  if (options.topk != 0) {
+    config_.topk = options.topk;
+    MSA_TRY(validate(config_));
+  }
+
+  const Op op = config_.sparse_layers() > 0 ? Op::kSparseAttention : Op::kDenseAttention;
+  MSA_TRY(
+      choose_backend(attention_problem(config_, options.dtype, op), options.backend, &backend_));
+  compute_ = make_cpu_compute(options.threads);
+  return load_weights(directory, config_, *compute_, &weights_);
+}
+
+Status Model::load(const std::filesystem::path& directory, const LoadOptions& options,
+                   std::unique_ptr<Model>* out) {
+  auto model = std::make_unique<LoadedModel>();
+  MSA_TRY(model->load(directory, options));
+  *out = std::move(model);
+  return {};
+}
+
+}  // namespace msa::model

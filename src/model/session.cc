@@ -1,0 +1,284 @@
+// The layers of the model, applied chunk by chunk to one sequence.
+#include <algorithm>
+
+#include "core/text.h"
+#include "model/attention.h"
+#include "model/loaded_model.h"
+#include "model/stopwatch.h"
+
+namespace msa::model {
+namespace {
+
+// Large enough for full matrix tiles and for many queries per key block, small enough that the
+// activations of a chunk stay far below the caches.
+constexpr int64_t kMaxChunk = 2048;
+// Logits exist for as many rows at once as fit into this many floats.
+constexpr int64_t kMaxLogits = int64_t{1} << 22;
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+
+class ModelSession final : public Session {
+ public:
+  explicit ModelSession(const LoadedModel& model)
+      : compute_(model.compute()), config_(model.config()), weights_(model.weights()) {}
+
+  Status create(const LoadOptions& options, Attention kind, int64_t max_tokens);
+  Status extend(std::span<const int32_t> tokens, std::span<float> logits_last,
+                const Hooks& hooks) override;
+  int64_t length() const override { return length_; }
+  const Timings& timings() const override { return timings_; }
+  std::vector<double> kept_mass() const override { return attention_.kept_mass(); }
+
+ private:
+  Status check(std::span<const int32_t> tokens, std::span<float> logits_last) const;
+  Status extend_timed(std::span<const int32_t> tokens, std::span<float> logits_last,
+                      const Hooks& hooks);
+  Status forward(std::span<const int32_t> tokens, int64_t done, int64_t total, const Hooks& hooks);
+  Status attend(size_t layer, int64_t rows, const Hooks& hooks);
+  void mlp(const LayerWeights& layer, bool is_moe, int64_t rows);
+  void gated(const MlpWeights& weights, const float* x, int64_t rows, float* y);
+  void experts(const MoeWeights& weights, int64_t rows);
+  void head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks);
+  void last_logits(int64_t rows, std::span<float> logits_last);
+  double hook_seconds() const { return hook_seconds_ + attention_.untimed_seconds(); }
+
+  Compute& compute_;
+  const Config& config_;
+  const Weights& weights_;
+  DType dtype_ = DType::kF32;
+  int64_t max_tokens_ = 0;
+  int64_t max_chunk_ = 0;
+  int64_t length_ = 0;
+  SequenceAttention attention_;
+  Timings timings_;
+  double hook_seconds_ = 0;
+
+  // Activations of one chunk; t rows each.
+  Buffer x_;                          // [t,H] the residual stream
+  Buffer normed_;                     // [t,H]
+  Buffer delta_;                      // [t,H] what the last block adds to x
+  Buffer wide_;                       // [t,max(Hq D, ...)] projections before their norm; then o
+  Buffer q_, k_, v_, q_idx_, k_idx_;  // in dtype
+  Buffer turns_;                      // [t,rotary_dim]
+  Buffer gate_up_, gated_;            // [t,2I], [t,I]
+  Buffer router_;                     // [t,E]
+  Buffer expert_in_, expert_out_;     // [t,H]
+  Buffer logits_;                     // [pieces of t,vocab]
+};
+
+Status ModelSession::create(const LoadOptions& options, Attention kind, int64_t max_tokens) {
+  if (max_tokens < 1 || max_tokens > kMaxTokens)
+    return invalid("max_tokens: got ", max_tokens, ", expected 1 to ", kMaxTokens);
+  dtype_ = options.dtype;
+  max_tokens_ = max_tokens;
+  max_chunk_ = std::min(kMaxChunk, max_tokens);
+  MSA_TRY(attention_.create(compute_, config_, options, kind, max_tokens, max_chunk_));
+  timings_.attention.assign(config_.layers.size(), 0);
+  timings_.index.assign(config_.layers.size(), 0);
+
+  const auto floats = [&](int64_t columns, Buffer* out) {
+    return Buffer::create(compute_, max_chunk_ * columns * size_of(DType::kF32), out);
+  };
+  const auto elements = [&](int64_t columns, Buffer* out) {
+    return Buffer::create(compute_, max_chunk_ * columns * size_of(dtype_), out);
+  };
+  const int64_t hidden = config_.hidden_size;
+  const int64_t wide_q = int64_t{config_.heads_q} * config_.head_dim;
+  const int64_t wide_kv = int64_t{config_.heads_kv} * config_.head_dim;
+  const int64_t wide_index = int64_t{config_.heads_kv} * config_.index_dim;
+  const int64_t inner = std::max(
+      {config_.dense_intermediate, config_.expert_intermediate, config_.shared_intermediate});
+  MSA_TRY(floats(hidden, &x_));
+  MSA_TRY(floats(hidden, &normed_));
+  MSA_TRY(floats(hidden, &delta_));
+  MSA_TRY(floats(std::max(wide_q, wide_index), &wide_));
+  MSA_TRY(elements(wide_q, &q_));
+  MSA_TRY(elements(wide_kv, &k_));
+  MSA_TRY(elements(wide_kv, &v_));
+  MSA_TRY(elements(wide_index, &q_idx_));
+  MSA_TRY(elements(config_.index_dim, &k_idx_));
+  MSA_TRY(floats(config_.rotary_dim, &turns_));
+  MSA_TRY(floats(2 * inner, &gate_up_));
+  MSA_TRY(floats(inner, &gated_));
+  if (config_.has_moe()) {
+    MSA_TRY(floats(config_.experts, &router_));
+    MSA_TRY(floats(hidden, &expert_in_));
+    MSA_TRY(floats(hidden, &expert_out_));
+  }
+  const int64_t logits =
+      std::min(max_chunk_ * config_.vocab_size, std::max(kMaxLogits, config_.vocab_size));
+  return Buffer::create(compute_, logits * size_of(DType::kF32), &logits_);
+}
+
+Status ModelSession::check(std::span<const int32_t> tokens, std::span<float> logits_last) const {
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > max_tokens_ - length_)
+    return invalid("tokens: got ", count, " more, but the cache of ", max_tokens_, " holds ",
+                   length_, " already");
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= config_.vocab_size)
+      return invalid("tokens[", i, "]: got ", tokens[i], ", expected an id below vocab_size (",
+                     config_.vocab_size, ")");
+  if (!logits_last.empty() && static_cast<int64_t>(logits_last.size()) != config_.vocab_size)
+    return invalid("logits_last: got ", logits_last.size(), " values, expected vocab_size (",
+                   config_.vocab_size, ")");
+  return {};
+}
+
+Status ModelSession::extend(std::span<const int32_t> tokens, std::span<float> logits_last,
+                            const Hooks& hooks) {
+  MSA_TRY(check(tokens, logits_last));
+  double elapsed = 0;
+  const double hooks_before = hook_seconds();
+  Status status;
+  {
+    const Stopwatch timer(&elapsed);
+    status = extend_timed(tokens, logits_last, hooks);
+  }
+  timings_.total += elapsed - (hook_seconds() - hooks_before);
+  timings_.attention = attention_.seconds();
+  timings_.index = attention_.index_seconds();
+  return status;
+}
+
+Status ModelSession::extend_timed(std::span<const int32_t> tokens, std::span<float> logits_last,
+                                  const Hooks& hooks) {
+  const auto total = static_cast<int64_t>(tokens.size());
+  for (int64_t done = 0; done < total;) {
+    const int64_t rows = std::min(max_chunk_, total - done);
+    const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(rows));
+    MSA_TRY(forward(chunk, done, total, hooks));
+    head(rows, tokens.subspan(static_cast<size_t>(done) + 1), hooks);
+    length_ += rows;
+    done += rows;
+    if (done == total && !logits_last.empty()) last_logits(rows, logits_last);
+  }
+  return {};
+}
+
+// All layers over one chunk; leaves normed_ ready for the head.
+Status ModelSession::forward(std::span<const int32_t> tokens, int64_t done, int64_t total,
+                             const Hooks& hooks) {
+  const auto rows = static_cast<int64_t>(tokens.size());
+  const auto layers = static_cast<int64_t>(config_.layers.size());
+  compute_.rope_angles(length_, rows, config_.rotary_dim, config_.rope_theta, turns_.f32());
+  compute_.embed(weights_.embedding, tokens, config_.hidden_size, x_.f32());
+  const float* delta = nullptr;
+  for (int64_t i = 0; i < layers; ++i) {
+    const auto layer = static_cast<size_t>(i);
+    const LayerWeights& weights = weights_.layers[layer];
+    compute_.add_norm(weights.input_norm, x_.f32(), delta, rows, normed_.f32());
+    MSA_TRY(attend(layer, rows, hooks));
+    compute_.add_norm(weights.mlp_norm, x_.f32(), delta_.f32(), rows, normed_.f32());
+    mlp(weights, config_.layers[layer].moe, rows);
+    delta = delta_.f32();
+    if (hooks.on_progress && !hooks.on_progress(done + rows * (i + 1) / layers, total))
+      return error(StatusCode::kUnavailable, "interrupted");
+  }
+  compute_.add_norm(weights_.norm, x_.f32(), delta, rows, normed_.f32());
+  return {};
+}
+
+// delta_ = attention of normed_.
+Status ModelSession::attend(size_t layer, int64_t rows, const Hooks& hooks) {
+  const LayerWeights& weights = weights_.layers[layer];
+  const auto project = [&](const Matrix& w, const Norm& norm, int64_t heads, void* out) {
+    compute_.matmul(w, normed_.f32(), rows, wide_.f32());
+    compute_.norm_rope(norm, wide_.f32(), rows, heads, turns_.f32(), config_.rotary_dim, out,
+                       dtype_);
+  };
+  project(*weights.q, weights.q_norm, config_.heads_q, q_.data());
+  project(*weights.k, weights.k_norm, config_.heads_kv, k_.data());
+  compute_.matmul(*weights.v, normed_.f32(), rows, wide_.f32());
+  compute_.convert(wide_.f32(), rows * weights.v->rows(), v_.data(), dtype_);
+  SequenceAttention::Chunk chunk{.layer = static_cast<int>(layer),
+                                 .first = length_,
+                                 .tokens = rows,
+                                 .q = q_.data(),
+                                 .k = k_.data(),
+                                 .v = v_.data(),
+                                 .o = wide_.f32()};
+  if (attention_.selects(chunk.layer)) {
+    project(*weights.index_q, weights.index_q_norm, config_.heads_kv, q_idx_.data());
+    project(*weights.index_k, weights.index_k_norm, 1, k_idx_.data());
+    chunk.q_idx = q_idx_.data();
+    chunk.k_idx = k_idx_.data();
+  }
+  MSA_TRY(attention_.run(chunk, hooks));
+  compute_.matmul(*weights.o, wide_.f32(), rows, delta_.f32());
+  return {};
+}
+
+// delta_ = MLP of normed_.
+void ModelSession::mlp(const LayerWeights& layer, bool is_moe, int64_t rows) {
+  gated(is_moe ? layer.moe.shared : layer.mlp, normed_.f32(), rows, delta_.f32());
+  if (is_moe) experts(layer.moe, rows);
+}
+
+void ModelSession::gated(const MlpWeights& weights, const float* x, int64_t rows, float* y) {
+  compute_.matmul(*weights.gate_up, x, rows, gate_up_.f32());
+  compute_.swiglu(gate_up_.f32(), rows, weights.down->columns(),
+                  static_cast<float>(config_.swiglu_alpha),
+                  static_cast<float>(config_.swiglu_limit), gated_.f32());
+  compute_.matmul(*weights.down, gated_.f32(), rows, y);
+}
+
+// delta_ += the routed experts of normed_, each over the rows that chose it.
+void ModelSession::experts(const MoeWeights& weights, int64_t rows) {
+  const int64_t hidden = config_.hidden_size;
+  Routing routing;
+  compute_.matmul(*weights.router, normed_.f32(), rows, router_.f32());
+  compute_.route(router_.f32(), weights.bias, rows, config_.experts_per_token, &routing);
+  for (size_t e = 0; e < weights.experts.size(); ++e) {
+    const auto begin = static_cast<size_t>(routing.begin[e]);
+    const auto count = static_cast<size_t>(routing.begin[e + 1]) - begin;
+    if (count == 0) continue;
+    const auto mine = std::span<const int32_t>(routing.rows).subspan(begin, count);
+    compute_.gather(normed_.f32(), mine, hidden, expert_in_.f32());
+    gated(weights.experts[e], expert_in_.f32(), static_cast<int64_t>(count), expert_out_.f32());
+    compute_.scatter_add(expert_out_.f32(), mine,
+                         std::span<const float>(routing.weights).subspan(begin, count),
+                         static_cast<float>(config_.routed_scaling), hidden, delta_.f32());
+  }
+}
+
+// The hooks that want logits get them piece by piece. `next`: the tokens behind the chunk's first.
+void ModelSession::head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks) {
+  if (!hooks.on_logits && !hooks.on_loss) return;
+  const auto known = std::min(rows, static_cast<int64_t>(next.size()));  // rows with a successor
+  const int64_t vocab = config_.vocab_size;
+  const int64_t piece = std::min(rows, logits_.bytes() / (vocab * size_of(DType::kF32)));
+  std::vector<float> nats;
+  for (int64_t row = 0; row < rows; row += piece) {
+    const int64_t count = std::min(piece, rows - row);
+    compute_.matmul(*weights_.head, normed_.f32() + row * config_.hidden_size, count,
+                    logits_.f32());
+    const int64_t scored = hooks.on_loss ? std::clamp<int64_t>(known - row, 0, count) : 0;
+    nats.resize(static_cast<size_t>(scored));
+    if (scored > 0)
+      compute_.cross_entropy(logits_.f32(), next.subspan(static_cast<size_t>(row), nats.size()),
+                             vocab, nats.data());
+    const Stopwatch timer(&hook_seconds_);
+    if (scored > 0) hooks.on_loss(length_ + row + 1, nats);
+    if (hooks.on_logits)
+      hooks.on_logits(length_ + row,
+                      TensorView::contiguous(logits_.data(), DType::kF32, {count, vocab}));
+  }
+}
+
+void ModelSession::last_logits(int64_t rows, std::span<float> logits_last) {
+  compute_.matmul(*weights_.head, normed_.f32() + (rows - 1) * config_.hidden_size, 1,
+                  logits_.f32());
+  compute_.copy(logits_last.data(), logits_.data(), config_.vocab_size * size_of(DType::kF32));
+}
+
+}  // namespace
+
+Status Session::create(const Model& model, Attention attention, int64_t max_tokens,
+                       std::unique_ptr<Session>* out) {
+  auto session = std::make_unique<ModelSession>(static_cast<const LoadedModel&>(model));
+  MSA_TRY(session->create(model.options(), attention, max_tokens));
+  *out = std::move(session);
+  return {};
+}
+
+}  // namespace msa::model
