@@ -1,0 +1,431 @@
+// The C interface: converts C structs to their C++ twins, calls the operator, keeps the message.
+#include "msa/c_api.h"
+
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "core/text.h"
+#include "msa/msa.h"
+
+struct msa_threads {
+  msa::Threads team;
+};
+struct msa_plan {
+  msa::Plan plan;
+};
+
+namespace {
+
+using msa::invalid;
+using msa::Status;
+using msa::StatusCode;
+using msa::TensorView;
+
+static_assert(static_cast<int>(StatusCode::kInternal) == MSA_INTERNAL);
+static_assert(static_cast<int>(msa::DType::kI32) == MSA_I32);
+static_assert(static_cast<int>(msa::DeviceKind::kCUDA) == MSA_CUDA);
+static_assert(static_cast<int>(msa::Op::kBlockMass) == MSA_OP_BLOCK_MASS);
+static_assert(static_cast<int>(msa::KvLayout::kPaged) == MSA_PAGED);
+static_assert(msa::kMaxRank == MSA_MAX_RANK);
+
+thread_local std::string last_error;
+
+msa_status report(const Status& status) {
+  if (!status.ok()) last_error = status.message();
+  return static_cast<msa_status>(status.code());
+}
+
+/// Calls body() -> Status. What the C++ library can throw (no memory, no thread) ends here.
+template <class Body>
+msa_status guarded(const Body& body) {
+  try {
+    return report(body());
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";  // short enough for no string to need memory
+    return MSA_UNAVAILABLE;
+  } catch (const std::system_error& e) {
+    return report(msa::error(StatusCode::kUnavailable, "threads: ", e.what()));
+  }
+}
+
+/// Copies a caller's struct of its struct_size over `out`, which holds the defaults.
+template <class Struct>
+Status adopt(const char* name, const Struct* given, Struct* out) {
+  if (given == nullptr) return invalid(name, ": got NULL, expected a struct");
+  const uint32_t size = given->struct_size;
+  if (size > sizeof(Struct)) {
+    return invalid(name, ".struct_size: got ", size, ", version " MSA_VERSION_STRING " knows ",
+                   sizeof(Struct), " bytes; the caller's header is newer than the library");
+  }
+  if (size == 0 || size % alignof(Struct) != 0) {
+    return invalid(name, ".struct_size: got ", size, ", expected the sizeof of the struct, ",
+                   sizeof(Struct));
+  }
+  std::memcpy(out, given, size);
+  return {};
+}
+
+Status device_from(const char* name, int32_t kind, int32_t id, msa::Device* out) {
+  if (kind != 0 && kind != MSA_CPU && kind != MSA_CUDA)
+    return invalid(name, ".device_kind: got ", kind, ", expected MSA_CPU (1) or MSA_CUDA (2)");
+  out->kind = kind == MSA_CUDA ? msa::DeviceKind::kCUDA : msa::DeviceKind::kCPU;
+  out->id = id;
+  return {};
+}
+
+Status dtype_from(const char* name, int32_t dtype, msa::DType* out) {
+  if (dtype < MSA_F32 || dtype > MSA_I32) {
+    return invalid(name, ".dtype: got ", dtype,
+                   ", expected MSA_F32 (0), MSA_BF16 (1), MSA_F16 (2) or MSA_I32 (3)");
+  }
+  *out = static_cast<msa::DType>(dtype);
+  return {};
+}
+
+/// NULL stays "not given".
+Status convert(const char* name, const msa_tensor* given, TensorView* out) {
+  if (given == nullptr) return {};
+  msa_tensor t{};
+  MSA_TRY(adopt(name, given, &t));
+  if (t.rank < 0 || t.rank > MSA_MAX_RANK)
+    return invalid(name, ".rank: got ", t.rank, ", expected 0 to ", MSA_MAX_RANK);
+  MSA_TRY(dtype_from(name, t.dtype, &out->dtype));
+  MSA_TRY(device_from(name, t.device_kind, t.device_id, &out->device));
+  out->data = t.data;
+  out->rank = t.rank;
+  for (size_t i = 0; i < static_cast<size_t>(t.rank); ++i) {
+    out->shape[i] = t.shape[i];
+    out->stride[i] = t.stride[i];
+  }
+  return {};
+}
+
+Status convert(const char* name, const msa_batch* given, msa::Batch* out) {
+  msa_batch b{};
+  MSA_TRY(adopt(name, given, &b));
+  MSA_TRY(convert("cu_seqlens_q", b.cu_seqlens_q, &out->cu_seqlens_q));
+  MSA_TRY(convert("cu_seqlens_k", b.cu_seqlens_k, &out->cu_seqlens_k));
+  MSA_TRY(convert("seq_lens", b.seq_lens, &out->seq_lens));
+  MSA_TRY(convert("page_table", b.page_table, &out->page_table));
+  MSA_TRY(convert("q_offset", b.q_offset, &out->q_offset));
+  MSA_TRY(convert("block_offset", b.block_offset, &out->block_offset));
+  out->causal = b.non_causal == 0;
+  return {};
+}
+
+Status convert(const msa_problem* given, msa::Problem* out) {
+  msa_problem p = MSA_PROBLEM_INIT;
+  MSA_TRY(adopt("problem", given, &p));
+  MSA_TRY(dtype_from("problem", p.dtype, &out->dtype));
+  MSA_TRY(device_from("problem", p.device_kind, p.device_id, &out->device));
+  if (p.layout != MSA_PACKED && p.layout != MSA_PAGED)
+    return invalid("problem.layout: got ", p.layout, ", expected MSA_PACKED (0) or MSA_PAGED (1)");
+  out->op = static_cast<msa::Op>(p.op);
+  out->layout = static_cast<msa::KvLayout>(p.layout);
+  out->heads_q = p.heads_q;
+  out->heads_kv = p.heads_kv;
+  out->head_dim = p.head_dim;
+  out->index_dim = p.index_dim;
+  out->block_size = p.block_size;
+  out->topk = p.topk;
+  out->init_blocks = p.init_blocks;
+  out->local_blocks = p.local_blocks;
+  return {};
+}
+
+Status convert(const msa_limits* given, msa::Limits* out) {
+  msa_limits l{};
+  l.max_batch = out->max_batch;
+  l.max_tokens = out->max_tokens;
+  l.max_q_len = out->max_q_len;
+  l.max_kv_len = out->max_kv_len;
+  MSA_TRY(adopt("limits", given, &l));
+  out->max_threads = l.max_threads;
+  out->max_batch = l.max_batch;
+  out->max_tokens = l.max_tokens;
+  out->max_q_len = l.max_q_len;
+  out->max_kv_len = l.max_kv_len;
+  return {};
+}
+
+Status convert(const msa_queue* given, msa::Queue* out) {
+  if (given == nullptr) return {};
+  msa_queue q{};
+  MSA_TRY(adopt("queue", given, &q));
+  if (q.threads != nullptr) out->threads = &q.threads->team;
+  out->cuda_stream = q.cuda_stream;
+  return {};
+}
+
+// The C++ twin of each C params struct.
+
+Status convert(const msa_index_scores_params& c, msa::IndexScoresParams* out) {
+  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  return convert("scores", c.scores, &out->scores);
+}
+
+Status convert(const msa_select_blocks_params& c, msa::SelectBlocksParams* out) {
+  MSA_TRY(convert("scores", c.scores, &out->scores));
+  MSA_TRY(convert("num_valid_blocks", c.num_valid_blocks, &out->num_valid_blocks));
+  return convert("ids", c.ids, &out->ids);
+}
+
+Status convert(const msa_index_select_params& c, msa::IndexSelectParams* out) {
+  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  return convert("scores", c.scores, &out->scores);
+}
+
+Status convert(const msa_sparse_attention_params& c, msa::SparseAttentionParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("v", c.v, &out->v));
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  MSA_TRY(convert("o", c.o, &out->o));
+  return convert("lse", c.lse, &out->lse);
+}
+
+Status convert(const msa_dense_attention_params& c, msa::DenseAttentionParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("v", c.v, &out->v));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  MSA_TRY(convert("o", c.o, &out->o));
+  MSA_TRY(convert("lse", c.lse, &out->lse));
+  return convert("block_max", c.block_max, &out->block_max);
+}
+
+Status convert(const msa_merge_params& c, msa::MergeParams* out) {
+  MSA_TRY(convert("o_parts", c.o_parts, &out->o_parts));
+  MSA_TRY(convert("lse_parts", c.lse_parts, &out->lse_parts));
+  MSA_TRY(convert("o", c.o, &out->o));
+  return convert("lse", c.lse, &out->lse);
+}
+
+Status convert(const msa_block_lists_params& c, msa::BlockListsParams* out) {
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
+  return convert("entries", c.entries, &out->entries);
+}
+
+Status convert(const msa_append_paged_params& c, msa::AppendPagedParams* out) {
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("v", c.v, &out->v));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  MSA_TRY(convert("k_pages", c.k_pages, &out->k_pages));
+  MSA_TRY(convert("v_pages", c.v_pages, &out->v_pages));
+  return convert("k_idx_pages", c.k_idx_pages, &out->k_idx_pages);
+}
+
+Status convert(const msa_block_mass_params& c, msa::BlockMassParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("lse", c.lse, &out->lse));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  return convert("mass", c.mass, &out->mass);
+}
+
+/// What every msa_run_* does; Params is the C++ twin of CParams.
+template <class Params, class CParams>
+msa_status run(const msa_plan* plan, const CParams* params, void* workspace, size_t bytes,
+               const msa_queue* queue) {
+  return guarded([&]() -> Status {
+    if (plan == nullptr) return invalid("plan: got NULL, expected one made by msa_plan_create");
+    CParams c{};
+    Params converted;
+    msa::Queue where;
+    MSA_TRY(adopt("params", params, &c));
+    MSA_TRY(convert(c, &converted));
+    MSA_TRY(convert(queue, &where));
+    return msa::run(plan->plan, converted, {workspace, bytes}, where);
+  });
+}
+
+Status backend_at(int32_t index, const msa::Backend** out) {
+  const auto all = msa::backends();
+  if (index < 0 || static_cast<size_t>(index) >= all.size())
+    return invalid("backend index: got ", index, ", expected 0 to ", all.size() - 1);
+  *out = all[static_cast<size_t>(index)];
+  return {};
+}
+
+}  // namespace
+
+const char* msa_last_error() { return last_error.c_str(); }
+const char* msa_version() { return MSA_VERSION_STRING; }
+
+msa_tensor msa_tensor_contiguous(const void* data, msa_dtype dtype, int32_t rank,
+                                 const int64_t* shape) {
+  msa_tensor tensor{};
+  tensor.struct_size = sizeof(msa_tensor);
+  tensor.dtype = dtype;
+  tensor.data = const_cast<void*>(data);
+  tensor.device_kind = MSA_CPU;
+  tensor.rank = rank;
+  if (rank < 0 || rank > MSA_MAX_RANK) return tensor;
+  int64_t step = 1;
+  for (int32_t i = rank - 1; i >= 0; --i) {
+    tensor.shape[i] = shape[i];
+    tensor.stride[i] = step;
+    step *= shape[i];
+  }
+  return tensor;
+}
+
+int32_t msa_backend_count() { return static_cast<int32_t>(msa::backends().size()); }
+
+const char* msa_backend_name(int32_t index) {
+  const msa::Backend* backend = nullptr;
+  const msa_status status = guarded([&] { return backend_at(index, &backend); });
+  return status == MSA_OK ? backend->name() : nullptr;
+}
+
+const char* msa_backend_requirement(int32_t index) {
+  const msa::Backend* backend = nullptr;
+  const msa_status status = guarded([&] { return backend_at(index, &backend); });
+  return status == MSA_OK ? backend->requirement() : nullptr;
+}
+
+msa_status msa_backend_usable(int32_t index) {
+  return guarded([&]() -> Status {
+    const msa::Backend* backend = nullptr;
+    MSA_TRY(backend_at(index, &backend));
+    return backend->usable();
+  });
+}
+
+msa_status msa_backend_supports(int32_t index, const msa_problem* problem) {
+  return guarded([&]() -> Status {
+    const msa::Backend* backend = nullptr;
+    msa::Problem converted;
+    MSA_TRY(backend_at(index, &backend));
+    MSA_TRY(convert(problem, &converted));
+    MSA_TRY(msa::validate(converted));
+    return backend->supports(converted);
+  });
+}
+
+msa_status msa_cost(const msa_problem* problem, int64_t q_len, int64_t kv_len, double* flops,
+                    double* bytes) {
+  return guarded([&]() -> Status {
+    msa::Problem converted;
+    MSA_TRY(convert(problem, &converted));
+    MSA_TRY(msa::validate(converted));
+    if (q_len < 0 || q_len > kv_len)
+      return invalid("q_len: got ", q_len, ", expected 0 to kv_len ", kv_len);
+    if (flops == nullptr || bytes == nullptr) return invalid("flops, bytes: got NULL");
+    const msa::Cost cost = msa::cost(converted, q_len, kv_len);
+    *flops = cost.flops;
+    *bytes = cost.bytes;
+    return {};
+  });
+}
+
+msa_status msa_paper_flop_ratio(const msa_problem* problem, int64_t context, double* ratio) {
+  return guarded([&]() -> Status {
+    msa::Problem converted;
+    MSA_TRY(convert(problem, &converted));
+    MSA_TRY(msa::validate(converted));
+    if (context < 1) return invalid("context: got ", context, ", expected >= 1");
+    if (ratio == nullptr) return invalid("ratio: got NULL");
+    *ratio = msa::paper_flop_ratio(converted, context);
+    return {};
+  });
+}
+
+msa_status msa_threads_create(int32_t count, msa_threads** out) {
+  return guarded([&]() -> Status {
+    if (out == nullptr) return invalid("out: got NULL");
+    if (count < 0) return invalid("count: got ", count, ", expected >= 0");
+    *out = new msa_threads{msa::Threads(count)};
+    return {};
+  });
+}
+
+int32_t msa_threads_count(const msa_threads* threads) {
+  return threads == nullptr ? 0 : threads->team.count();
+}
+
+void msa_threads_destroy(msa_threads* threads) { delete threads; }
+
+msa_status msa_plan_create(const msa_problem* problem, const msa_limits* limits,
+                           const char* backend, msa_plan** out) {
+  return guarded([&]() -> Status {
+    if (out == nullptr) return invalid("out: got NULL");
+    msa::Problem converted;
+    msa::Limits bounds;
+    msa::Plan plan;
+    MSA_TRY(convert(problem, &converted));
+    MSA_TRY(convert(limits, &bounds));
+    MSA_TRY(msa::plan(converted, bounds, &plan, backend == nullptr ? "auto" : backend));
+    *out = new msa_plan{plan};
+    return {};
+  });
+}
+
+const char* msa_plan_backend(const msa_plan* plan) {
+  return plan == nullptr ? nullptr : plan->plan.backend->name();
+}
+
+int64_t msa_plan_workspace_bytes(const msa_plan* plan) {
+  return plan == nullptr ? 0 : plan->plan.workspace_bytes;
+}
+
+void msa_plan_destroy(msa_plan* plan) { delete plan; }
+
+msa_status msa_run_index_scores(const msa_plan* plan, const msa_index_scores_params* params,
+                                void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::IndexScoresParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_select_blocks(const msa_plan* plan, const msa_select_blocks_params* params,
+                                 void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::SelectBlocksParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
+                                void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::IndexSelectParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_sparse_attention(const msa_plan* plan, const msa_sparse_attention_params* params,
+                                    void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::SparseAttentionParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_dense_attention(const msa_plan* plan, const msa_dense_attention_params* params,
+                                   void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::DenseAttentionParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* params, void* workspace,
+                         size_t bytes, const msa_queue* queue) {
+  return run<msa::MergeParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_block_lists(const msa_plan* plan, const msa_block_lists_params* params,
+                               void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::BlockListsParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_append_paged(const msa_plan* plan, const msa_append_paged_params* params,
+                                void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::AppendPagedParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
+                              void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::BlockMassParams>(plan, params, workspace, bytes, queue);
+}

@@ -1,0 +1,340 @@
+/* The C interface (C11): the same operators over the same structs as ops.h and backend.h, which
+ * document what each one computes, its shapes, dtypes and error cases; shape letters: problem.h.
+ *
+ *   msa_problem problem = MSA_PROBLEM_INIT;                  // MiniMax-M3; set what differs
+ *   msa_limits limits = {.struct_size = sizeof limits, .max_batch = 1, .max_tokens = T, ...};
+ *   msa_plan* plan = NULL;
+ *   if (msa_plan_create(&problem, &limits, "auto", &plan) != MSA_OK) puts(msa_last_error());
+ *   msa_sparse_attention_params params = {.struct_size = sizeof params, .q = &q, ..., .o = &o};
+ *   msa_run_sparse_attention(plan, &params, workspace, msa_plan_workspace_bytes(plan), NULL);
+ *
+ * Rules
+ *   struct_size  is the first field of every struct: set it to sizeof the struct. A smaller value
+ * is an older caller, the missing fields take their defaults; a larger one is an error. zero is the
+ * default of every field that the rules of ops.h make optional; a NULL tensor means "argument not
+ * given". ownership    the library keeps no pointer to a caller's struct or tensor after a call
+ * returns. threads      a plan may be used by many threads at once, msa_threads by one call at a
+ * time.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "msa/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Outcome of a call; the codes of msa::StatusCode. Anything but MSA_OK sets msa_last_error(). */
+typedef enum msa_status {
+  MSA_OK = 0,
+  MSA_INVALID_ARGUMENT = 1, /* an argument breaks the contract of the operator */
+  MSA_UNSUPPORTED = 2,      /* legal, but no (or not this) backend does it */
+  MSA_UNAVAILABLE = 3,      /* a backend, device or resource is not there */
+  MSA_IO = 4,               /* a file cannot be read or written */
+  MSA_INTERNAL = 5          /* a defect of this library */
+} msa_status;
+
+/* One line about the last call of this thread that failed: argument, given value, supported values.
+ * Valid until the next failing call of this thread; "" before the first. Never NULL. */
+MSA_API const char* msa_last_error(void);
+
+/* Version of the library in use, "0.1.0"; msa.h has the macros of the headers. */
+MSA_API const char* msa_version(void);
+
+typedef enum msa_dtype {
+  MSA_F32 = 0,
+  MSA_BF16 = 1,
+  MSA_F16 = 2,
+  MSA_I32 = 3 /* metadata: ids, lengths, page tables */
+} msa_dtype;
+
+/* As in DLPack; 0 counts as MSA_CPU. */
+typedef enum msa_device_kind { MSA_CPU = 1, MSA_CUDA = 2 } msa_device_kind;
+
+typedef enum msa_op {
+  MSA_OP_INDEX_SCORES = 0,
+  MSA_OP_SELECT_BLOCKS = 1,
+  MSA_OP_INDEX_SELECT = 2,
+  MSA_OP_SPARSE_ATTENTION = 3,
+  MSA_OP_SPARSE_DECODE = 4, /* run with msa_run_sparse_attention */
+  MSA_OP_DENSE_ATTENTION = 5,
+  MSA_OP_MERGE = 6,
+  MSA_OP_BLOCK_LISTS = 7,
+  MSA_OP_APPEND_PAGED = 8,
+  MSA_OP_BLOCK_MASS = 9
+} msa_op;
+
+typedef enum msa_kv_layout {
+  MSA_PACKED = 0, /* k, v [S,Hkv,D], k_idx [S,Di], with cu_seqlens_k */
+  MSA_PAGED = 1   /* k, v [P,Hkv,Bk,D], k_idx [P,Bk,Di], with page_table and seq_lens */
+} msa_kv_layout;
+
+#define MSA_MAX_RANK 4
+
+/* A view of caller memory: data[i0*stride[0] + i1*stride[1] + ...]; shape and stride count
+ * elements. The innermost stride is 1 (or its extent 1), every other stride is free. */
+typedef struct msa_tensor {
+  uint32_t struct_size;
+  int32_t dtype; /* msa_dtype */
+  void* data;
+  int32_t device_kind; /* msa_device_kind */
+  int32_t device_id;
+  int32_t rank; /* 0..MSA_MAX_RANK; 0 = not given */
+  int32_t reserved;
+  int64_t shape[MSA_MAX_RANK];
+  int64_t stride[MSA_MAX_RANK];
+} msa_tensor;
+
+/* The contiguous (row-major) CPU view of `rank` extents over data; a rank outside 0..MSA_MAX_RANK
+ * is kept as given and refused by the call that gets the tensor. */
+MSA_API msa_tensor msa_tensor_contiguous(const void* data, msa_dtype dtype, int32_t rank,
+                                         const int64_t* shape);
+
+/* Which rows belong to which sequence; all i32. */
+typedef struct msa_batch {
+  uint32_t struct_size;
+  int32_t non_causal;             /* 1: every key is visible to every query */
+  const msa_tensor* cu_seqlens_q; /* [B+1] */
+  const msa_tensor* cu_seqlens_k; /* [B+1], packed keys */
+  const msa_tensor* seq_lens;     /* [B], paged keys */
+  const msa_tensor* page_table;   /* [B,max_pages], paged keys */
+  const msa_tensor* q_offset;     /* [B], optional: position of the first query */
+  const msa_tensor* block_offset; /* [B], optional: first block of this shard of the keys */
+} msa_batch;
+
+/* The static description of an operator call; fields that the operator does not use are ignored. */
+typedef struct msa_problem {
+  uint32_t struct_size;
+  int32_t op;           /* msa_op */
+  int32_t dtype;        /* msa_dtype of q, k, v and the index keys */
+  int32_t layout;       /* msa_kv_layout */
+  int32_t heads_q;      /* Hq, a multiple of heads_kv */
+  int32_t heads_kv;     /* Hkv, and Hi */
+  int32_t head_dim;     /* D */
+  int32_t index_dim;    /* Di */
+  int32_t block_size;   /* Bk, tokens; also the page size */
+  int32_t topk;         /* K >= 1 */
+  int32_t init_blocks;  /* init_blocks + local_blocks <= K */
+  int32_t local_blocks; /* forced blocks at the query's end */
+  int32_t device_kind;  /* msa_device_kind */
+  int32_t device_id;
+} msa_problem;
+
+/* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */
+#define MSA_PROBLEM_INIT               \
+  {.struct_size = sizeof(msa_problem), \
+   .op = MSA_OP_SPARSE_ATTENTION,      \
+   .dtype = MSA_F32,                   \
+   .layout = MSA_PACKED,               \
+   .heads_q = 64,                      \
+   .heads_kv = 4,                      \
+   .head_dim = 128,                    \
+   .index_dim = 128,                   \
+   .block_size = 128,                  \
+   .topk = 16,                         \
+   .init_blocks = 0,                   \
+   .local_blocks = 1,                  \
+   .device_kind = MSA_CPU,             \
+   .device_id = 0}
+
+/* Upper bounds of the calls that a plan will serve. */
+typedef struct msa_limits {
+  uint32_t struct_size;
+  int32_t max_threads; /* CPU threads a queue may bring; 0 = all of the machine's */
+  int64_t max_batch;   /* B */
+  int64_t max_tokens;  /* T */
+  int64_t max_q_len;   /* query tokens of one sequence */
+  int64_t max_kv_len;  /* key tokens of one sequence, the new ones included */
+} msa_limits;
+
+/* ---- backends ------------------------------------------------------------------------------- */
+
+/* Backends of this build, usable or not, highest priority first. */
+MSA_API int32_t msa_backend_count(void);
+/* Name and requirement of backend `index` ("avx2", "AVX2, FMA and F16C"); NULL outside
+ * 0..msa_backend_count()-1, with msa_last_error(). Static strings. */
+MSA_API const char* msa_backend_name(int32_t index);
+MSA_API const char* msa_backend_requirement(int32_t index);
+/* MSA_OK, or MSA_UNAVAILABLE with the reason in msa_last_error(). */
+MSA_API msa_status msa_backend_usable(int32_t index);
+/* MSA_OK, or MSA_UNSUPPORTED with the field, its value and what this backend supports. */
+MSA_API msa_status msa_backend_supports(int32_t index, const msa_problem* problem);
+
+/* ---- cost ----------------------------------------------------------------------------------- */
+
+/* FLOPs (a multiply-add counts 2, exact on visible pairs) and compulsory bytes of one sequence of
+ * kv_len tokens whose last q_len are new; 0 <= q_len <= kv_len. */
+MSA_API msa_status msa_cost(const msa_problem* problem, int64_t q_len, int64_t kv_len,
+                            double* flops, double* bytes);
+/* The paper's closed form of dense over MSA FLOPs at `context` tokens; see paper_flop_ratio. */
+MSA_API msa_status msa_paper_flop_ratio(const msa_problem* problem, int64_t context, double* ratio);
+
+/* ---- plans and queues ----------------------------------------------------------------------- */
+
+/* A team of CPU threads. */
+typedef struct msa_threads msa_threads;
+/* `count` workers, the calling thread among them; 0 = all of the machine's; below 0 is an error.
+ * MSA_UNAVAILABLE when the system gives no thread. */
+MSA_API msa_status msa_threads_create(int32_t count, msa_threads** out);
+MSA_API int32_t msa_threads_count(const msa_threads* threads); /* 0 for NULL */
+MSA_API void msa_threads_destroy(msa_threads* threads);        /* NULL is fine */
+
+/* An operator bound to a backend. */
+typedef struct msa_plan msa_plan;
+/* Binds problem to a backend: "auto" (or NULL) takes the best one that can, or the one that the
+ * environment variable MSA_BACKEND names; a name forces it. On error *out is left alone. */
+MSA_API msa_status msa_plan_create(const msa_problem* problem, const msa_limits* limits,
+                                   const char* backend, msa_plan** out);
+MSA_API const char* msa_plan_backend(const msa_plan* plan); /* its name; NULL for NULL */
+/* Bytes of scratch memory for any call within the limits; 0 for NULL. */
+MSA_API int64_t msa_plan_workspace_bytes(const msa_plan* plan);
+MSA_API void msa_plan_destroy(msa_plan* plan); /* NULL is fine */
+
+/* Where the work is enqueued. A NULL queue is the calling thread alone. */
+typedef struct msa_queue {
+  uint32_t struct_size;
+  uint32_t reserved;
+  msa_threads* threads; /* CPU; NULL = the calling thread alone */
+  void* cuda_stream;    /* CUDA */
+} msa_queue;
+
+/* ---- operators ------------------------------------------------------------------------------
+ * Each msa_run_* checks every argument, then computes; on the CPU it returns when done. `workspace`
+ * is 64-byte aligned (256 on CUDA) and at least msa_plan_workspace_bytes long.
+ * Errors: MSA_INVALID_ARGUMENT with argument, given and expected; the outputs are then untouched.
+ */
+
+/* scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s] */
+typedef struct msa_index_scores_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* q_idx; /* [T,Hi,Di] */
+  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
+  const msa_batch* batch;
+  const msa_tensor* scores; /* out f32 [Hi,T,blocks] */
+} msa_index_scores_params;
+MSA_API msa_status msa_run_index_scores(const msa_plan* plan, const msa_index_scores_params* params,
+                                        void* workspace, size_t workspace_bytes,
+                                        const msa_queue* queue);
+
+/* ids = forced blocks and best scores, ascending, -1 in the unused tail */
+typedef struct msa_select_blocks_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* scores;           /* f32 [Hi,T,blocks] */
+  const msa_tensor* num_valid_blocks; /* i32 [T], optional */
+  const msa_tensor* ids;              /* out i32 [Hi,T,K] */
+} msa_select_blocks_params;
+MSA_API msa_status msa_run_select_blocks(const msa_plan* plan,
+                                         const msa_select_blocks_params* params, void* workspace,
+                                         size_t workspace_bytes, const msa_queue* queue);
+
+/* index_scores and select_blocks in one pass */
+typedef struct msa_index_select_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* q_idx; /* [T,Hi,Di] */
+  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
+  const msa_batch* batch;
+  const msa_tensor* ids;    /* out i32 [Hi,T,K] */
+  const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
+} msa_index_select_params;
+MSA_API msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
+                                        void* workspace, size_t workspace_bytes,
+                                        const msa_queue* queue);
+
+/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode */
+typedef struct msa_sparse_attention_params {
+  uint32_t struct_size;
+  float softmax_scale;   /* 0 = 1/sqrt(D) */
+  const msa_tensor* q;   /* [T,Hq,D] */
+  const msa_tensor* k;   /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* v;   /* as k */
+  const msa_tensor* ids; /* i32 [Hkv,T,K], any order, -1 ends a list */
+  const msa_batch* batch;
+  const msa_tensor* o;   /* out [T,Hq,D] */
+  const msa_tensor* lse; /* out f32 [T,Hq], optional */
+} msa_sparse_attention_params;
+MSA_API msa_status msa_run_sparse_attention(const msa_plan* plan,
+                                            const msa_sparse_attention_params* params,
+                                            void* workspace, size_t workspace_bytes,
+                                            const msa_queue* queue);
+
+/* the same with every visible block */
+typedef struct msa_dense_attention_params {
+  uint32_t struct_size;
+  float softmax_scale; /* 0 = 1/sqrt(D) */
+  const msa_tensor* q; /* [T,Hq,D] */
+  const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* v; /* as k */
+  const msa_batch* batch;
+  const msa_tensor* o;         /* out [T,Hq,D] */
+  const msa_tensor* lse;       /* out f32 [T,Hq], optional */
+  const msa_tensor* block_max; /* out f32 [Hq,T,blocks], optional */
+} msa_dense_attention_params;
+MSA_API msa_status msa_run_dense_attention(const msa_plan* plan,
+                                           const msa_dense_attention_params* params,
+                                           void* workspace, size_t workspace_bytes,
+                                           const msa_queue* queue);
+
+/* combines partial results over disjoint key sets */
+typedef struct msa_merge_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* o_parts;   /* [parts,T,Hq,D] */
+  const msa_tensor* lse_parts; /* f32 [parts,T,Hq] */
+  const msa_tensor* o;         /* out [T,Hq,D] */
+  const msa_tensor* lse;       /* out f32 [T,Hq], optional */
+} msa_merge_params;
+MSA_API msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* params,
+                                 void* workspace, size_t workspace_bytes, const msa_queue* queue);
+
+/* block -> queries, as CSR per KV head; an entry is token*K + slot */
+typedef struct msa_block_lists_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  const msa_batch* batch;
+  const msa_tensor* row_ptr; /* out i32 [Hkv,NB+1] */
+  const msa_tensor* entries; /* out i32 [Hkv,T*K] */
+} msa_block_lists_params;
+MSA_API msa_status msa_run_block_lists(const msa_plan* plan, const msa_block_lists_params* params,
+                                       void* workspace, size_t workspace_bytes,
+                                       const msa_queue* queue);
+
+/* writes the new rows into their pages; k with v, and k_idx, are each optional */
+typedef struct msa_append_paged_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* k;     /* [T,Hkv,D] */
+  const msa_tensor* v;     /* [T,Hkv,D] */
+  const msa_tensor* k_idx; /* [T,Di] */
+  const msa_batch* batch;
+  const msa_tensor* k_pages;     /* out [P,Hkv,Bk,D] */
+  const msa_tensor* v_pages;     /* out [P,Hkv,Bk,D] */
+  const msa_tensor* k_idx_pages; /* out [P,Bk,Di] */
+} msa_append_paged_params;
+MSA_API msa_status msa_run_append_paged(const msa_plan* plan, const msa_append_paged_params* params,
+                                        void* workspace, size_t workspace_bytes,
+                                        const msa_queue* queue);
+
+/* attention mass of each block, mean over the heads of a group */
+typedef struct msa_block_mass_params {
+  uint32_t struct_size;
+  float softmax_scale;   /* 0 = 1/sqrt(D) */
+  const msa_tensor* q;   /* [T,Hq,D] */
+  const msa_tensor* k;   /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* lse; /* f32 [T,Hq], of the dense attention */
+  const msa_batch* batch;
+  const msa_tensor* mass; /* out f32 [Hkv,T,blocks] */
+} msa_block_mass_params;
+MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
+                                      void* workspace, size_t workspace_bytes,
+                                      const msa_queue* queue);
+
+#ifdef __cplusplus
+}
+#endif
