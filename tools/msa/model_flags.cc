@@ -1,0 +1,44 @@
+#include "msa/model_flags.h"
+
+#include <fmt/format.h>
+
+#include "model/tokens.h"
+
+namespace msa::cli {
+
+void add_model_flags(CLI::App* command, ModelFlags* flags) {
+  command->add_option("--model", flags->directory, "Directory with config.json and safetensors")
+      ->required();
+  command->add_option("--dtype", flags->dtype, "Of q, k, v and the caches")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+}
+
+Status load_model(const ModelFlags& flags, const Common& common,
+                  std::unique_ptr<model::Model>* out) {
+  return model::Model::load(flags.directory,
+                            {.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32,
+                             .backend = common.backend,
+                             .threads = common.threads,
+                             .topk = flags.topk},
+                            out);
+}
+
+Status load_tokens(const model::Config& config, const std::string& text_path,
+                   const std::string& ids_path, int64_t limit, std::vector<int32_t>* out) {
+  if (!ids_path.empty()) {
+    MSA_TRY(model::read_token_ids(ids_path, out));
+    if (static_cast<int64_t>(out->size()) > limit) out->resize(static_cast<size_t>(limit));
+    return {};
+  }
+  if (!config.byte_level())
+    return Status(StatusCode::kUnsupported,
+                  fmt::format("{}: text needs a byte vocabulary (256 to 512 ids), this model has {}"
+                              " ids; give --token-ids",
+                              text_path, config.vocab_size));
+  std::string text;
+  MSA_TRY(read_text(text_path, limit, &text));
+  *out = model::tokens_of(text);
+  return {};
+}
+
+}  // namespace msa::cli
