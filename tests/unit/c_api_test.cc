@@ -169,9 +169,10 @@ TEST_F(CApi, IndexBranchIsTheSame) {
   scores.expect_same();
 
   make_plan(small_problem(MSA_OP_SELECT_BLOCKS));
-  std::vector<int32_t> valid_(kTokens);
-  for (size_t t = 0; t < valid_.size(); ++t) valid_[t] = static_cast<int32_t>(t % kBlocks);
-  const Both valid(valid_.data(), MSA_I32, {kTokens});
+  std::vector<int32_t> valid_values(kTokens);
+  for (size_t t = 0; t < valid_values.size(); ++t)
+    valid_values[t] = static_cast<int32_t>(t % kBlocks);
+  const Both valid(valid_values.data(), MSA_I32, {kTokens});
   const Both given(scores.memory[0].data(), MSA_F32, {kKvHeads, kTokens, kBlocks});
   Out<int32_t> ids(MSA_I32, {kKvHeads, kTokens, kTopk});
   const msa_select_blocks_params selecting{.struct_size = sizeof selecting,
@@ -221,12 +222,12 @@ TEST_F(CApi, AttentionIsTheSame) {
   block_max.expect_same();
 
   // Each token reads its sequence's first block and the local one of its last token.
-  std::vector<int32_t> ids_(kKvHeads * kTokens * kTopk, -1);
+  std::vector<int32_t> id_values(kKvHeads * kTokens * kTopk, -1);
   for (size_t row = 0; row < kKvHeads * kTokens; ++row) {
-    ids_[row * kTopk] = 2;
-    ids_[row * kTopk + 1] = 0;
+    id_values[row * kTopk] = 2;
+    id_values[row * kTopk + 1] = 0;
   }
-  const Both ids(ids_.data(), MSA_I32, {kKvHeads, kTokens, kTopk});
+  const Both ids(id_values.data(), MSA_I32, {kKvHeads, kTokens, kTopk});
   make_plan(small_problem(MSA_OP_SPARSE_ATTENTION));
   Out<float> sparse_o(MSA_F32, {kTokens, kHeads, kDim}), sparse_lse(MSA_F32, {kTokens, kHeads});
   const msa_sparse_attention_params sparse{.struct_size = sizeof sparse,
@@ -275,10 +276,10 @@ TEST_F(CApi, AttentionIsTheSame) {
 
 TEST_F(CApi, MergeAndAppendAreTheSame) {
   make_plan(small_problem(MSA_OP_MERGE));
-  const auto parts_ = random_floats(3 * kTokens * kHeads * kDim, 6);
-  const auto lses_ = random_floats(3 * kTokens * kHeads, 7);
-  const Both parts(parts_.data(), MSA_F32, {3, kTokens, kHeads, kDim}),
-      lses(lses_.data(), MSA_F32, {3, kTokens, kHeads});
+  const auto part_values = random_floats(3 * kTokens * kHeads * kDim, 6);
+  const auto lse_values = random_floats(3 * kTokens * kHeads, 7);
+  const Both parts(part_values.data(), MSA_F32, {3, kTokens, kHeads, kDim}),
+      lses(lse_values.data(), MSA_F32, {3, kTokens, kHeads});
   Out<float> o(MSA_F32, {kTokens, kHeads, kDim}), lse(MSA_F32, {kTokens, kHeads});
   const msa_merge_params merging{.struct_size = sizeof merging,
                                  .o_parts = &parts.c,
@@ -292,10 +293,10 @@ TEST_F(CApi, MergeAndAppendAreTheSame) {
   lse.expect_same();
 
   make_plan(small_problem(MSA_OP_APPEND_PAGED, MSA_PAGED));
-  const auto rows_ = random_floats(kTokens * kKvHeads * kDim, 8);
-  const auto index_rows_ = random_floats(kTokens * kDim, 9);
-  const Both rows(rows_.data(), MSA_F32, {kTokens, kKvHeads, kDim}),
-      index_rows(index_rows_.data(), MSA_F32, {kTokens, kDim});
+  const auto row_values = random_floats(kTokens * kKvHeads * kDim, 8);
+  const auto index_row_values = random_floats(kTokens * kDim, 9);
+  const Both rows(row_values.data(), MSA_F32, {kTokens, kKvHeads, kDim}),
+      index_rows(index_row_values.data(), MSA_F32, {kTokens, kDim});
   Out<float> k_pages(MSA_F32, {kPages, kKvHeads, kBlock, kDim}),
       v_pages(MSA_F32, {kPages, kKvHeads, kBlock, kDim}),
       k_idx_pages(MSA_F32, {kPages, kBlock, kDim});
@@ -317,7 +318,7 @@ TEST_F(CApi, MergeAndAppendAreTheSame) {
   v_pages.expect_same();
   k_idx_pages.expect_same();
   // Page 0 is logical block 1 of sequence 0: tokens 8..15, all of them new.
-  EXPECT_EQ(k_idx_pages.memory[0][0], index_rows_[1 * kDim]);
+  EXPECT_EQ(k_idx_pages.memory[0][0], index_row_values[1 * kDim]);
 }
 
 TEST_F(CApi, OlderCallersGetDefaultsAndNewerOnesAnError) {
@@ -353,8 +354,8 @@ TEST_F(CApi, ErrorsNameTheArgument) {
   EXPECT_EQ(plan_, nullptr);
 
   make_plan(small_problem(MSA_OP_MERGE));
-  const auto lses_ = random_floats(3 * kTokens * kHeads, 7);
-  Both lses(lses_.data(), MSA_F32, {3, kTokens, kHeads});
+  const auto lse_values = random_floats(3 * kTokens * kHeads, 7);
+  Both lses(lse_values.data(), MSA_F32, {3, kTokens, kHeads});
   msa_merge_params merging{.struct_size = sizeof merging, .lse_parts = &lses.c};
   const auto run = [&] { return msa_run_merge(plan_, &merging, workspace_, bytes_, nullptr); };
   expect_error(run(), MSA_INVALID_ARGUMENT, "o_parts");
