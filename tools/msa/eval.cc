@@ -105,14 +105,15 @@ Status run_attention(const model::Model& model, model::Attention attention,
 }
 
 nlohmann::json to_json(const char* name, const Result& result) {
-  return {{"attention", name},
-          {"bits_per_byte", result.bits_per_byte},
-          {"prefill_seconds", result.seconds.total},
-          {"attention_seconds", sum(result.seconds.attention)},
-          {"index_seconds", sum(result.seconds.index)},
-          {"kept_mass", result.kept_mass.empty() ? nlohmann::json() : result.kept_mass},
-          {"attention_seconds_per_layer", result.seconds.attention},
-          {"index_seconds_per_layer", result.seconds.index}};
+  return {
+      {"attention", name},
+      {"bits_per_byte", result.bits_per_byte},
+      {"prefill_seconds", result.seconds.total},
+      {"attention_seconds", sum(result.seconds.attention)},
+      {"index_seconds", sum(result.seconds.index)},
+      {"kept_mass", result.kept_mass.empty() ? nlohmann::json() : nlohmann::json(result.kept_mass)},
+      {"attention_seconds_per_layer", result.seconds.attention},
+      {"index_seconds_per_layer", result.seconds.index}};
 }
 
 void print_row(const char* name, const Result& result) {
@@ -224,10 +225,10 @@ CLI::App* add_eval(CLI::App& app, std::function<int()>* action) {
   CLI::App* command =
       app.add_subcommand("eval", "Bits per byte and time of dense attention and of MSA on a text");
   add_model_flags(command, &options->model);
-  CLI::Option* text = command->add_option("--text", options->text, "Text, read as bytes");
-  CLI::Option* ids =
-      command->add_option("--token-ids", options->token_ids, "Ids: int32 .npy or safetensors");
-  text->excludes(ids);
+  CLI::Option_group* input = command->add_option_group("Input", "One of these:");
+  input->add_option("--text", options->text, "Text, read as bytes");
+  input->add_option("--token-ids", options->token_ids, "Ids: int32 .npy or safetensors");
+  input->require_option(1);
   command->add_option("--context", options->context, "Tokens to score (default: up to 16384)")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
   command->add_option("--attention", options->attention, "dense, msa or both")
@@ -240,11 +241,7 @@ CLI::App* add_eval(CLI::App& app, std::function<int()>* action) {
   command->footer(
       "Example:\n"
       "  msa eval --model models/code-11m --text models/code-11m/sample.txt --context 16384");
-  command->callback([=] {
-    if (options->text.empty() && options->token_ids.empty())
-      throw CLI::RequiredError("--text or --token-ids");
-    *action = [=] { return run_eval(*options); };
-  });
+  command->callback([=] { *action = [=] { return run_eval(*options); }; });
   return command;
 }
 

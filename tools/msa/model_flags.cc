@@ -23,6 +23,14 @@ Status load_model(const ModelFlags& flags, const Common& common,
                             out);
 }
 
+Status require_byte_vocabulary(const model::Config& config) {
+  if (config.byte_level()) return {};
+  return Status(StatusCode::kUnsupported,
+                fmt::format("text needs a byte vocabulary (256 to 512 ids), this model has {} ids; "
+                            "give --token-ids",
+                            config.vocab_size));
+}
+
 Status load_tokens(const model::Config& config, const std::string& text_path,
                    const std::string& ids_path, int64_t limit, std::vector<int32_t>* out) {
   if (!ids_path.empty()) {
@@ -30,11 +38,7 @@ Status load_tokens(const model::Config& config, const std::string& text_path,
     if (static_cast<int64_t>(out->size()) > limit) out->resize(static_cast<size_t>(limit));
     return {};
   }
-  if (!config.byte_level())
-    return Status(StatusCode::kUnsupported,
-                  fmt::format("{}: text needs a byte vocabulary (256 to 512 ids), this model has {}"
-                              " ids; give --token-ids",
-                              text_path, config.vocab_size));
+  MSA_TRY(require_byte_vocabulary(config));
   std::string text;
   MSA_TRY(read_text(text_path, limit, &text));
   *out = model::tokens_of(text);
