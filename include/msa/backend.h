@@ -2,8 +2,8 @@
 //
 //   msa::Plan plan;
 //   MSA_TRY(msa::plan(problem, limits, &plan));              // host arithmetic only
-//   std::vector<std::byte> memory(plan.workspace_bytes);
-//   MSA_TRY(msa::run(plan, params, {memory.data(), memory.size()}, {.threads = &threads}));
+//   void* memory = ...;                                       // plan.workspace_bytes, 64-aligned
+//   MSA_TRY(msa::run(plan, params, {memory, bytes}, {.threads = &threads}));
 #pragma once
 
 #include <cstddef>
