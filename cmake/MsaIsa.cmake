@@ -11,5 +11,6 @@ function(msa_add_isa target name)
   endif()
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cpu/${name}/*.cc)
   target_sources(${target} PRIVATE ${sources})
-  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "${ARGN}")
+  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS
+    "${ARGN};$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>")  # g++ 12 blames its own intrinsics
 endfunction()

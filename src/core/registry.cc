@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "core/check.h"
 #include "core/text.h"
@@ -108,6 +109,10 @@ Status plan(const Problem& problem, const Limits& limits, Plan* out, std::string
   MSA_TRY(validate(problem));
   MSA_TRY(validate(limits));
   Plan made{.problem = problem, .limits = limits};
+  if (limits.max_threads == 0) {
+    made.limits.max_threads =
+        static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  }
   MSA_TRY(choose_backend(problem, backend, &made.backend));
   made.workspace_bytes = made.backend->workspace_bytes(problem, limits);
   *out = made;

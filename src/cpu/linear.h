@@ -1,4 +1,5 @@
-// Matrix products of the model runner: y = x w^T with w packed once for the widest usable vector unit.
+// Matrix products of the model runner: y = x w^T with w packed once for the widest usable vector
+// unit.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ class LinearWeight {
   int64_t columns() const { return k_; }  ///< inputs
 
   /// y [m,n] = x [m,k] w^T; leading dimensions in elements. Results do not depend on the threads.
-  void multiply(const float* x, int64_t ldx, int64_t m, float* y, int64_t ldy, Threads& threads) const;
+  void multiply(const float* x, int64_t ldx, int64_t m, float* y, int64_t ldy,
+                Threads& threads) const;
 
  private:
   int64_t n_ = 0, k_ = 0;

@@ -90,9 +90,9 @@ struct Machine {
   std::map<std::string, double> peaks;  // FLOP per second, by backend
 
   explicit Machine(int count) : threads(count), bandwidth(cpu::read_bandwidth(threads)) {}
-  double peak(const std::string& backend, DType dtype) {
-    const auto [entry, is_new] = peaks.try_emplace(backend);
-    if (is_new) entry->second = cpu::peak_flops(*find_backend(backend), dtype, threads);
+  double peak(const Backend& backend) {
+    const auto [entry, is_new] = peaks.try_emplace(backend.name());
+    if (is_new) entry->second = cpu::peak_flops(backend, threads);
     return entry->second;
   }
 };
@@ -126,12 +126,12 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
   const Operation& operation = one.operation;
   const bool timed = !one.seconds.empty();
   const Quantiles seconds = quantiles(one.seconds);
-  const double peak = machine->peak(operation.backend, p.dtype);
+  const double peak = machine->peak(*operation.backend);
   const double ceiling =
       std::max(operation.cost.flops / peak, operation.cost.bytes / machine->bandwidth);
   const auto number = [&](double value) { return timed ? json(value) : json(nullptr); };
   json row = {{"op", operation.op},
-              {"backend", operation.backend},
+              {"backend", operation.backend->name()},
               {"dtype", name_of(p.dtype)},
               {"layout", one.layout == KvLayout::kPaged ? "paged" : "packed"},
               {"selection", options.selection},

@@ -1,0 +1,56 @@
+// The table of one instruction set and element type.
+#pragma once
+
+#include "cpu/generic/attention.h"
+#include "cpu/generic/index.h"
+#include "cpu/kernels.h"
+
+namespace msa::cpu {
+
+template <class Isa>
+int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+  switch (problem.op) {
+    case Op::kIndexScores:
+    case Op::kIndexSelect:
+      return index_bytes<Isa>(problem, limits);
+    case Op::kSparseAttention:
+    case Op::kSparseDecode:
+      return attention_bytes<Isa>(problem, limits, true);
+    default:
+      return attention_bytes<Isa>(problem, limits, false);
+  }
+}
+
+/// Multiply-adds on registers alone, 12 sums to hide their latency: the ceiling of this instruction
+/// set.
+template <class Isa>
+double burn() {
+  constexpr int64_t kRounds = 1 << 16;
+  if constexpr (Isa::kPair == 2) {
+    return Isa::burn(kRounds);
+  } else {
+    typename Isa::Vec sum[12];
+    for (auto& x : sum) x = Isa::set1(1.0f);
+    typename Isa::Vec factor = Isa::set1(0.999f);
+    for (int64_t i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+      for (auto& x : sum) x = Isa::fma(x, factor, factor);
+      asm volatile("" : "+x"(factor));
+    }
+    for (auto& x : sum) asm volatile("" : "+x"(x));
+    return 2.0 * 12 * Isa::kLanes * kRounds;
+  }
+}
+
+template <class Isa>
+constexpr Kernels kernels_of() {
+  return {workspace_bytes<Isa>,
+          run_index_scores<Isa>,
+          run_index_select<Isa>,
+          run_sparse_attention<Isa>,
+          run_dense_attention<Isa>,
+          run_block_mass<Isa>,
+          burn<Isa>};
+}
+
+}  // namespace msa::cpu
