@@ -1,0 +1,170 @@
+#include "conformance/harness.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string_view>
+
+#include "core/text.h"
+#include "reference/rows.h"
+
+namespace msa::conformance {
+namespace {
+
+constexpr size_t kWorkspaceGuard = 64;
+
+/// One way of running the same call. Results may depend on none of this.
+struct Repeat {
+  const char* what;
+  bool parallel;
+  std::byte poison;  ///< what outputs and workspace hold before
+};
+constexpr Repeat kRepeats[] = {{"1 thread", false, std::byte{0x5a}},
+                               {"N threads", true, std::byte{0xff}},
+                               {"N threads again", true, std::byte{0x00}}};
+
+/// Backends whose matrix units take probabilities as bf16 only.
+bool rounds_probabilities(const Backend& backend, DType dtype) {
+  const std::string_view name = backend.name();
+  return dtype == DType::kBF16 && (name == "amx" || name == "avx512");
+}
+
+/// As msa::plan, for backends that need not be on its list.
+Plan bind(const Backend& backend, const Problem& problem, const Limits& limits) {
+  return {&backend, problem, limits, backend.workspace_bytes(problem, limits)};
+}
+
+Status call(const Plan& plan, const Params& params, Workspace workspace, Threads* threads) {
+  return std::visit(
+      [&](const auto& a) { return msa::run(plan, a, workspace, {.threads = threads}); }, params);
+}
+
+/// True when index_select's forced blocks are those of select_blocks: the query's own block is the
+/// last one it sees.
+bool ends_at_own_block(const Case& c) {
+  if (!c.causal || c.q_offsets || c.block_offsets) return false;
+  return std::all_of(c.sequences.begin(), c.sequences.end(),
+                     [](const SequenceSize& s) { return s.kv_len >= s.q_len; });
+}
+
+}  // namespace
+
+Harness::Harness(int threads) : threads_(std::max(2, threads)) {}
+
+std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> backends) {
+  Instance instance(c);
+  instance.poison_outputs(std::byte{0xff});
+  Expected expected;
+  const Status status =
+      expect(c.problem, instance.limits(), instance.params(), &threads_, &expected);
+  std::vector<Result> results;
+  for (const Backend* backend : backends) {
+    if (status.ok())
+      results.push_back(run(instance, expected, *backend));
+    else
+      results.push_back({backend, Outcome::kFailed, "the judge: " + status.message()});
+  }
+  return results;
+}
+
+Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
+  Limits limits = instance.limits();
+  limits.max_threads = threads_.count();
+  if (const Status status = backend.supports(instance.problem()); !status.ok())
+    return {&backend, Outcome::kSkipped, status.message()};
+  const Plan plan = bind(backend, instance.problem(), limits);
+
+  Verdict verdict;
+  std::string failure = repeat(instance, expected, plan, &verdict);
+  if (failure.empty() && instance.problem().op == Op::kIndexSelect)
+    failure = two_steps(instance, backend);
+  return {&backend, failure.empty() ? Outcome::kPassed : Outcome::kFailed, failure,
+          verdict.max_error};
+}
+
+/// Runs the call in every way of kRepeats; returns what is wrong.
+std::string Harness::repeat(Instance& instance, const Expected& expected, const Plan& plan,
+                            Verdict* verdict) {
+  Plan guarded = plan;
+  guarded.workspace_bytes += kWorkspaceGuard;
+  const Workspace memory = make_workspace(guarded, &scratch_);
+  const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+  std::byte* const workspace = static_cast<std::byte*>(memory.data);
+
+  const uint64_t inputs = instance.input_hash();
+  std::vector<std::vector<std::byte>> first;
+  for (const Repeat& way : kRepeats) {
+    instance.poison_outputs(way.poison);
+    std::fill_n(workspace, memory.bytes, way.poison);
+    const Status status = call(plan, instance.params(), {bytes == 0 ? nullptr : workspace, bytes},
+                               way.parallel ? &threads_ : nullptr);
+    if (!status.ok()) return text("run with ", way.what, ": ", status.message());
+    if (std::any_of(workspace + bytes, workspace + memory.bytes,
+                    [&](std::byte b) { return b != way.poison; }))
+      return text("writes behind its workspace of ", bytes, " bytes");
+    if (first.empty()) {
+      *verdict =
+          judge(expected, instance.params(),
+                {.exact_scores = instance.test_case().exact_scores(),
+                 .rounds_probabilities = rounds_probabilities(*plan.backend, plan.problem.dtype)});
+      if (!verdict->ok()) return verdict->failure;
+    }
+    bool untouched = false;
+    std::vector<std::vector<std::byte>> taken = instance.take_outputs(&untouched);
+    if (!untouched) return "writes outside its outputs";
+    if (first.empty())
+      first = std::move(taken);
+    else if (first != taken)
+      return text("results with ", way.what, " differ from those with ", kRepeats[0].what,
+                  ", or an output is not written everywhere");
+  }
+  if (instance.input_hash() != inputs) return "writes into its inputs";
+  return {};
+}
+
+/// index_select must choose what the backend's own index_scores and select_blocks choose.
+std::string Harness::two_steps(Instance& instance, const Backend& backend) {
+  if (!ends_at_own_block(instance.test_case())) return {};
+  const IndexSelectParams fused = std::get<IndexSelectParams>(instance.params());
+  const Problem& p = instance.problem();
+  const int64_t tokens = fused.q_idx.shape[0];
+  const int64_t blocks = (instance.limits().max_kv_len + p.block_size - 1) / p.block_size;
+  std::vector<float> scores(static_cast<size_t>(p.heads_kv * tokens * blocks));
+  std::vector<int32_t> valid(static_cast<size_t>(tokens)),
+      lists[2]{std::vector<int32_t>(static_cast<size_t>(p.heads_kv * tokens * p.topk)), {}};
+  lists[1] = lists[0];
+  for (int64_t t = 0; t < tokens; ++t)
+    valid[static_cast<size_t>(t)] =
+        static_cast<int32_t>(reference::query_at(fused.batch, t, p.block_size).visible_blocks());
+
+  const auto ids = [&](int i) {
+    return TensorView::contiguous(lists[i].data(), DType::kI32, {p.heads_kv, tokens, p.topk});
+  };
+  const TensorView score_view =
+      TensorView::contiguous(scores.data(), DType::kF32, {p.heads_kv, tokens, blocks});
+  const std::pair<Op, Params> steps[] = {
+      {Op::kIndexSelect,
+       IndexSelectParams{
+           .q_idx = fused.q_idx, .k_idx = fused.k_idx, .batch = fused.batch, .ids = ids(0)}},
+      {Op::kIndexScores,
+       IndexScoresParams{
+           .q_idx = fused.q_idx, .k_idx = fused.k_idx, .batch = fused.batch, .scores = score_view}},
+      {Op::kSelectBlocks, SelectBlocksParams{.scores = score_view,
+                                             .num_valid_blocks = TensorView::contiguous(
+                                                 valid.data(), DType::kI32, {tokens}),
+                                             .ids = ids(1)}}};
+  for (const auto& [op, params] : steps) {
+    Problem problem = p;
+    problem.op = op;
+    if (const Status status = backend.supports(problem); !status.ok())
+      return text("does ", name_of(p.op), " but not ", name_of(op), ": ", status.message());
+    const Plan plan = bind(backend, problem, instance.limits());
+    const Status status = call(plan, params, make_workspace(plan, &scratch_), nullptr);
+    if (!status.ok()) return text(name_of(op), " after ", name_of(p.op), ": ", status.message());
+  }
+  const auto [at, end] = std::mismatch(lists[0].begin(), lists[0].end(), lists[1].begin());
+  if (at == lists[0].end()) return {};
+  return text("ids differ from index_scores + select_blocks of the same backend at element ",
+              at - lists[0].begin(), ": got ", *at, ", expected ", *end);
+}
+
+}  // namespace msa::conformance

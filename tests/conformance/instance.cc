@@ -1,0 +1,658 @@
+#include "conformance/instance.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "core/half.h"
+#include "core/sequence.h"
+
+namespace msa::conformance {
+namespace {
+
+constexpr int64_t kGuard = 64;  // poisoned elements on both sides of an output
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+/// What lies where nothing may be read: NaN and +inf, or an id and length far out of range.
+void fill_stale(Buffer& buffer, DType dtype) {
+  const size_t size = static_cast<size_t>(size_of(dtype));
+  for (size_t i = 0; i < buffer.size / size; ++i) {
+    std::byte* at = buffer.data.get() + i * size;
+    if (dtype == DType::kI32) {
+      const int32_t absurd = i % 2 == 0 ? 0x7ffffff0 : -77;
+      std::memcpy(at, &absurd, size);
+    } else {
+      store_f32(at, dtype, 0, i % 2 == 0 ? kNaN : kInfinity);
+    }
+  }
+}
+
+/// A fixed direction: queries and keys along it have large products.
+float direction(int64_t d) { return (d * 2654435761u >> 7) % 2 == 0 ? 1.0f : -1.0f; }
+
+int64_t key_offset(const TensorView& keys, const Sequence& s, int64_t token, int64_t head) {
+  const BlockRows rows = block_rows(keys, s, token / s.block_size, head);
+  return (rows.data - static_cast<const std::byte*>(keys.data)) / size_of(keys.dtype) +
+         token % s.block_size * rows.token_stride;
+}
+
+void set_i32(const TensorView& view, int64_t offset, int64_t value) {
+  view.at<int32_t>()[offset] = static_cast<int32_t>(value);
+}
+
+std::vector<Output> list(IndexScoresParams& a) { return {{"scores", &a.scores}}; }
+std::vector<Output> list(SelectBlocksParams& a) { return {{"ids", &a.ids}}; }
+std::vector<Output> list(IndexSelectParams& a) { return {{"ids", &a.ids}, {"scores", &a.scores}}; }
+std::vector<Output> list(SparseAttentionParams& a) { return {{"o", &a.o}, {"lse", &a.lse}}; }
+std::vector<Output> list(DenseAttentionParams& a) {
+  return {{"o", &a.o}, {"lse", &a.lse}, {"block_max", &a.block_max}};
+}
+std::vector<Output> list(MergeParams& a) { return {{"o", &a.o}, {"lse", &a.lse}}; }
+std::vector<Output> list(BlockListsParams& a) {
+  return {{"row_ptr", &a.row_ptr}, {"entries", &a.entries}};
+}
+std::vector<Output> list(AppendPagedParams& a) {
+  return {{"k_pages", &a.k_pages}, {"v_pages", &a.v_pages}, {"k_idx_pages", &a.k_idx_pages}};
+}
+std::vector<Output> list(BlockMassParams& a) { return {{"mass", &a.mass}}; }
+
+}  // namespace
+
+std::vector<Output> outputs(Params& params) {
+  std::vector<Output> all = std::visit([](auto& a) { return list(a); }, params);
+  std::erase_if(all, [](const Output& o) { return !o.view->given(); });
+  return all;
+}
+
+int64_t element_offset(const TensorView& view, int64_t linear) {
+  int64_t offset = 0;
+  for (size_t i = static_cast<size_t>(view.rank); i-- > 0;) {
+    offset += linear % view.shape[i] * view.stride[i];
+    linear /= view.shape[i];
+  }
+  return offset;
+}
+
+std::vector<std::byte> gather(const TensorView& view) {
+  const int64_t size = size_of(view.dtype);
+  std::vector<std::byte> elements(static_cast<size_t>(view.numel() * size));
+  for (int64_t i = 0; i < view.numel(); ++i)
+    std::memcpy(elements.data() + i * size,
+                static_cast<const std::byte*>(view.data) + element_offset(view, i) * size,
+                static_cast<size_t>(size));
+  return elements;
+}
+
+void scatter(const std::vector<std::byte>& elements, const TensorView& view) {
+  const int64_t size = size_of(view.dtype);
+  for (int64_t i = 0; i < view.numel(); ++i)
+    std::memcpy(static_cast<std::byte*>(view.data) + element_offset(view, i) * size,
+                elements.data() + i * size, static_cast<size_t>(size));
+}
+
+// ---- memory ----
+
+struct Instance::Layout {
+  std::vector<size_t> order;  ///< axes, outermost first
+  std::vector<int64_t> gap;   ///< free elements behind each step of an axis
+  int64_t shift = 0;          ///< elements between the allocation's start and the view
+};
+
+Instance::Layout Instance::make_layout(int rank, bool any_innermost_stride, int64_t pitch) {
+  Layout layout;
+  layout.order.resize(static_cast<size_t>(rank));
+  layout.gap.assign(static_cast<size_t>(rank), 0);
+  std::iota(layout.order.begin(), layout.order.end(), 0);
+  if (case_.strided) {
+    std::vector<size_t> outer = layout.order;
+    if (!any_innermost_stride) outer.pop_back();
+    rng_.shuffle(outer);
+    std::copy(outer.begin(), outer.end(), layout.order.begin());
+    for (int64_t& gap : layout.gap) gap = rng_.pick<int64_t>({0, 0, 0, 3, 8, 16});
+    if (!any_innermost_stride) layout.gap.back() = 0;
+    layout.shift = rng_.pick<int64_t>({0, 0, 1, 2, 3, 8});
+  }
+  // A pitch makes room behind each innermost row: for the values between the keys.
+  if (rank > 1) layout.gap[layout.order[layout.order.size() - 2]] += pitch;
+  return layout;
+}
+
+/// A view over a new allocation; `extra` elements more than the view itself reaches.
+TensorView Instance::place(DType dtype, const std::vector<int64_t>& shape, const Layout& layout,
+                           bool is_output, int64_t extra) {
+  TensorView view{.dtype = dtype, .rank = static_cast<int32_t>(shape.size())};
+  std::copy(shape.begin(), shape.end(), view.shape.begin());
+  int64_t step = 1;
+  for (size_t i = layout.order.size(); i-- > 0;) {
+    const size_t axis = layout.order[i];
+    view.stride[axis] = step + layout.gap[axis];
+    step = view.stride[axis] * std::max<int64_t>(1, view.shape[axis]);
+  }
+  int64_t elements = view.numel() == 0 ? 0 : 1 + extra;
+  for (size_t i = 0; i < shape.size() && view.numel() > 0; ++i)
+    elements += (view.shape[i] - 1) * view.stride[i];
+
+  const int64_t guard = is_output ? kGuard : 0;
+  const int64_t size = size_of(dtype);
+  const int64_t bytes = (elements + layout.shift + 2 * guard) * size;
+  Buffer buffer{std::unique_ptr<std::byte[]>(new std::byte[static_cast<size_t>(bytes)]),
+                static_cast<size_t>(bytes)};
+  view.data = buffer.data.get() + (layout.shift + guard) * size;
+  if (!is_output) fill_stale(buffer, dtype);
+  (is_output ? outputs_ : inputs_).push_back(std::move(buffer));
+  return view;
+}
+
+TensorView Instance::allocate(DType dtype, std::vector<int64_t> shape, bool is_output,
+                              bool any_innermost_stride) {
+  const Layout layout =
+      make_layout(static_cast<int>(shape.size()), any_innermost_stride, /*pitch=*/0);
+  return place(dtype, shape, layout, is_output, /*extra=*/0);
+}
+
+/// Two tensors of one shape: apart, or row by row beside each other in one pool.
+std::array<TensorView, 2> Instance::allocate_interleaved(std::vector<int64_t> shape,
+                                                         bool is_output) {
+  if (!case_.strided || rng_.chance(50)) {
+    const TensorView first = allocate(problem().dtype, shape, is_output);
+    return {first, allocate(problem().dtype, shape, is_output)};
+  }
+  const int64_t dim = shape.back();
+  const Layout layout = make_layout(static_cast<int>(shape.size()), false, dim);
+  const TensorView first = place(problem().dtype, shape, layout, is_output, dim);
+  TensorView second = first;
+  second.data = static_cast<std::byte*>(first.data) + dim * size_of(first.dtype);
+  return {first, second};
+}
+
+TensorView Instance::metadata(const std::vector<int32_t>& values) {
+  const int64_t n = static_cast<int64_t>(values.size());
+  const TensorView view = place(DType::kI32, {n}, {.order = {0}, .gap = {0}, .shift = 0}, false, 0);
+  std::copy(values.begin(), values.end(), view.at<int32_t>());
+  return view;
+}
+
+void Instance::poison_outputs(std::byte pattern) {
+  pattern_ = problem().op == Op::kAppendPaged ? std::byte{0xff} : pattern;
+  for (Buffer& buffer : outputs_) std::fill_n(buffer.data.get(), buffer.size, pattern_);
+}
+
+std::vector<std::vector<std::byte>> Instance::take_outputs(bool* untouched) {
+  std::vector<std::vector<std::byte>> taken;
+  for (const Output& output : outputs(params_)) taken.push_back(gather(*output.view));
+  for (const Output& output : outputs(params_)) {
+    const size_t bytes = static_cast<size_t>(output.view->numel() * size_of(output.view->dtype));
+    scatter(std::vector<std::byte>(bytes, pattern_), *output.view);
+  }
+  *untouched = true;
+  for (const Buffer& buffer : outputs_) {
+    *untouched = *untouched && std::all_of(buffer.data.get(), buffer.data.get() + buffer.size,
+                                           [this](std::byte b) { return b == pattern_; });
+  }
+  return taken;
+}
+
+uint64_t Instance::input_hash() const {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const Buffer& buffer : inputs_) {
+    for (size_t i = 0; i < buffer.size; i += 2) {
+      uint16_t word;
+      std::memcpy(&word, buffer.data.get() + i, sizeof word);
+      hash = (hash ^ word) * 0x100000001b3u;
+    }
+  }
+  return hash;
+}
+
+// ---- contents ----
+
+Batch Instance::make_batch() {
+  std::vector<int32_t> cu_q{0}, cu_k{0}, lens, q_offset, block_offset;
+  for (const SequenceSize& s : case_.sequences) {
+    cu_q.push_back(cu_q.back() + s.q_len);
+    cu_k.push_back(cu_k.back() + s.kv_len);
+    lens.push_back(s.kv_len);
+    q_offset.push_back(s.q_offset);
+    block_offset.push_back(s.block_offset);
+  }
+  Batch batch{.cu_seqlens_q = metadata(cu_q), .causal = case_.causal};
+  if (problem().layout == KvLayout::kPaged) {
+    batch.seq_lens = metadata(lens);
+    if (problem().op != Op::kBlockLists) batch.page_table = make_page_table();
+  } else {
+    batch.cu_seqlens_k = metadata(cu_k);
+  }
+  if (case_.q_offsets) batch.q_offset = metadata(q_offset);
+  if (case_.block_offsets) batch.block_offset = metadata(block_offset);
+  return batch;
+}
+
+/// Every block its own page, in random order among pages of nobody; full blocks of later sequences
+/// may share the first one's (a common prompt).
+TensorView Instance::make_page_table() {
+  const int64_t block = problem().block_size;
+  const int64_t sequences = static_cast<int64_t>(case_.sequences.size());
+  pages_ = rng_.between(1, 3);
+  for (const SequenceSize& s : case_.sequences) pages_ += (s.kv_len + block - 1) / block;
+  std::vector<int64_t> free(static_cast<size_t>(pages_));
+  std::iota(free.begin(), free.end(), 0);
+  rng_.shuffle(free);
+
+  const TensorView table =
+      input(DType::kI32, {sequences, std::max<int64_t>(1, max_blocks_) + rng_.between(0, 2)});
+  const bool share = problem().op != Op::kAppendPaged && rng_.chance(20);
+  for (int64_t b = 0; b < sequences; ++b) {
+    const int64_t kv_len = case_.sequences[static_cast<size_t>(b)].kv_len;
+    for (int64_t j = 0; j < (kv_len + block - 1) / block; ++j) {
+      const bool common =
+          share && (j + 1) * block <= std::min<int64_t>(kv_len, case_.sequences[0].kv_len);
+      set_i32(table, table.offset(b, j), common && b > 0 ? *table.at<int32_t>(0, j) : free.back());
+      free.pop_back();
+    }
+  }
+  return table;
+}
+
+void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {
+  const int64_t rows = tokens_ - case_.padded_rows;
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t d = 0; d < dim; ++d) {
+        float x = rng_.normal();
+        switch (case_.values) {
+          case Values::kTies:
+          case Values::kEqual:
+            x = static_cast<float>(rng_.between(-1, 1));
+            break;
+          case Values::kZero:
+            x = rng_.chance(50) ? 0.0f : -0.0f;
+            break;
+          case Values::kHuge:
+            x *= 16;
+            break;
+          case Values::kPeaked:
+            x += 0.5f * direction(d);
+            break;
+          case Values::kRising:
+          case Values::kFalling:
+            x = 0.3f * x + direction(d);
+            break;
+          case Values::kNormal:
+          case Values::kNonFinite:
+            break;
+        }
+        store_f32(q.data, q.dtype, q.offset(t, h, d), x);
+      }
+      if (case_.values == Values::kNonFinite && rng_.chance(5))
+        store_f32(q.data, q.dtype, q.offset(t, h, rng_.between(0, dim - 1)), kNaN);
+    }
+  }
+}
+
+void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored) {
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);
+    const int64_t peak = rng_.between(0, std::max<int64_t>(0, s.kv_len - 1));
+    for (int64_t token = 0; token < s.kv_len; ++token) {
+      const float place = static_cast<float>(token) / static_cast<float>(s.kv_len);
+      const bool is_peak = token == peak || rng_.chance(1);
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t offset = key_offset(k, s, token, h);
+        for (int64_t d = 0; d < dim; ++d) {
+          float x = rng_.normal();
+          switch (scored ? case_.values : Values::kNormal) {
+            case Values::kTies:
+              x = static_cast<float>(rng_.between(-1, 1));
+              break;
+            case Values::kEqual:
+              x = static_cast<float>((d * 7 + h) % 3 - 1);
+              break;
+            case Values::kHuge:
+              x *= 16;
+              break;
+            case Values::kPeaked:
+              if (is_peak) x = 0.1f * x + 10 * direction(d);
+              break;
+            case Values::kRising:
+              x = 0.3f * x + 6 * place * direction(d);
+              break;
+            case Values::kFalling:
+              x = 0.3f * x + 6 * (1 - place) * direction(d);
+              break;
+            case Values::kNormal:
+            case Values::kZero:
+            case Values::kNonFinite:
+              break;
+          }
+          store_f32(k.data, k.dtype, offset + d, x);
+        }
+      }
+    }
+  }
+  if (scored && case_.values == Values::kNonFinite) break_some_keys(k, dim);
+}
+
+/// NaN and infinities in visible keys: they decide the score of their token only.
+void Instance::break_some_keys(const TensorView& k, int64_t dim) {
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);
+    for (int64_t token = 0; token < s.kv_len; ++token) {
+      if (!rng_.chance(10)) continue;
+      const int64_t offset = key_offset(k, s, token, 0);
+      const float bad = rng_.pick({kNaN, kNaN, kInfinity, -kInfinity});
+      const bool whole_row = std::isnan(bad) && rng_.chance(50);
+      const int64_t first = whole_row ? 0 : rng_.between(0, dim - 1);
+      for (int64_t d = first; d < (whole_row ? dim : first + 1); ++d)
+        store_f32(k.data, k.dtype, offset + d, bad);
+    }
+    // A whole block of NaN has the score -inf, and can still be chosen.
+    if (s.blocks() > 1 && rng_.chance(50)) {
+      const int64_t begin = rng_.between(0, s.blocks() - 1) * s.block_size;
+      for (int64_t token = begin; token < std::min(begin + s.block_size, s.kv_len); ++token)
+        store_f32(k.data, k.dtype, key_offset(k, s, token, 0), kNaN);
+    }
+  }
+}
+
+/// Any bit patterns, for what is copied and not computed with.
+void Instance::fill_rows(const TensorView& rows, int64_t count, int64_t heads, int64_t dim) {
+  for (int64_t i = 0; i < count * heads * dim; ++i) {
+    const int64_t d = i % dim, h = i / dim % heads, t = i / dim / heads;
+    const int64_t offset = rows.rank == 3 ? rows.offset(t, h, d) : rows.offset(t, d);
+    const uint64_t bits = rng_.bits();
+    std::memcpy(static_cast<std::byte*>(rows.data) + offset * size_of(rows.dtype), &bits,
+                static_cast<size_t>(size_of(rows.dtype)));
+  }
+}
+
+TensorView Instance::make_keys(int64_t dim) {
+  const int64_t block = problem().block_size;
+  TensorView k;
+  if (problem().layout == KvLayout::kPaged) {
+    k = input(problem().dtype, {pages_, block, dim});
+  } else {
+    const int64_t keys = batch_.cu_seqlens_k.at<int32_t>()[batch_size(batch_)];
+    k = input(problem().dtype, {keys + rng_.between(0, 3), dim});
+  }
+  fill_keys(k, 1, dim, /*scored=*/true);
+  return k;
+}
+
+std::array<TensorView, 2> Instance::make_keys_values() {
+  const Problem& p = problem();
+  std::array<TensorView, 2> kv;
+  if (p.layout == KvLayout::kPaged) {
+    kv = allocate_interleaved({pages_, p.heads_kv, p.block_size, p.head_dim}, false);
+  } else {
+    const int64_t keys = batch_.cu_seqlens_k.at<int32_t>()[batch_size(batch_)];
+    kv = allocate_interleaved({keys + rng_.between(0, 3), p.heads_kv, p.head_dim}, false);
+  }
+  fill_keys(kv[0], p.heads_kv, p.head_dim, /*scored=*/true);
+  fill_keys(kv[1], p.heads_kv, p.head_dim, /*scored=*/false);
+  return kv;
+}
+
+/// Lists of any length up to K in any order, some with blocks the query does not see or that
+/// another shard holds; behind the first -1 anything may follow.
+TensorView Instance::make_ids() {
+  const Problem& p = problem();
+  TensorView ids = input(DType::kI32, {case_.shared_ids ? 1 : p.heads_kv, tokens_, p.topk});
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), p.block_size);
+    for (int64_t h = 0; h < ids.shape[0]; ++h) {
+      for (int64_t i = 0; i < s.q_len; ++i) {
+        const bool only_visible = rng_.chance(70);
+        int64_t begin = s.block0;
+        int64_t end = s.block0 + (only_visible ? s.visible_blocks(i) : s.blocks());
+        if (case_.block_offsets && rng_.chance(50)) begin = 0, end += 2;
+        std::vector<int64_t> candidates(static_cast<size_t>(end - begin));
+        std::iota(candidates.begin(), candidates.end(), begin);
+        rng_.shuffle(candidates);
+        const int64_t most = std::min<int64_t>(p.topk, end - begin);
+        candidates.resize(static_cast<size_t>(rng_.chance(75) ? most : rng_.between(0, most)));
+        if (rng_.chance(60)) std::sort(candidates.begin(), candidates.end());
+        candidates.push_back(-1);
+        for (int64_t slot = 0; slot < p.topk; ++slot) {
+          if (slot < static_cast<int64_t>(candidates.size()))
+            set_i32(ids, ids.offset(h, s.q_begin + i, slot), candidates[static_cast<size_t>(slot)]);
+        }
+      }
+    }
+  }
+  if (case_.shared_ids) ids.shape[0] = p.heads_kv, ids.stride[0] = 0;
+  return ids;
+}
+
+// ---- operators ----
+
+IndexScoresParams Instance::make_index_scores() {
+  const Problem& p = problem();
+  IndexScoresParams a{.q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                      .k_idx = make_keys(p.index_dim),
+                      .batch = batch_};
+  fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  a.scores = allocate(DType::kF32, {p.heads_kv, tokens_, max_blocks_ + rng_.between(0, 2)},
+                      /*is_output=*/true, /*any_innermost_stride=*/true);
+  return a;
+}
+
+SelectBlocksParams Instance::make_select_blocks() {
+  const Problem& p = problem();
+  SelectBlocksParams a{.scores = allocate(DType::kF32, {p.heads_kv, tokens_, max_blocks_},
+                                          /*is_output=*/false, /*any_innermost_stride=*/true),
+                       .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+  std::vector<int32_t> valid(static_cast<size_t>(tokens_), static_cast<int32_t>(max_blocks_));
+  if (case_.optional) {
+    for (int32_t& count : valid) count = static_cast<int32_t>(rng_.between(0, max_blocks_));
+    a.num_valid_blocks = metadata(valid);
+  }
+  for (int64_t r = 0; r < p.heads_kv; ++r) {
+    for (int64_t t = 0; t < tokens_; ++t) {
+      for (int64_t j = 0; j < valid[static_cast<size_t>(t)]; ++j) {
+        float x = rng_.normal();
+        if (case_.values == Values::kTies) x = rng_.pick({-1.0f, -0.0f, 0.0f, 1.0f, 2.0f});
+        if (case_.values == Values::kEqual) x = 0.5f;
+        if (case_.values == Values::kZero) x = rng_.chance(50) ? 0.0f : -0.0f;
+        if (case_.values == Values::kHuge) x *= 1e38f;
+        if (case_.values == Values::kNonFinite && rng_.chance(60))
+          x = rng_.pick({kNaN, -kNaN, kInfinity, -kInfinity});
+        *a.scores.at<float>(r, t, j) = x;
+      }
+    }
+  }
+  return a;
+}
+
+IndexSelectParams Instance::make_index_select() {
+  const Problem& p = problem();
+  IndexSelectParams a{.q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                      .k_idx = make_keys(p.index_dim),
+                      .batch = batch_,
+                      .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+  fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  if (case_.optional) a.scores = output(DType::kF32, {p.heads_kv, tokens_, p.topk});
+  return a;
+}
+
+SparseAttentionParams Instance::make_sparse_attention() {
+  const Problem& p = problem();
+  const auto [k, v] = make_keys_values();
+  SparseAttentionParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                          .k = k,
+                          .v = v,
+                          .ids = make_ids(),
+                          .batch = batch_,
+                          .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                          .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
+  return a;
+}
+
+DenseAttentionParams Instance::make_dense_attention() {
+  const Problem& p = problem();
+  const auto [k, v] = make_keys_values();
+  DenseAttentionParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                         .k = k,
+                         .v = v,
+                         .batch = batch_,
+                         .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                         .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
+  if (case_.optional && rng_.chance(60))
+    a.block_max = output(DType::kF32, {p.heads_q, tokens_, max_blocks_ + rng_.between(0, 2)});
+  return a;
+}
+
+MergeParams Instance::make_merge() {
+  const Problem& p = problem();
+  const int64_t parts = rng_.between(1, 6);
+  MergeParams a{.o_parts = input(rng_.chance(50) ? DType::kF32 : p.dtype,
+                                 {parts, tokens_, p.heads_q, p.head_dim}),
+                .lse_parts = input(DType::kF32, {parts, tokens_, p.heads_q}),
+                .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
+  const float spread = case_.values == Values::kHuge ? 2000.0f : 3.0f;
+  for (int64_t t = 0; t < tokens_; ++t) {
+    for (int64_t h = 0; h < p.heads_q; ++h) {
+      const bool nothing = rng_.chance(4);
+      for (int64_t i = 0; i < parts; ++i) {
+        const bool empty = nothing || rng_.chance(15);  // o stays NaN and infinite there
+        *a.lse_parts.at<float>(i, t, h) = empty                            ? -kInfinity
+                                          : case_.values == Values::kEqual ? 1.5f
+                                                                           : spread * rng_.normal();
+        for (int64_t d = 0; d < p.head_dim && !empty; ++d)
+          store_f32(a.o_parts.data, a.o_parts.dtype, a.o_parts.offset(i, t, h, d), rng_.normal());
+      }
+    }
+  }
+  return a;
+}
+
+BlockListsParams Instance::make_block_lists() {
+  const Problem& p = problem();
+  int64_t blocks = 0;
+  for (int64_t b = 0; b < batch_size(batch_); ++b)
+    blocks += sequence(batch_, b, p.block_size).blocks();
+  return {.ids = make_ids(),
+          .batch = batch_,
+          .row_ptr = output(DType::kI32, {p.heads_kv, blocks + 1}),
+          .entries = output(DType::kI32, {p.heads_kv, tokens_ * p.topk})};
+}
+
+AppendPagedParams Instance::make_append_paged() {
+  const Problem& p = problem();
+  AppendPagedParams a{.batch = batch_};
+  const int64_t what = rng_.between(0, 3);  // 0 keys and values, 1 index keys, else all
+  if (what != 1) {
+    const std::array kv = allocate_interleaved({tokens_, p.heads_kv, p.head_dim}, false);
+    const std::array pages =
+        allocate_interleaved({pages_, p.heads_kv, p.block_size, p.head_dim}, true);
+    a.k = kv[0], a.v = kv[1], a.k_pages = pages[0], a.v_pages = pages[1];
+    fill_rows(a.k, tokens_, p.heads_kv, p.head_dim);
+    fill_rows(a.v, tokens_, p.heads_kv, p.head_dim);
+  }
+  if (what != 0) {
+    a.k_idx = input(p.dtype, {tokens_, p.index_dim});
+    a.k_idx_pages = output(p.dtype, {pages_, p.block_size, p.index_dim});
+    fill_rows(a.k_idx, tokens_, 1, p.index_dim);
+  }
+  return a;
+}
+
+BlockMassParams Instance::make_block_mass() {
+  const Problem& p = problem();
+  const auto [k, v] = make_keys_values();
+  BlockMassParams a{
+      .q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+      .k = k,
+      .batch = batch_,
+      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+      .mass = output(DType::kF32, {p.heads_kv, tokens_, max_blocks_ + rng_.between(0, 2)})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  a.lse = make_lse(a);
+  return a;
+}
+
+/// The LSE that belongs to the mass: dense attention by the reference.
+TensorView Instance::make_lse(const BlockMassParams& a) {
+  Problem p = problem();
+  p.op = Op::kDenseAttention;
+  const TensorView lse = input(DType::kF32, {tokens_, p.heads_q});
+  std::vector<float> o(static_cast<size_t>(tokens_ * p.heads_q * p.head_dim));
+  const DenseAttentionParams dense{
+      .q = a.q,
+      .k = a.k,
+      .v = a.k,
+      .batch = a.batch,
+      .softmax_scale = a.softmax_scale,
+      .o = TensorView::contiguous(o.data(), DType::kF32, {tokens_, p.heads_q, p.head_dim}),
+      .lse = lse};
+  Plan plan;
+  Status status = msa::plan(p, limits_, &plan, "reference-f64");
+  std::vector<double> memory(static_cast<size_t>(plan.workspace_bytes) / 8 + 8);
+  void* start = memory.data();
+  size_t space = memory.size() * 8;
+  start = std::align(64, static_cast<size_t>(plan.workspace_bytes), start, space);
+  if (status.ok()) status = run(plan, dense, {start, space});
+  if (!status.ok()) std::fill_n(lse.at<float>(), 1, kNaN);  // the judge will say why
+  return lse;
+}
+
+Instance::Instance(const Case& c) : case_(c), rng_(c.seed) {
+  const Problem& p = problem();
+  tokens_ = c.tokens();
+  limits_ = {.max_batch = static_cast<int64_t>(c.sequences.size()),
+             .max_tokens = tokens_,
+             .max_q_len = 0,
+             .max_kv_len = 0};
+  for (const SequenceSize& s : c.sequences) {
+    limits_.max_q_len = std::max<int64_t>(limits_.max_q_len, s.q_len);
+    limits_.max_kv_len = std::max<int64_t>(limits_.max_kv_len, s.kv_len);
+  }
+  max_blocks_ = (limits_.max_kv_len + p.block_size - 1) / p.block_size;
+  if (c.loose_limits) {
+    limits_.max_batch += rng_.between(0, 3);
+    limits_.max_tokens += rng_.between(0, 100);
+    limits_.max_q_len += rng_.between(0, 100);
+    limits_.max_kv_len += rng_.between(0, 1000);
+  }
+  batch_ = make_batch();
+  switch (p.op) {
+    case Op::kIndexScores:
+      params_ = make_index_scores();
+      break;
+    case Op::kSelectBlocks:
+      params_ = make_select_blocks();
+      break;
+    case Op::kIndexSelect:
+      params_ = make_index_select();
+      break;
+    case Op::kSparseAttention:
+    case Op::kSparseDecode:
+      params_ = make_sparse_attention();
+      break;
+    case Op::kDenseAttention:
+      params_ = make_dense_attention();
+      break;
+    case Op::kMerge:
+      params_ = make_merge();
+      break;
+    case Op::kBlockLists:
+      params_ = make_block_lists();
+      break;
+    case Op::kAppendPaged:
+      params_ = make_append_paged();
+      break;
+    case Op::kBlockMass:
+      params_ = make_block_mass();
+      break;
+  }
+}
+
+}  // namespace msa::conformance

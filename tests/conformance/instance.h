@@ -1,0 +1,111 @@
+// The tensors of a case. Whatever an operator may not read holds NaN, infinities or absurd ids:
+// gaps between rows, pages in no table, tokens past kv_len, rows of padding, ids behind a -1.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "conformance/cases.h"
+#include "conformance/random.h"
+#include "msa/msa.h"
+
+namespace msa::conformance {
+
+using Params = std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
+                            SparseAttentionParams, DenseAttentionParams, MergeParams,
+                            BlockListsParams, AppendPagedParams, BlockMassParams>;
+
+/// An allocation of exactly `size` bytes, so that address sanitizers see its ends.
+struct Buffer {
+  std::unique_ptr<std::byte[]> data;
+  size_t size = 0;
+};
+
+struct Output {
+  const char* name;
+  TensorView* view;
+};
+/// The outputs that were given.
+std::vector<Output> outputs(Params& params);
+
+/// Offset of element `linear`, counted in row-major order of the shape.
+int64_t element_offset(const TensorView& view, int64_t linear);
+
+/// The elements of a view in row-major order, without gaps.
+std::vector<std::byte> gather(const TensorView& view);
+/// The inverse.
+void scatter(const std::vector<std::byte>& elements, const TensorView& view);
+
+class Instance {
+ public:
+  explicit Instance(const Case& c);
+
+  const Case& test_case() const { return case_; }
+  const Problem& problem() const { return case_.problem; }
+  const Limits& limits() const { return limits_; }
+  Params& params() { return params_; }
+  const Params& params() const { return params_; }
+
+  /// Fills the memory of every output with `pattern`, the zones around it included. append_paged
+  /// keeps one pattern: what it does not write is part of its result.
+  void poison_outputs(std::byte pattern);
+  /// The elements of each output; then the outputs' own elements are poisoned again, and
+  /// `untouched` tells whether all of the outputs' memory is as poison_outputs left it.
+  std::vector<std::vector<std::byte>> take_outputs(bool* untouched);
+  /// Changes when an input changes.
+  uint64_t input_hash() const;
+
+ private:
+  struct Layout;
+  Layout make_layout(int rank, bool any_innermost_stride, int64_t pitch);
+  TensorView allocate(DType dtype, std::vector<int64_t> shape, bool is_output,
+                      bool any_innermost_stride = false);
+  std::array<TensorView, 2> allocate_interleaved(std::vector<int64_t> shape, bool is_output);
+  TensorView place(DType dtype, const std::vector<int64_t>& shape, const Layout& layout,
+                   bool is_output, int64_t extra);
+  TensorView input(DType dtype, std::vector<int64_t> shape) {
+    return allocate(dtype, std::move(shape), false);
+  }
+  TensorView output(DType dtype, std::vector<int64_t> shape) {
+    return allocate(dtype, std::move(shape), true);
+  }
+  TensorView metadata(const std::vector<int32_t>& values);
+  DType output_dtype() const { return case_.f32_outputs ? DType::kF32 : problem().dtype; }
+
+  Batch make_batch();
+  TensorView make_page_table();
+  void fill_queries(const TensorView& q, int64_t heads, int64_t dim);
+  void fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored);
+  void fill_rows(const TensorView& rows, int64_t count, int64_t heads, int64_t dim);
+  TensorView make_keys(int64_t dim);
+  std::array<TensorView, 2> make_keys_values();
+  TensorView make_ids();
+  TensorView make_lse(const BlockMassParams& a);
+  void break_some_keys(const TensorView& k, int64_t dim);
+
+  IndexScoresParams make_index_scores();
+  SelectBlocksParams make_select_blocks();
+  IndexSelectParams make_index_select();
+  SparseAttentionParams make_sparse_attention();
+  DenseAttentionParams make_dense_attention();
+  MergeParams make_merge();
+  BlockListsParams make_block_lists();
+  AppendPagedParams make_append_paged();
+  BlockMassParams make_block_mass();
+
+  Case case_;
+  Rng rng_;
+  Limits limits_;
+  int64_t tokens_ = 0;      ///< T
+  int64_t max_blocks_ = 0;  ///< of one sequence
+  int64_t pages_ = 0;       ///< P
+  Batch batch_;
+  std::vector<Buffer> inputs_, outputs_;
+  std::byte pattern_{};
+  Params params_;
+};
+
+}  // namespace msa::conformance
