@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 
-#include "core/sequence.h"
 #include "model/safetensors.h"
 #include "msa/commands.h"
 #include "msa/common.h"
@@ -163,24 +162,36 @@ struct Call {
     return {};
   }
 
+  /// One operator; its outputs are judged when asked for.
   template <class Params>
-  Status run(Op op, const Params& params, const std::string& backend, AttendResult* out) {
+  Status run(Op op, const Params& params, AttendResult* out) {
     problem.op = op;
     Plan plan;
-    MSA_TRY(msa::plan(problem, limits, &plan, backend));
+    MSA_TRY(msa::plan(problem, limits, &plan, options.backend));
+    out->backend = plan.backend;
     const Array memory = Array::bytes_for(plan);
     Status status;
-    const double seconds = seconds_of(
+    out->seconds += seconds_of(
         [&] { status = msa::run(plan, params, memory.workspace(), Queue{.threads = &threads}); });
-    if (out != nullptr) {
-      out->seconds += seconds;
-      out->backend = plan.backend->name();
-    }
-    return status;
+    MSA_TRY(status);
+    if (!options.check) return {};
+    if (!out->verdict) out->verdict.emplace();
+    return add_verdict(problem, limits, *plan.backend, params, &threads, &*out->verdict);
   }
 
-  Status run_attention(const TensorView& lists, const std::string& backend, const TensorView& o,
-                       const TensorView& lse, AttendResult* out) {
+  Status compute(AttendResult* out) {
+    const auto output = [&](const char* name, DType dtype, std::initializer_list<int64_t> shape) {
+      return out->outputs.emplace_back(name, Array(dtype, shape)).second.view();
+    };
+    TensorView lists = ids;
+    if (select) {
+      lists = output("ids", DType::kI32, {problem.heads_kv, q_idx.shape[0], problem.topk});
+      const IndexSelectParams params{.q_idx = q_idx, .k_idx = k_idx, .batch = batch, .ids = lists};
+      MSA_TRY(run(Op::kIndexSelect, params, out));
+    }
+    if (!q.given()) return {};
+    const TensorView o = output("o", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
+    const TensorView lse = output("lse", DType::kF32, {q.shape[0], q.shape[1]});
     if (sparse)
       return run(Op::kSparseAttention,
                  SparseAttentionParams{.q = q,
@@ -191,7 +202,7 @@ struct Call {
                                        .softmax_scale = options.scale,
                                        .o = o,
                                        .lse = lse},
-                 backend, out);
+                 out);
     return run(Op::kDenseAttention,
                DenseAttentionParams{.q = q,
                                     .k = k,
@@ -200,59 +211,7 @@ struct Call {
                                     .softmax_scale = options.scale,
                                     .o = o,
                                     .lse = lse},
-               backend, out);
-  }
-
-  /// Lists against the block scores of the reference, row by row.
-  Status check_selection(const TensorView& lists, Verdict* verdict) {
-    int64_t blocks = 1;
-    for (int64_t b = 0; b < batch_size(batch); ++b)
-      blocks = std::max(blocks, sequence(batch, b, problem.block_size).blocks());
-    const Array scores(DType::kF32, {problem.heads_kv, q_idx.shape[0], blocks});
-    MSA_TRY(run(
-        Op::kIndexScores,
-        IndexScoresParams{.q_idx = q_idx, .k_idx = k_idx, .batch = batch, .scores = scores.view()},
-        "reference", nullptr));
-    for (int64_t b = 0; b < batch_size(batch); ++b) {
-      const Sequence s = sequence(batch, b, problem.block_size);
-      for (int64_t head = 0; head < problem.heads_kv; ++head)
-        for (int64_t i = 0; i < s.q_len; ++i)
-          compare_list(std::span(lists.at<const int32_t>(head, s.q_begin + i),
-                                 static_cast<size_t>(problem.topk)),
-                       std::span(scores.view().at<const float>(head, s.q_begin + i),
-                                 static_cast<size_t>(s.visible_blocks(i))),
-                       problem, verdict);
-    }
-    return {};
-  }
-
-  Status compute(AttendResult* out) {
-    const auto output = [&](const char* name, DType dtype, std::initializer_list<int64_t> shape) {
-      return out->outputs.emplace_back(name, Array(dtype, shape)).second.view();
-    };
-    Verdict verdict;
-    TensorView lists = ids;
-    if (select) {
-      lists = output("ids", DType::kI32, {problem.heads_kv, q_idx.shape[0], problem.topk});
-      MSA_TRY(run(Op::kIndexSelect,
-                  IndexSelectParams{.q_idx = q_idx, .k_idx = k_idx, .batch = batch, .ids = lists},
-                  options.backend, out));
-      if (options.check) MSA_TRY(check_selection(lists, &verdict));
-    }
-    if (q.given()) {
-      const TensorView o = output("o", q.dtype, {q.shape[0], q.shape[1], q.shape[2]});
-      const TensorView lse = output("lse", DType::kF32, {q.shape[0], q.shape[1]});
-      MSA_TRY(run_attention(lists, options.backend, o, lse, out));
-      if (options.check) {
-        const Array expected_o(DType::kF32, {q.shape[0], q.shape[1], q.shape[2]});
-        const Array expected_lse(DType::kF32, {q.shape[0], q.shape[1]});
-        MSA_TRY(run_attention(lists, "reference", expected_o.view(), expected_lse.view(), nullptr));
-        compare(o, expected_o.view(), q.dtype, &verdict);
-        compare(lse, expected_lse.view(), q.dtype, &verdict);
-      }
-    }
-    if (options.check) out->verdict = verdict;
-    return {};
+               out);
   }
 };
 
@@ -276,7 +235,7 @@ int run_attend(Options options) {
   if (!status.ok()) return fail(fmt::format("{}: {}", options.input, status.message()));
 
   nlohmann::json report = {{"op", result.op},
-                           {"backend", result.backend},
+                           {"backend", result.backend->name()},
                            {"threads", threads.count()},
                            {"seconds", result.seconds},
                            {"input", options.input},
@@ -300,7 +259,7 @@ int run_attend(Options options) {
   if (status.ok()) status = write_json(options.json, report);
   if (!status.ok()) return fail(status);
   if (options.json != "-") {
-    fmt::print("{} on {}, {}: ", result.op, result.backend, human_seconds(result.seconds));
+    fmt::print("{} on {}, {}: ", result.op, result.backend->name(), human_seconds(result.seconds));
     for (const auto& [name, view] : tensors)
       fmt::print("{} {}{} ", name, name_of(view.dtype),
                  model::shape_text(std::span(view.shape.data(), static_cast<size_t>(view.rank))));

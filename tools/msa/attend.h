@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "msa/arrays.h"
-#include "msa/compare.h"
+#include "msa/verdict.h"
 
 namespace msa::cli {
 
@@ -30,7 +30,8 @@ struct AttendOptions {
 };
 
 struct AttendResult {
-  std::string op, backend;
+  std::string op;
+  const Backend* backend = nullptr;
   double seconds = 0;                                  ///< of the operators alone
   std::vector<std::pair<std::string, Array>> outputs;  ///< ids, o, lse
   std::optional<Verdict> verdict;                      ///< when asked for

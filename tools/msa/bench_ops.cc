@@ -1,30 +1,19 @@
 #include "msa/bench_ops.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <memory>
 #include <mutex>
 #include <utility>
 
-#include "msa/compare.h"
+#include "msa/verdict.h"
 
 namespace msa::cli {
 namespace {
 
 constexpr int64_t kMergeParts = 4;
 constexpr int64_t kSamples = 32;
-
-/// The call of one operator; it keeps its plan and workspace alive.
-template <class Params>
-Status make_call(const Problem& problem, const Limits& limits, const std::string& backend,
-                 const Params& params, Queue queue, std::function<Status()>* call,
-                 const Backend** chosen = nullptr) {
-  Plan plan;
-  MSA_TRY(msa::plan(problem, limits, &plan, backend));
-  if (chosen != nullptr) *chosen = plan.backend;
-  auto memory = std::make_shared<Array>(Array::bytes_for(plan));
-  *call = [=] { return msa::run(plan, params, memory->workspace(), queue); };
-  return {};
-}
 
 template <class Params>
 using Member = TensorView Params::*;
@@ -37,12 +26,14 @@ std::vector<std::string> bench_op_names() {
   return names;
 }
 
-// What the reference recomputes: one query row, as a batch of one sequence with one token whose
+// A query row as the reference recomputes it: a batch of one sequence with one token, whose
 // position is given by q_offset.
 struct Workload::Sample {
-  int64_t row = 0, sequence = 0, position = 0;
-  int32_t cu_q[2] = {0, 1}, cu_k[2] = {0, 0}, length = 0, offset = 0;
-  TensorView page_table{};
+  Sample(int64_t sequence, int64_t position, int64_t context, const TensorView& pages)
+      : cu_k{0, static_cast<int32_t>(context)},
+        offset(static_cast<int32_t>(position)),
+        first_key(sequence * context),
+        page_table(pages.given() ? slice(pages, 0, sequence, 1) : pages) {}
 
   Batch batch() const {
     const auto view = [](const int32_t* data, int64_t n) {
@@ -50,7 +41,7 @@ struct Workload::Sample {
     };
     Batch batch{.cu_seqlens_q = view(cu_q, 2), .q_offset = view(&offset, 1)};
     if (page_table.given()) {
-      batch.seq_lens = view(&length, 1);
+      batch.seq_lens = view(cu_k + 1, 1);
       batch.page_table = page_table;
     } else {
       batch.cu_seqlens_k = view(cu_k, 2);
@@ -59,152 +50,98 @@ struct Workload::Sample {
   }
   /// Packed keys of this sequence; pages stay whole.
   TensorView keys(const TensorView& view) const {
-    return page_table.given() ? view : slice(view, 0, sequence * length, length);
+    return page_table.given() ? view : slice(view, 0, first_key, cu_k[1]);
   }
+
+  int32_t cu_q[2] = {0, 1}, cu_k[2], offset;
+  int64_t first_key;
+  TensorView page_table;
 };
 
 // Where the tokens of an operator's arguments lie, so that any of its rows can be recomputed.
 template <class Params>
 struct Workload::Rows {
-  std::vector<std::pair<Member<Params>, int>> inputs{};  ///< with the axis of the tokens
+  std::vector<std::pair<Member<Params>, int>> tokens{};  ///< inputs and outputs, with their axis
   std::vector<Member<Params>> keys{};
-  std::vector<std::pair<Member<Params>, int>> outputs{};
 };
+
+Problem Workload::problem(Op op) const {
+  Problem problem = setting_.problem;
+  problem.op = op;
+  return problem;
+}
+
+Limits Workload::limits() const {
+  return {.max_batch = setting_.batch,
+          .max_tokens = tokens(),
+          .max_q_len = setting_.new_tokens,
+          .max_kv_len = setting_.context,
+          .max_threads = threads_.count()};
+}
 
 template <class Params>
 Status Workload::bind(Op op, const Params& params, Operation* out) {
-  Problem problem = setting_.problem;
-  problem.op = op;
-  const Limits limits{.max_batch = setting_.batch,
-                      .max_tokens = tokens(),
-                      .max_q_len = setting_.new_tokens,
-                      .max_kv_len = setting_.context,
-                      .max_threads = threads_.count()};
-  const Backend* backend = nullptr;
-  MSA_TRY(make_call(problem, limits, setting_.backend, params, Queue{.threads = &threads_},
-                    &out->run, &backend));
-  out->backend = backend->name();
-  out->cost = cost(problem, setting_.new_tokens, setting_.context);
+  Plan plan;
+  MSA_TRY(msa::plan(problem(op), limits(), &plan, setting_.backend));
+  auto memory = std::make_shared<Array>(Array::bytes_for(plan));
+  out->run = [=, threads = &threads_] {
+    return msa::run(plan, params, memory->workspace(), {.threads = threads});
+  };
+  out->backend = plan.backend;
+  out->cost = cost(plan.problem, setting_.new_tokens, setting_.context);
   out->cost.flops *= static_cast<double>(setting_.batch);
   out->cost.bytes *= static_cast<double>(setting_.batch);
   return {};
 }
 
-template <class Params>
-Status Workload::run_reference(Op op, const Params& params, const Limits& limits) const {
-  Problem problem = setting_.problem;
-  problem.op = op;
-  std::function<Status()> call;
-  MSA_TRY(make_call(problem, limits, "reference", params, Queue{}, &call));
-  return call();
-}
-
-/// Calls `check` for up to 32 query rows of all sequences, in parallel.
-Status Workload::each_sample(const std::function<Status(const Sample&, Verdict*)>& check,
-                             Verdict* out) {
-  const int64_t count = std::min(kSamples, tokens());
-  const TensorView pages = batch().page_table;
-  std::mutex mutex;
-  Status status;
-  threads_.parallel_for(count, [&](int64_t i, int) {
-    Sample sample;
-    // The first and the last row, and others between them at odd places.
-    sample.row = count > 1 ? i * (tokens() - 1) / (count - 1) : 0;
-    if (i > 0 && i + 1 < count) sample.row = std::min(tokens() - 1, sample.row + i * 37 % 61);
-    sample.sequence = sample.row / setting_.new_tokens;
-    sample.position = position(sample.row);
-    sample.offset = static_cast<int32_t>(sample.position);
-    sample.length = sample.cu_k[1] = static_cast<int32_t>(setting_.context);
-    if (pages.given()) sample.page_table = slice(pages, 0, sample.sequence, 1);
-    Verdict verdict;
-    const Status checked = check(sample, &verdict);
-    const std::scoped_lock lock(mutex);
-    if (status.ok()) status = checked;
-    out->merge(verdict);
-  });
-  return status;
-}
-
-/// Binds an operator whose rows do not depend on each other.
+/// Binds an operator whose rows do not depend on each other; up to 32 of them are judged, each as a
+/// batch of its own.
 template <class Params>
 Status Workload::bind_rows(Op op, const Params& params, const Rows<Params>& rows, Operation* out) {
-  out->verify = [=, this](Verdict* verdict) {
-    return each_sample(
-        [&](const Sample& sample, Verdict* found) {
-          Params one = params;
-          std::vector<Array> expected;
-          for (const auto& [member, axis] : rows.inputs)
-            one.*member = slice(params.*member, axis, sample.row, 1);
-          for (const auto& [member, axis] : rows.outputs) {
-            const TensorView row = slice(params.*member, axis, sample.row, 1);
-            expected.emplace_back(row.dtype == DType::kI32 ? DType::kI32 : DType::kF32,
-                                  std::span(row.shape.data(), static_cast<size_t>(row.rank)));
-            one.*member = expected.back().view();
-          }
-          for (const auto& member : rows.keys) one.*member = sample.keys(params.*member);
-          if constexpr (requires { one.batch; }) one.batch = sample.batch();
-          MSA_TRY(run_reference(op, one, {.max_kv_len = sample.length, .max_threads = 1}));
-          for (const auto& [member, axis] : rows.outputs)
-            compare(slice(params.*member, axis, sample.row, 1), one.*member, setting_.problem.dtype,
-                    found);
-          return Status();
-        },
-        verdict);
+  MSA_TRY(bind(op, params, out));
+  out->verify = [=, this, backend = out->backend](Verdict* worst) {
+    const int64_t count = std::min(kSamples, tokens());
+    const TensorView pages = batch().page_table;
+    std::mutex mutex;
+    Status failed;
+    threads_.parallel_for(count, [&](int64_t i, int) {
+      // The first and the last row, and others between them at odd places.
+      int64_t row = count > 1 ? i * (tokens() - 1) / (count - 1) : 0;
+      if (i > 0 && i + 1 < count) row = std::min(tokens() - 1, row + i * 37 % 61);
+      const Sample sample(row / setting_.new_tokens, position(row), setting_.context, pages);
+      Params one = params;
+      for (const auto& [member, axis] : rows.tokens)
+        one.*member = slice(params.*member, axis, row, 1);
+      for (const auto& member : rows.keys) one.*member = sample.keys(params.*member);
+      if constexpr (requires { one.batch; }) one.batch = sample.batch();
+      Verdict verdict;
+      const Limits one_token{.max_kv_len = setting_.context, .max_threads = 1};
+      const Status status = add_verdict(problem(op), one_token, *backend, one, nullptr, &verdict);
+      if (!verdict.ok()) verdict.failure = fmt::format("query row {}: {}", row, verdict.failure);
+      const std::scoped_lock lock(mutex);
+      if (failed.ok()) failed = status;
+      merge(verdict, worst);
+    });
+    return failed;
   };
-  return bind(op, params, out);
+  return {};
 }
 
-/// Binds an operator that moves data: every byte of its outputs must be the reference's.
+/// Binds an operator that is cheap enough to be judged as a whole.
 template <class Params>
-Status Workload::bind_exact(Op op, const Params& params, const std::vector<Member<Params>>& outputs,
-                            Operation* out) {
-  out->verify = [=, this](Verdict* verdict) {
-    Params whole = params;
-    std::vector<Array> expected;
-    for (const auto& member : outputs) {
-      const TensorView& view = params.*member;
-      expected.emplace_back(view.dtype,
-                            std::span(view.shape.data(), static_cast<size_t>(view.rank)));
-      whole.*member = expected.back().view();
-      poison(whole.*member);
-    }
-    MSA_TRY(run_reference(op, whole,
-                          {.max_batch = setting_.batch,
-                           .max_tokens = tokens(),
-                           .max_q_len = setting_.new_tokens,
-                           .max_kv_len = setting_.context,
-                           .max_threads = 1}));
-    for (const auto& member : outputs) compare_bytes(params.*member, whole.*member, verdict);
-    return Status();
+Status Workload::bind_whole(Op op, const Params& params, Operation* out) {
+  MSA_TRY(bind(op, params, out));
+  out->verify = [=, this, backend = out->backend](Verdict* verdict) {
+    return add_verdict(problem(op), limits(), *backend, params, &threads_, verdict);
   };
-  return bind(op, params, out);
+  return {};
 }
 
-/// Index selection is judged by the reference's block scores: lists may differ in near ties.
-Status Workload::bind_select(const TensorView& ids, Operation* out) {
-  const IndexSelectParams params{
-      .q_idx = q_idx(), .k_idx = index_keys(), .batch = batch(), .ids = ids};
-  out->verify = [=, this](Verdict* verdict) {
-    return each_sample(
-        [&](const Sample& sample, Verdict* found) {
-          const Array scores(DType::kF32, {hkv(), 1, blocks()});
-          MSA_TRY(run_reference(Op::kIndexScores,
-                                IndexScoresParams{.q_idx = slice(params.q_idx, 0, sample.row, 1),
-                                                  .k_idx = sample.keys(params.k_idx),
-                                                  .batch = sample.batch(),
-                                                  .scores = scores.view()},
-                                {.max_kv_len = sample.length, .max_threads = 1}));
-          for (int64_t head = 0; head < hkv(); ++head)
-            compare_list(
-                std::span(ids.at<const int32_t>(head, sample.row), static_cast<size_t>(topk())),
-                std::span(scores.view().at<const float>(head),
-                          static_cast<size_t>(visible(sample.position))),
-                setting_.problem, found);
-          return Status();
-        },
-        verdict);
-  };
-  return bind(Op::kIndexSelect, params, out);
+Status Workload::bind_select(const TensorView& selected, Operation* out) {
+  using P = IndexSelectParams;
+  return bind_rows(Op::kIndexSelect,
+                   P{.q_idx = q_idx(), .k_idx = index_keys(), .batch = batch(), .ids = selected},
+                   Rows<P>{.tokens = {{&P::q_idx, 0}, {&P::ids, 1}}, .keys = {&P::k_idx}}, out);
 }
 
 Status Workload::bind_sparse(Op op, const TensorView& lists, Operation* out) {
@@ -217,9 +154,8 @@ Status Workload::bind_sparse(Op op, const TensorView& lists, Operation* out) {
                      .batch = batch(),
                      .o = o(),
                      .lse = lse()},
-                   Rows<P>{.inputs = {{&P::q, 0}, {&P::ids, 1}},
-                           .keys = {&P::k, &P::v},
-                           .outputs = {{&P::o, 0}, {&P::lse, 0}}},
+                   Rows<P>{.tokens = {{&P::q, 0}, {&P::ids, 1}, {&P::o, 0}, {&P::lse, 0}},
+                           .keys = {&P::k, &P::v}},
                    out);
 }
 
@@ -228,9 +164,7 @@ Status Workload::bind_dense(Operation* out) {
   return bind_rows(
       Op::kDenseAttention,
       P{.q = q(), .k = keys("k"), .v = keys("v"), .batch = batch(), .o = o(), .lse = lse()},
-      Rows<P>{
-          .inputs = {{&P::q, 0}}, .keys = {&P::k, &P::v}, .outputs = {{&P::o, 0}, {&P::lse, 0}}},
-      out);
+      Rows<P>{.tokens = {{&P::q, 0}, {&P::o, 0}, {&P::lse, 0}}, .keys = {&P::k, &P::v}}, out);
 }
 
 /// Index selection, then attention, as one call. With given lists (a trace, random ids) the
@@ -264,15 +198,14 @@ Status Workload::bind_block_mass(Operation* out) {
   const TensorView given = input("dense lse", {tokens(), setting_.problem.heads_q}, DType::kF32);
   std::copy_n(lse().at<const float>(), given.numel(), given.at<float>());
   using P = BlockMassParams;
-  return bind_rows(
-      Op::kBlockMass,
-      P{.q = q(),
-        .k = keys("k"),
-        .lse = given,
-        .batch = batch(),
-        .mass = output("mass", DType::kF32, {hkv(), tokens(), blocks()})},
-      Rows<P>{.inputs = {{&P::q, 0}, {&P::lse, 0}}, .keys = {&P::k}, .outputs = {{&P::mass, 1}}},
-      out);
+  return bind_rows(Op::kBlockMass,
+                   P{.q = q(),
+                     .k = keys("k"),
+                     .lse = given,
+                     .batch = batch(),
+                     .mass = output("mass", DType::kF32, {hkv(), tokens(), blocks()})},
+                   Rows<P>{.tokens = {{&P::q, 0}, {&P::lse, 0}, {&P::mass, 1}}, .keys = {&P::k}},
+                   out);
 }
 
 Status Workload::bind(Op op, Operation* out) {
@@ -289,24 +222,22 @@ Status Workload::bind(Op op, Operation* out) {
       return bind_select(output("selected", DType::kI32, {hkv(), tokens(), topk()}), out);
     case Op::kIndexScores: {
       using P = IndexScoresParams;
-      return bind_rows(
-          op,
-          P{.q_idx = q_idx(),
-            .k_idx = index_keys(),
-            .batch = batch(),
-            .scores = output("scores", DType::kF32, {hkv(), tokens(), blocks()})},
-          Rows<P>{.inputs = {{&P::q_idx, 0}}, .keys = {&P::k_idx}, .outputs = {{&P::scores, 1}}},
-          out);
+      return bind_rows(op,
+                       P{.q_idx = q_idx(),
+                         .k_idx = index_keys(),
+                         .batch = batch(),
+                         .scores = output("scores", DType::kF32, {hkv(), tokens(), blocks()})},
+                       Rows<P>{.tokens = {{&P::q_idx, 0}, {&P::scores, 1}}, .keys = {&P::k_idx}},
+                       out);
     }
     case Op::kSelectBlocks: {
       using P = SelectBlocksParams;
-      return bind_rows(op,
-                       P{.scores = input("scores", {hkv(), tokens(), blocks()}, DType::kF32),
-                         .num_valid_blocks = visible_blocks(),
-                         .ids = output("selected", DType::kI32, {hkv(), tokens(), topk()})},
-                       Rows<P>{.inputs = {{&P::scores, 1}, {&P::num_valid_blocks, 0}},
-                               .outputs = {{&P::ids, 1}}},
-                       out);
+      return bind_rows(
+          op,
+          P{.scores = input("scores", {hkv(), tokens(), blocks()}, DType::kF32),
+            .num_valid_blocks = visible_blocks(),
+            .ids = output("selected", DType::kI32, {hkv(), tokens(), topk()})},
+          Rows<P>{.tokens = {{&P::scores, 1}, {&P::num_valid_blocks, 0}, {&P::ids, 1}}}, out);
     }
     case Op::kMerge: {
       using P = MergeParams;
@@ -316,20 +247,18 @@ Status Workload::bind(Op op, Operation* out) {
             .lse_parts = input("lse_parts", {kMergeParts, tokens(), p.heads_q}, DType::kF32),
             .o = o(),
             .lse = lse()},
-          Rows<P>{.inputs = {{&P::o_parts, 1}, {&P::lse_parts, 1}},
-                  .outputs = {{&P::o, 0}, {&P::lse, 0}}},
-          out);
+          Rows<P>{.tokens = {{&P::o_parts, 1}, {&P::lse_parts, 1}, {&P::o, 0}, {&P::lse, 0}}}, out);
     }
     case Op::kBlockLists: {
       using P = BlockListsParams;
       MSA_TRY(ids(&lists));
-      return bind_exact(
+      return bind_whole(
           op,
           P{.ids = lists,
             .batch = batch(),
             .row_ptr = output("row_ptr", DType::kI32, {hkv(), setting_.batch * blocks() + 1}),
             .entries = output("entries", DType::kI32, {hkv(), tokens() * topk()})},
-          {&P::row_ptr, &P::entries}, out);
+          out);
     }
     case Op::kAppendPaged: {
       using P = AppendPagedParams;
@@ -337,7 +266,7 @@ Status Workload::bind(Op op, Operation* out) {
       const auto cache = [&](const char* name) {
         return output(name, p.dtype, {pages, p.heads_kv, p.block_size, p.head_dim});
       };
-      return bind_exact(
+      return bind_whole(
           op,
           P{.k = input("new k", {tokens(), p.heads_kv, p.head_dim}, p.dtype),
             .v = input("new v", {tokens(), p.heads_kv, p.head_dim}, p.dtype),
@@ -346,7 +275,7 @@ Status Workload::bind(Op op, Operation* out) {
             .k_pages = cache("k_pages"),
             .v_pages = cache("v_pages"),
             .k_idx_pages = output("k_idx_pages", p.dtype, {pages, p.block_size, p.index_dim})},
-          {&P::k_pages, &P::v_pages, &P::k_idx_pages}, out);
+          out);
     }
     case Op::kBlockMass:
       return bind_block_mass(out);

@@ -9,8 +9,8 @@
 
 #include "model/safetensors.h"
 #include "msa/arrays.h"
-#include "msa/compare.h"
 #include "msa/msa.h"
+#include "msa/verdict.h"
 
 namespace msa::cli {
 
@@ -40,7 +40,7 @@ struct Setting {
 /// One operator bound to a backend and to data.
 struct Operation {
   std::string op;
-  std::string backend;
+  const Backend* backend = nullptr;
   Cost cost{};
   std::function<Status()> run;
   std::function<Status(Verdict*)> verify;  ///< of the outputs of the last run
@@ -96,17 +96,15 @@ class Workload {
   template <class Params>
   Status bind_rows(Op op, const Params& params, const Rows<Params>& rows, Operation* out);
   template <class Params>
-  Status bind_exact(Op op, const Params& params, const std::vector<TensorView Params::*>& outputs,
-                    Operation* out);
+  Status bind_whole(Op op, const Params& params, Operation* out);
   Status bind(Op op, Operation* out);
   Status bind_dense(Operation* out);
   Status bind_sparse(Op op, const TensorView& lists, Operation* out);
   Status bind_select(const TensorView& ids, Operation* out);
   Status bind_msa(Operation* out);
   Status bind_block_mass(Operation* out);
-  template <class Params>
-  Status run_reference(Op op, const Params& params, const Limits& limits) const;
-  Status each_sample(const std::function<Status(const Sample&, Verdict*)>& check, Verdict* out);
+  Problem problem(Op op) const;
+  Limits limits() const;
 
   Setting setting_;
   Threads& threads_;
