@@ -1,6 +1,7 @@
 #include "conformance/harness.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <string_view>
 
@@ -58,10 +59,13 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
       expect(c.problem, instance.limits(), instance.params(), &threads_, &expected);
   std::vector<Result> results;
   for (const Backend* backend : backends) {
+    const auto start = std::chrono::steady_clock::now();
     if (status.ok())
       results.push_back(run(instance, expected, *backend));
     else
       results.push_back({backend, Outcome::kFailed, "the judge: " + status.message()});
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+    results.back().seconds = spent.count();
   }
   return results;
 }

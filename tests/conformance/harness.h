@@ -20,6 +20,7 @@ struct Result {
   Outcome outcome = Outcome::kPassed;
   std::string detail;    ///< why it failed, or what the backend does not support
   double max_error = 0;  ///< of the outputs, relative to the largest element of a row
+  double seconds = 0;    ///< all repeats and comparisons
 };
 
 class Harness {
