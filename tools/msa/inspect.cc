@@ -76,14 +76,14 @@ Status select(const Options& options, Selection* selection) {
                     [](const auto& layer) { return layer.sparse; });
   const std::vector<double> kept = session->kept_mass();
   selection->title = "Which blocks each query reads";
-  selection->subtitle =
-      fmt::format("{} · layer {} · {} tokens · blocks of {} · {} blocks per query{}",
-                  std::filesystem::weakly_canonical(options.model.directory).filename().string(),
-                  options.layer, selection->tokens, selection->block, selection->topk,
-                  kept.size() <= static_cast<size_t>(sparse_before)
-                      ? ""
-                      : fmt::format(" · {:.1f} % of the attention mass kept",
-                                    100 * kept[static_cast<size_t>(sparse_before)]));
+  selection->subtitle = fmt::format(
+      "{} · layer {} · {} tokens · blocks of {} · {} blocks per query{}",
+      std::filesystem::weakly_canonical(options.model.directory).filename().string(), options.layer,
+      fmt::group_digits(selection->tokens), selection->block, selection->topk,
+      kept.size() <= static_cast<size_t>(sparse_before)
+          ? ""
+          : fmt::format(" · {:.1f} % of the attention mass kept",
+                        100 * kept[static_cast<size_t>(sparse_before)]));
   return {};
 }
 

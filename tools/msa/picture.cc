@@ -26,11 +26,8 @@ constexpr const char* kLine = "#d9e0e7";
 constexpr const char* kAccent = "#e4632d";
 constexpr int kLevels = 15;  // and level 0, not visible
 
-std::string number(int64_t value) {  // 32,768
-  std::string digits = std::to_string(value);
-  for (int at = static_cast<int>(digits.size()) - 3; at > 0; at -= 3)
-    digits.insert(static_cast<size_t>(at), ",");
-  return digits;
+std::string number(double value) {
+  return fmt::format("{}", fmt::group_digits(std::lround(value)));
 }
 
 std::string escape(std::string_view text) {
@@ -107,15 +104,20 @@ std::string png_chunk(std::string_view type, std::string_view data) {
   return big_endian(static_cast<uint32_t>(data.size())) + body + big_endian(~crc);
 }
 
-/// The map as a PNG of 4-bit palette indices, not compressed: at most 64 KiB for 256 x 512.
+/// The map as a PNG of 4-bit palette indices, not compressed. Few columns are repeated, for viewers
+/// that blur what they enlarge.
 std::string png(const HeadStatistics& head) {
+  const int64_t repeat = (kMaxRows + head.columns - 1) / head.columns;
+  const int64_t width = head.columns * repeat;
   std::string raw;
   for (int64_t row = 0; row < head.rows; ++row) {
     raw += '\0';  // no filter
-    for (int64_t column = 0; column < head.columns; column += 2) {
-      const float* cell = head.share.data() + row * head.columns + column;
-      raw += static_cast<char>(level_of(cell[0]) << 4 |
-                               (column + 1 < head.columns ? level_of(cell[1]) : 0));
+    for (int64_t x = 0; x < width; ++x) {
+      const int level = level_of(head.share[static_cast<size_t>(row * head.columns + x / repeat)]);
+      if (x % 2 == 0)
+        raw += static_cast<char>(level << 4);
+      else
+        raw.back() = static_cast<char>(raw.back() | level);
     }
   }
   std::string zlib = "\x78\x01";
@@ -138,7 +140,7 @@ std::string png(const HeadStatistics& head) {
   for (int level = 1; level <= kLevels; ++level)
     for (uint8_t part : colour(level)) palette += static_cast<char>(part);
   return "\x89PNG\r\n\x1a\n" +
-         png_chunk("IHDR", big_endian(static_cast<uint32_t>(head.columns)) +
+         png_chunk("IHDR", big_endian(static_cast<uint32_t>(width)) +
                                big_endian(static_cast<uint32_t>(head.rows)) +
                                std::string("\4\3\0\0\0", 5)) +
          png_chunk("PLTE", palette) + png_chunk("tRNS", std::string(1, '\0')) +
@@ -182,14 +184,17 @@ constexpr const char* kLabelMiddle = "class=\"m\" text-anchor=\"middle\"";
 constexpr const char* kLabelEnd = "class=\"m\" text-anchor=\"end\"";
 
 /// Tokens along both sides of the map whose top left corner is (x, y).
-void draw_axes(Canvas* canvas, const Selection& s, double x, double y) {
+void draw_axes(Canvas* canvas, const Selection& s, const HeadStatistics& head, double x, double y) {
+  const double keys = static_cast<double>(head.columns * head.column_blocks * s.block) / kMap;
+  const double queries = static_cast<double>(head.rows * head.row_tokens) / kMap;
   const int64_t step = tick_step(s.tokens);
   for (int64_t tick = 0; tick <= s.tokens; tick += step) {
-    const double at = static_cast<double>(tick) / static_cast<double>(s.tokens) * kMap;
-    canvas->line(x + at, y + kMap, x + at, y + kMap + 4, kMuted);
-    canvas->line(x - 4, y + at, x, y + at, kMuted);
-    canvas->text(x + at, y + kMap + 17, number(tick), kLabelMiddle);
-    canvas->text(x - 8, y + at + 4, number(tick), kLabelEnd);
+    const double right = x + static_cast<double>(tick) / keys;
+    const double down = y + static_cast<double>(tick) / queries;
+    canvas->line(right, y + kMap, right, y + kMap + 4, kMuted);
+    canvas->line(x - 4, down, x, down, kMuted);
+    canvas->text(right, y + kMap + 17, number(static_cast<double>(tick)), kLabelMiddle);
+    canvas->text(x - 8, down + 4, number(static_cast<double>(tick)), kLabelEnd);
   }
   canvas->text(x + kMap / 2, y + kMap + 36, "key position (tokens)", kLabelMiddle);
   canvas->add(
@@ -198,28 +203,27 @@ void draw_axes(Canvas* canvas, const Selection& s, double x, double y) {
       x - 50, y + kMap / 2, kLabelMiddle);
 }
 
-/// How many queries read each block, above the map.
+/// How many queries read each block, above the map; a few sinks may stick out of the top.
 void draw_list_lengths(Canvas* canvas, const HeadStatistics& head, double x, double y) {
-  const double highest =
-      std::max(1.0, *std::max_element(head.list_length.begin(), head.list_length.end()));
+  const double longest = *std::max_element(head.list_length.begin(), head.list_length.end());
+  const double top = std::max(1.0, std::min(longest, 2 * head.p90));
   const double step = kMap / static_cast<double>(head.columns);
   std::string path = fmt::format("M{:.1f},{:.1f}", x, y + kTop);
   for (int64_t column = 0; column < head.columns; ++column)
-    path +=
-        fmt::format("V{:.1f}h{:.3f}",
-                    y + kTop * (1 - head.list_length[static_cast<size_t>(column)] / highest), step);
+    path += fmt::format(
+        "V{:.1f}h{:.3f}",
+        y + kTop * (1 - std::min(1.0, head.list_length[static_cast<size_t>(column)] / top)), step);
   canvas->add("<path d=\"{}V{:.1f}z\" fill=\"{}\"/>\n", path, y + kTop, hex(8));
-  const double median = y + kTop * (1 - head.p50 / highest);
+  const double median = y + kTop * (1 - head.p50 / top);
   canvas->line(x, median, x + kMap, median, kAccent, "stroke-dasharray=\"3 3\"");
   canvas->line(x, y + kTop, x + kMap, y + kTop, kLine);
-  canvas->text(x - 8, y + 8, number(std::lround(highest)), kLabelEnd);
+  canvas->text(x - 8, y + 8, number(top), kLabelEnd);
   canvas->text(x - 8, y + kTop + 3, "0", kLabelEnd);
   canvas->text(
       x + kMap, y - 5,
       fmt::format("queries that read a block: p10 {} · <tspan fill=\"{}\">p50 {}</tspan> · "
-                  "p90 {}",
-                  number(std::lround(head.p10)), kAccent, number(std::lround(head.p50)),
-                  number(std::lround(head.p90))),
+                  "p90 {} · max {}",
+                  number(head.p10), kAccent, number(head.p50), number(head.p90), number(longest)),
       kLabelEnd);
 }
 
@@ -231,8 +235,7 @@ void draw_coverage(Canvas* canvas, const HeadStatistics& head, double x, double 
   canvas->add("<path d=\"{}H{:.1f}z\" fill=\"{}\"/>\n", path, x, hex(5));
   canvas->line(x, y, x, y + kMap, kLine);
   canvas->line(x + kSide, y, x + kSide, y + kMap, kLine, "stroke-dasharray=\"2 3\"");
-  canvas->text(x, y + kMap + 17, "0", kLabelMiddle);
-  canvas->text(x + kSide, y + kMap + 17, "100 %", kLabelMiddle);
+  canvas->text(x + kSide, y + kMap + 17, "100 %", kLabelEnd);
   canvas->text(x + kSide / 2, y + kMap + 36, "blocks read", kLabelMiddle);
   canvas->text(x + kSide, y + kMap - 6, fmt::format("{:.1f} %", 100 * head.coverage.back()),
                "class=\"b\" text-anchor=\"end\"");
@@ -242,9 +245,9 @@ void draw_coverage(Canvas* canvas, const HeadStatistics& head, double x, double 
 void draw_overlap(Canvas* canvas, const Selection& s, const HeadStatistics& head, double x,
                   double y) {
   constexpr double kWidth = 158, kHeight = 58, kBar = 20, kPitch = 32;
-  const double left = x + kMap - kWidth - 4, top = y + 42;
-  canvas->text(left, top - 26, "Blocks that neighbours", "class=\"b\"");
-  canvas->text(left, top - 12, fmt::format("read together, in lists of {}", s.topk), kLabel);
+  const double left = x + kMap - kWidth - 4, top = y + 36;
+  canvas->text(left, top - 26, "Union of neighbours", "class=\"b\"");
+  canvas->text(left, top - 12, fmt::format("blocks read together / {}", s.topk), kLabel);
   if (head.overlap.empty()) {
     canvas->text(left, top + 14, "every query reads all it sees", kLabel);
     return;
@@ -275,7 +278,7 @@ void draw_panel(Canvas* canvas, const Selection& s, int64_t index, double x, dou
       index, left, top, kMap, kMap, base64(png(head)));
   canvas->add("<path d=\"M{0:.1f},{1:.1f}v{2}h{2}\" fill=\"none\" stroke=\"{3}\"/>\n", left, top,
               kMap, kMuted);
-  draw_axes(canvas, s, left, top);
+  draw_axes(canvas, s, head, left, top);
   draw_coverage(canvas, head, left + kMap + kGap, top);
   draw_overlap(canvas, s, head, left, top);
 }
@@ -353,7 +356,7 @@ HeadStatistics statistics(const Selection& s, int64_t head) {
 
 std::string draw_svg(const Selection& s) {
   const int64_t across = std::min<int64_t>(s.heads, 2), down = (s.heads + across - 1) / across;
-  const double width = std::max(2 * kMargin + static_cast<double>(across) * kPanelWidth, 620.0);
+  const double width = std::max(2 * kMargin + static_cast<double>(across) * kPanelWidth, 760.0);
   const double height = kHeader + static_cast<double>(down) * (kPanelHeight + 16) + kFooter;
   Canvas canvas;
   canvas.add(
