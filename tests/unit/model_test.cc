@@ -1,0 +1,366 @@
+// The model's behaviour: chunks, decoding, threads, hooks, errors. Values are golden-tested.
+#include "model/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <random>
+
+#include "model/safetensors.h"
+
+namespace msa::model {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kTiny = fs::path(MSA_SOURCE_DIR) / "tests/golden/tiny/module";
+
+std::unique_ptr<Model> load(const LoadOptions& options = {}) {
+  std::unique_ptr<Model> model;
+  EXPECT_EQ(Model::load(kTiny, options, &model).message(), "");
+  return model;
+}
+
+std::unique_ptr<Session> start(const Model& model, Attention attention, int64_t max_tokens) {
+  std::unique_ptr<Session> session;
+  EXPECT_EQ(Session::create(model, attention, max_tokens, &session).message(), "");
+  return session;
+}
+
+std::vector<int32_t> random_tokens(size_t count) {
+  std::mt19937 random(11);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % 96);
+  return tokens;
+}
+
+// Logits of the last token after extending piece by piece.
+std::vector<float> logits_after(const Model& model, Attention attention,
+                                std::span<const int32_t> tokens,
+                                const std::vector<size_t>& pieces) {
+  const auto session = start(model, attention, std::ssize(tokens));
+  std::vector<float> logits(96);
+  for (size_t piece : pieces) {
+    EXPECT_EQ(session->extend(tokens.first(piece), logits).message(), "");
+    tokens = tokens.subspan(piece);
+  }
+  EXPECT_TRUE(tokens.empty());
+  return logits;
+}
+
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i)
+    worst = std::max(worst, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  return worst;
+}
+
+TEST(ModelTest, PiecesAndDecodingGiveTheSameLogits) {
+  const auto model = load();
+  const auto tokens = random_tokens(150);
+  for (Attention attention : {Attention::kDense, Attention::kMsa}) {
+    const auto whole = logits_after(*model, attention, tokens, {150});
+    EXPECT_LT(distance(whole, logits_after(*model, attention, tokens, {63, 87})), 1e-4);
+    EXPECT_LT(distance(whole, logits_after(*model, attention, tokens, {140, 7, 1, 1, 1})), 1e-4);
+    EXPECT_GT(distance(whole, logits_after(*model, attention, random_tokens(149), {149})), 1e-2);
+  }
+}
+
+TEST(ModelTest, MoreTokensThanAChunk) {
+  const auto model = load();
+  const auto tokens = random_tokens(2100);  // a chunk has 2048
+  const auto whole = logits_after(*model, Attention::kMsa, tokens, {2100});
+  EXPECT_LT(distance(whole, logits_after(*model, Attention::kMsa, tokens, {1000, 1100})), 1e-4);
+}
+
+TEST(ModelTest, ThreadsDoNotChangeABit) {
+  const auto one = load({.threads = 1}), three = load({.threads = 3});
+  EXPECT_EQ(one->threads(), 1);
+  EXPECT_EQ(three->threads(), 3);
+  const auto tokens = random_tokens(200);
+  for (Attention attention : {Attention::kDense, Attention::kMsa})
+    EXPECT_EQ(logits_after(*one, attention, tokens, {190, 10}),
+              logits_after(*three, attention, tokens, {190, 10}));
+}
+
+TEST(ModelTest, DenseAndMsaAgreeBelowTheSelectedBlocks) {
+  const auto model = load();
+  const auto tokens = random_tokens(64);  // 4 blocks of 16
+  EXPECT_LT(distance(logits_after(*model, Attention::kDense, tokens, {64}),
+                     logits_after(*model, Attention::kMsa, tokens, {64})),
+            1e-4);
+  const auto more = random_tokens(160);
+  EXPECT_GT(distance(logits_after(*model, Attention::kDense, more, {160}),
+                     logits_after(*model, Attention::kMsa, more, {160})),
+            1e-3);
+}
+
+TEST(ModelTest, Bf16StaysNear) {
+  const auto tokens = random_tokens(60);
+  const auto exact = logits_after(*load(), Attention::kDense, tokens, {60});
+  const auto near = logits_after(*load({.dtype = DType::kBF16}), Attention::kDense, tokens, {60});
+  EXPECT_LT(distance(exact, near), 0.3);
+  EXPECT_GT(distance(exact, near), 0);
+}
+
+TEST(ModelTest, HooksSeeEveryToken) {
+  const auto model = load();
+  const auto tokens = random_tokens(300);
+  const auto session = start(*model, Attention::kMsa, 300);
+  int64_t logit_rows = 0, losses = 0, progress = 0;
+  std::vector<int64_t> selected(model->config().layers.size());
+  double loss = 0, expected_loss = 0;
+  Hooks hooks;
+  hooks.on_logits = [&](int64_t first, const TensorView& logits) {
+    EXPECT_EQ(first, logit_rows);
+    for (int64_t i = 0; i < logits.shape[0] && first + i + 1 < 300; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < 96; ++c)
+        sum += std::exp(static_cast<double>(*logits.at<float>(i, c)));
+      const int32_t next = tokens[static_cast<size_t>(first + i + 1)];
+      expected_loss += std::log(sum) - static_cast<double>(*logits.at<float>(i, next));
+    }
+    logit_rows += logits.shape[0];
+  };
+  hooks.on_loss = [&](int64_t first, std::span<const float> nats) {
+    EXPECT_EQ(first, losses + 1);
+    losses += std::ssize(nats);
+    for (float value : nats) loss += static_cast<double>(value);
+  };
+  hooks.on_selection = [&](int layer, int64_t first, const TensorView& ids) {
+    EXPECT_EQ(first, selected[static_cast<size_t>(layer)]);
+    selected[static_cast<size_t>(layer)] += ids.shape[1];
+    for (int64_t i = 0; i < ids.shape[1]; ++i)  // the local block is always there
+      EXPECT_EQ(std::count(ids.at<int32_t>(1, i), ids.at<int32_t>(1, i) + 4, (first + i) / 16), 1);
+  };
+  hooks.on_progress = [&](int64_t done, int64_t total) {
+    EXPECT_GT(done, progress);
+    EXPECT_EQ(total, 300);
+    progress = done;
+    return true;
+  };
+  ASSERT_EQ(session->extend(tokens, {}, hooks).message(), "");
+  EXPECT_EQ(logit_rows, 300);
+  EXPECT_EQ(losses, 299);
+  EXPECT_NEAR(loss, expected_loss, 1e-3);
+  EXPECT_EQ(progress, 300);
+  EXPECT_EQ(selected, (std::vector<int64_t>{0, 300, 300, 300}));
+  EXPECT_EQ(session->length(), 300);
+  const Timings& timings = session->timings();
+  EXPECT_EQ(timings.index[0], 0);
+  double attention = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_GT(timings.attention[i], timings.index[i]);
+    attention += timings.attention[i];
+  }
+  EXPECT_GT(timings.total, attention);
+}
+
+TEST(ModelTest, ForcedSelectionIsUsed) {
+  const auto model = load();
+  const auto tokens = random_tokens(200);
+  const auto with = [&](const std::function<int32_t(int32_t local)>& choose) {
+    const auto session = start(*model, Attention::kMsa, 200);
+    Hooks hooks;
+    hooks.force_selection = [&](int, int64_t first, const TensorView& ids) {
+      for (int64_t head = 0; head < ids.shape[0]; ++head)
+        for (int64_t i = 0; i < ids.shape[1]; ++i) {
+          int32_t* list = ids.at<int32_t>(head, i);
+          const auto local = static_cast<int32_t>((first + i) / 16);
+          std::fill_n(list, 4, -1);
+          list[0] = local;
+          if (const int32_t other = choose(local); other != local) list[1] = other;
+        }
+    };
+    std::vector<float> logits(96);
+    EXPECT_EQ(session->extend(tokens, logits, hooks).message(), "");
+    return logits;
+  };
+  const auto first_block = with([](int32_t) { return 0; });
+  EXPECT_EQ(first_block, with([](int32_t) { return 0; }));
+  EXPECT_NE(first_block, with([](int32_t local) { return local / 2; }));
+}
+
+TEST(ModelTest, KeptMassGrowsWithTheBlocks) {
+  const auto tokens = random_tokens(512);
+  std::vector<double> before(3, 0.0);
+  for (int32_t topk : {1, 4, 16, 28}) {
+    const auto model = load({.topk = topk});
+    EXPECT_EQ(model->config().topk, topk);
+    const auto session = start(*model, Attention::kMsa, 512);
+    Hooks hooks;
+    hooks.kept_mass = true;
+    ASSERT_EQ(session->extend(tokens, {}, hooks).message(), "");
+    const std::vector<double> mass = session->kept_mass();
+    ASSERT_EQ(mass.size(), 3u);
+    EXPECT_GT(mass[0], before[0]);  // the first sparse layer has the same inputs for every K
+    for (double value : mass) EXPECT_LT(value, 1 + 1e-5);
+    before = mass;
+  }
+  EXPECT_GT(before[0], 0.8);
+  const auto all = load({.topk = 32});
+  const auto session = start(*all, Attention::kMsa, 512);
+  Hooks hooks;
+  hooks.kept_mass = true;
+  ASSERT_EQ(session->extend(tokens, {}, hooks).message(), "");
+  EXPECT_TRUE(session->kept_mass().empty());  // no query sees more than K blocks
+}
+
+TEST(ModelTest, BadCallsAreNamedAndChangeNothing) {
+  const auto model = load();
+  const auto session = start(*model, Attention::kMsa, 40);
+  auto tokens = random_tokens(30);
+  std::vector<float> logits(96);
+  ASSERT_EQ(session->extend(tokens, logits).message(), "");
+  const auto expect = [&](const Status& status, const std::string& part) {
+    EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+    EXPECT_EQ(session->length(), 30);
+  };
+  expect(session->extend(random_tokens(11), logits), "the cache of 40 holds 30 already");
+  tokens.resize(5);
+  tokens[3] = 96;
+  expect(session->extend(tokens, logits),
+         "tokens[3]: got 96, expected an id below vocab_size (96)");
+  tokens[3] = -1;
+  expect(session->extend(tokens, logits), "tokens[3]: got -1");
+  tokens[3] = 5;
+  std::vector<float> wrong(95);
+  expect(session->extend(tokens, wrong), "logits_last: got 95");
+  Hooks hooks;
+  hooks.on_progress = [](int64_t, int64_t) { return false; };
+  expect(session->extend(tokens, logits, hooks), "interrupted");
+  ASSERT_EQ(session->extend(tokens, logits).message(), "");
+  EXPECT_EQ(session->length(), 35);
+  std::unique_ptr<Session> none;
+  EXPECT_NE(Session::create(*model, Attention::kMsa, 0, &none).message().find("got 0"),
+            std::string::npos);
+}
+
+TEST(ModelTest, BadOptionsAreNamed) {
+  std::unique_ptr<Model> model;
+  const auto message = [&](const LoadOptions& options) {
+    return Model::load(kTiny, options, &model).message();
+  };
+  EXPECT_NE(message({.dtype = DType::kF16}).find("supported are f32 and bf16"), std::string::npos);
+  EXPECT_NE(message({.backend = "gpu9"}).find("gpu9"), std::string::npos);
+  EXPECT_NE(message({.topk = -3}).find("index_topk_blocks: got -3"), std::string::npos);
+}
+
+// A copy of the tiny checkpoint with one tensor changed.
+class BrokenCheckpoint : public testing::Test {
+ protected:
+  using Tensors = std::vector<std::pair<std::string, TensorView>>;
+
+  void SetUp() override {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    fs::copy(kTiny / "config.json", folder_);
+    ASSERT_EQ(SafetensorsFile::open(kTiny / "model.safetensors", &file_).message(), "");
+    for (const TensorEntry& entry : file_.entries) {
+      TensorView view;
+      ASSERT_EQ(file_.view(entry.name, &view).message(), "");
+      tensors_.emplace_back(entry.name, view);
+    }
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  TensorView& tensor(const std::string& name) {
+    for (auto& [key, view] : tensors_)
+      if (key == name) return view;
+    ADD_FAILURE() << name;
+    return tensors_[0].second;
+  }
+
+  std::string load_message() {
+    std::unique_ptr<Model> model;
+    return Model::load(folder_, {}, &model).message();
+  }
+  void write(const std::string& name = "model.safetensors") {
+    ASSERT_EQ(write_safetensors(folder_ / name, tensors_).message(), "");
+  }
+  void write_text(const std::string& name, const std::string& text) {
+    std::ofstream(folder_ / name) << text;
+  }
+  void expect_error(const std::string& part) {
+    const std::string message = load_message();
+    EXPECT_NE(message.find(part), std::string::npos) << "gave: " << message;
+  }
+
+  fs::path folder_ = fs::path(testing::TempDir()) / "msa_model_test";
+  SafetensorsFile file_;
+  Tensors tensors_;
+};
+
+TEST_F(BrokenCheckpoint, AnUnchangedCopyLoads) {
+  write();
+  EXPECT_EQ(load_message(), "");
+}
+
+TEST_F(BrokenCheckpoint, AWrongShapeNamesBoth) {
+  tensor("model.layers.2.self_attn.k_proj.weight").shape[0] = 127;
+  write();
+  expect_error("model.layers.2.self_attn.k_proj.weight: shape: got [127,64], expected [128,64]");
+}
+
+TEST_F(BrokenCheckpoint, AWrongDtypeIsNamed) {
+  TensorView& view = tensor("model.norm.weight");
+  view.dtype = DType::kI32;
+  view.shape[0] /= 2;
+  write();
+  expect_error("model.norm.weight: dtype: got I32, supported are F32, BF16 and F16");
+}
+
+TEST_F(BrokenCheckpoint, MissingAndUnknownTensorsAreNamed) {
+  std::swap(tensors_[7], tensors_.back());
+  const auto removed = tensors_.back();
+  tensors_.pop_back();
+  write();
+  expect_error(removed.first + ": missing");
+  tensors_.push_back(removed);
+  tensors_.emplace_back("model.layers.0.self_attn.q_proj.bias", removed.second);
+  write();
+  expect_error("model.layers.0.self_attn.q_proj.bias: no part of the model");
+}
+
+TEST_F(BrokenCheckpoint, TheSameTensorUnderTwoNames) {
+  tensors_.emplace_back("language_model.lm_head.weight", tensor("lm_head.weight"));
+  write();
+  expect_error("lm_head.weight: given twice");
+}
+
+TEST_F(BrokenCheckpoint, ATruncatedFileIsNamed) {
+  write();
+  const fs::path path = folder_ / "model.safetensors";
+  fs::resize_file(path, fs::file_size(path) - 100);
+  expect_error("truncated?");
+  fs::resize_file(path, 4);
+  expect_error("model.safetensors: got 4 bytes");
+}
+
+TEST_F(BrokenCheckpoint, MissingFilesAreNamed) {
+  expect_error("has neither model.safetensors nor model.safetensors.index.json");
+  fs::remove(folder_ / "config.json");
+  expect_error("config.json: No such file");
+}
+
+TEST_F(BrokenCheckpoint, BadIndexFilesAreNamed) {
+  write("a.safetensors");
+  const std::string index = "model.safetensors.index.json";
+  write_text(index, "{");
+  expect_error("expected a JSON object with a weight_map");
+  write_text(index, R"({"weight_map":{"lm_head.weight":7}})");
+  expect_error("lm_head.weight: expected a file name");
+  write_text(index, R"({"weight_map":{"lm_head.weight":"../a.safetensors"}})");
+  expect_error("expected a plain file name");
+  write_text(index, R"({"weight_map":{"lm_head.weight":"b.safetensors"}})");
+  expect_error("missing shard");
+  write_text(index, R"({"weight_map":{"other.weight":"a.safetensors"}})");
+  expect_error("tensor other.weight: missing, though");
+  write_text(index, R"({"weight_map":{"lm_head.weight":"a.safetensors"}})");
+  EXPECT_EQ(load_message(), "");
+}
+
+}  // namespace
+}  // namespace msa::model
