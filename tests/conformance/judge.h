@@ -44,6 +44,9 @@ struct Conditions {
   bool rounds_probabilities = false;  ///< the backend multiplies v by 16-bit probabilities
 };
 
+/// True for backends whose matrix units take probabilities as bf16 only.
+bool rounds_probabilities(const Backend& backend, DType dtype);
+
 /// Judges outputs computed from the same arguments.
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions);
 
