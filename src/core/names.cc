@@ -1,52 +1,30 @@
+#include <array>
+
 #include "msa/problem.h"
 #include "msa/tensor.h"
 
 namespace msa {
+namespace {
+
+template <size_t N, class Code>
+const char* name_at(const std::array<const char*, N>& names, Code code) {
+  const auto i = static_cast<size_t>(code);
+  return i < N ? names[i] : "unknown";
+}
+
+}  // namespace
 
 const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return "f32";
-    case DType::kBF16:
-      return "bf16";
-    case DType::kF16:
-      return "f16";
-    case DType::kI32:
-      return "i32";
-    case DType::kE4M3:
-      return "e4m3";
-    case DType::kI8:
-      return "i8";
-    case DType::kE2M1:
-      return "e2m1";
-  }
-  return "unknown";
+  static constexpr std::array names = {"f32", "bf16", "f16", "i32", "e4m3", "i8", "e2m1"};
+  return name_at(names, dtype);
 }
 
 const char* name_of(Op op) {
-  switch (op) {
-    case Op::kIndexScores:
-      return "index_scores";
-    case Op::kSelectBlocks:
-      return "select_blocks";
-    case Op::kIndexSelect:
-      return "index_select";
-    case Op::kSparseAttention:
-      return "sparse_attention";
-    case Op::kSparseDecode:
-      return "sparse_decode";
-    case Op::kDenseAttention:
-      return "dense_attention";
-    case Op::kMerge:
-      return "merge";
-    case Op::kBlockLists:
-      return "block_lists";
-    case Op::kAppendPaged:
-      return "append_paged";
-    case Op::kBlockMass:
-      return "block_mass";
-  }
-  return "unknown";
+  static constexpr std::array names = {
+      "index_scores",    "select_blocks", "index_select", "sparse_attention", "sparse_decode",
+      "dense_attention", "merge",         "block_lists",  "append_paged",     "block_mass"};
+  static_assert(names.size() == kOpCount);
+  return name_at(names, op);
 }
 
 }  // namespace msa

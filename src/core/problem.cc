@@ -9,37 +9,21 @@
 namespace msa {
 namespace {
 
-/// Which fields of a Problem an operator reads; the others are ignored.
-struct Uses {
-  bool heads_q = false, heads_kv = false, head_dim = false, index_dim = false, block_size = false,
-       topk = false, forced = false;
+// Which fields of a Problem an operator reads; the others are ignored.
+constexpr int kHeadsQ = 1, kHeadsKv = 2, kHeadDim = 4, kIndexDim = 8, kBlock = 16, kTopk = 32,
+              kForced = 64;
+constexpr int kUses[kOpCount] = {
+    kHeadsKv | kIndexDim | kBlock,                    // index_scores
+    kHeadsKv | kBlock | kTopk | kForced,              // select_blocks
+    kHeadsKv | kIndexDim | kBlock | kTopk | kForced,  // index_select
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,   // sparse_attention
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,   // sparse_decode
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock,           // dense_attention
+    kHeadsQ | kHeadDim,                               // merge
+    kHeadsKv | kBlock | kTopk,                        // block_lists
+    kHeadsKv | kHeadDim | kIndexDim | kBlock,         // append_paged
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock,           // block_mass
 };
-
-Uses uses_of(Op op) {
-  switch (op) {
-    case Op::kIndexScores:
-      return {.heads_kv = true, .index_dim = true, .block_size = true};
-    case Op::kSelectBlocks:
-      return {.heads_kv = true, .block_size = true, .topk = true, .forced = true};
-    case Op::kIndexSelect:
-      return {
-          .heads_kv = true, .index_dim = true, .block_size = true, .topk = true, .forced = true};
-    case Op::kSparseAttention:
-    case Op::kSparseDecode:
-      return {
-          .heads_q = true, .heads_kv = true, .head_dim = true, .block_size = true, .topk = true};
-    case Op::kDenseAttention:
-    case Op::kBlockMass:
-      return {.heads_q = true, .heads_kv = true, .head_dim = true, .block_size = true};
-    case Op::kMerge:
-      return {.heads_q = true, .head_dim = true};
-    case Op::kBlockLists:
-      return {.heads_kv = true, .block_size = true, .topk = true};
-    case Op::kAppendPaged:
-      return {.heads_kv = true, .head_dim = true, .index_dim = true, .block_size = true};
-  }
-  return {};
-}
 
 Status at_least(const char* name, int64_t value, int64_t low) {
   if (value >= low) return {};
@@ -70,10 +54,10 @@ Pairs count_pairs(const Problem& p, int64_t q_len, int64_t kv_len) {
 }  // namespace
 
 Status validate(const Problem& p) {
-  const Uses uses = uses_of(p.op);
   const int op = static_cast<int>(p.op);
   if (op < 0 || op >= kOpCount)
     return invalid("op: got ", op, ", expected 0..", kOpCount - 1, " (an msa::Op)");
+  const int uses = kUses[op];
   if (p.dtype != DType::kF32 && p.dtype != DType::kBF16 && p.dtype != DType::kF16)
     return invalid("dtype: got ", name_of(p.dtype), ", expected f32, bf16 or f16");
   if (p.layout != KvLayout::kPacked && p.layout != KvLayout::kPaged)
@@ -84,15 +68,15 @@ Status validate(const Problem& p) {
                    ", expected 1 (CPU) or 2 (CUDA)");
   if (p.op == Op::kAppendPaged && p.layout != KvLayout::kPaged)
     return invalid("layout: got packed, append_paged writes paged caches only");
-  if (uses.heads_q) MSA_TRY(at_least("heads_q", p.heads_q, 1));
-  if (uses.heads_kv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
-  if (uses.heads_q && uses.heads_kv && p.heads_q % p.heads_kv != 0)
+  if (uses & kHeadsQ) MSA_TRY(at_least("heads_q", p.heads_q, 1));
+  if (uses & kHeadsKv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
+  if ((uses & kHeadsQ) && (uses & kHeadsKv) && p.heads_q % p.heads_kv != 0)
     return invalid("heads_q: got ", p.heads_q, ", expected a multiple of heads_kv = ", p.heads_kv);
-  if (uses.head_dim) MSA_TRY(at_least("head_dim", p.head_dim, 1));
-  if (uses.index_dim) MSA_TRY(at_least("index_dim", p.index_dim, 1));
-  if (uses.block_size) MSA_TRY(at_least("block_size", p.block_size, 1));
-  if (uses.topk) MSA_TRY(at_least("topk", p.topk, 1));
-  if (uses.forced) {
+  if (uses & kHeadDim) MSA_TRY(at_least("head_dim", p.head_dim, 1));
+  if (uses & kIndexDim) MSA_TRY(at_least("index_dim", p.index_dim, 1));
+  if (uses & kBlock) MSA_TRY(at_least("block_size", p.block_size, 1));
+  if (uses & kTopk) MSA_TRY(at_least("topk", p.topk, 1));
+  if (uses & kForced) {
     MSA_TRY(at_least("init_blocks", p.init_blocks, 0));
     MSA_TRY(at_least("local_blocks", p.local_blocks, 0));
     if (int64_t{p.init_blocks} + p.local_blocks > p.topk)
