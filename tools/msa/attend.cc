@@ -234,14 +234,14 @@ int run_attend(Options options) {
   status = attend(file->bytes(), options, threads, &result);
   if (!status.ok()) return fail(fmt::format("{}: {}", options.input, status.message()));
 
-  nlohmann::json report = {{"op", result.op},
-                           {"backend", result.backend->name()},
-                           {"threads", threads.count()},
-                           {"seconds", result.seconds},
-                           {"input", options.input},
-                           {"output", options.output},
-                           {"outputs", nlohmann::json::object()},
-                           {"check", nullptr}};
+  nlohmann::ordered_json report = {{"op", result.op},
+                                   {"backend", result.backend->name()},
+                                   {"threads", threads.count()},
+                                   {"seconds", result.seconds},
+                                   {"input", options.input},
+                                   {"output", options.output},
+                                   {"outputs", nlohmann::ordered_json::object()},
+                                   {"check", nullptr}};
   std::vector<std::pair<std::string, TensorView>> tensors;
   for (const auto& [name, array] : result.outputs) {
     const TensorView& view = array.view();

@@ -15,7 +15,7 @@
 namespace msa::cli {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 struct Options {
   Common common;
@@ -27,13 +27,6 @@ struct Options {
   std::string dtype = "f32", layout, selection = "index", json, tsv;
   int repeats = 0;  // 0 = until two seconds per operator, 5 to 100
 };
-
-constexpr const char* kColumns[] = {
-    "op",         "backend", "dtype",   "layout",         "selection",        "context",
-    "new_tokens", "batch",   "heads_q", "heads_kv",       "head_dim",         "block",
-    "topk",       "threads", "repeats", "seconds_median", "seconds_p10",      "seconds_p90",
-    "flops",      "bytes",   "tflops",  "gbps",           "ceiling_fraction", "verdict",
-    "max_error"};
 
 Status parse_shape(const std::string& text, Problem* problem) {
   const std::string numbers = text == "m3"         ? "64,4,128,128,16"
@@ -155,7 +148,8 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
               {"ceiling_fraction", number(ceiling / seconds.median)},
               {"verdict", one.verdict.ok() ? "ok" : "failed: " + one.verdict.failure},
               {"max_error", one.verdict.max_error}};
-  if (timed && dense != nullptr && dense != &one && !dense->seconds.empty()) {
+  const bool competes = operation.op == "msa" || operation.op.starts_with("sparse_");
+  if (timed && competes && dense != nullptr && !dense->seconds.empty()) {
     std::vector<double> ratios;
     for (size_t i = 0; i < one.seconds.size(); ++i)
       ratios.push_back(dense->seconds[i] / one.seconds[i]);
@@ -165,34 +159,41 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
   return row;
 }
 
+void print_header(const Options& options, Machine* machine) {
+  fmt::print("{} | {} threads | {} {} | read bandwidth {:.1f} GB/s\n",
+             cli::machine()["cpu"].get<std::string>(), machine->threads.count(), options.shape,
+             options.dtype, machine->bandwidth * 1e-9);
+  fmt::print("{:<16} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8} {:>7} {:>5} {:>8}  {}\n", "op",
+             "backend", "context", "new", "median", "p10 to p90", "GFLOP/s", "GB/s", "ceil",
+             "error", "verdict");
+}
+
 void print_row(const json& row) {
+  const auto text = [&](const char* key) { return row[key].get<std::string>(); };
   const auto number = [&](const char* key) {
     return row[key].is_null() ? 0 : row[key].get<double>();
   };
-  std::string note = row["verdict"];
-  if (row.contains("ratio_to_dense"))
-    note += fmt::format(
-        "  {:.2f}x dense ({:.2f}-{:.2f})", row["ratio_to_dense"]["median"].get<double>(),
-        row["ratio_to_dense"]["p10"].get<double>(), row["ratio_to_dense"]["p90"].get<double>());
-  fmt::print(
-      "{:<17} {:<9} {:>8} {:>7} {:>10} {:>10} {:>10} {:>9.1f} {:>8.2f} {:>5.0f}% {:>8.1e} {}\n",
-      row["op"].get<std::string>(), row["backend"].get<std::string>(),
-      row["context"].get<int64_t>(), row["new_tokens"].get<int64_t>(),
-      human_seconds(number("seconds_median")), human_seconds(number("seconds_p10")),
-      human_seconds(number("seconds_p90")), 1e3 * number("tflops"), number("gbps"),
-      100 * number("ceiling_fraction"), number("max_error"), note);
+  fmt::print("{:<16} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8.1f} {:>7.2f} {:>4.0f}% {:>8.1e}  {}",
+             text("op"), text("backend"), number("context"), number("new_tokens"),
+             human_seconds(number("seconds_median")),
+             human_seconds(number("seconds_p10")) + " to " + human_seconds(number("seconds_p90")),
+             1e3 * number("tflops"), number("gbps"), 100 * number("ceiling_fraction"),
+             number("max_error"), text("verdict"));
+  if (const auto ratio = row.find("ratio_to_dense"); ratio != row.end())
+    fmt::print("  {:.2f}x dense ({:.2f} to {:.2f})", ratio->at("median").get<double>(),
+               ratio->at("p10").get<double>(), ratio->at("p90").get<double>());
+  fmt::print("\n");
 }
 
 std::string tsv_of(const json& rows) {
-  std::string text = fmt::format("{}\n", fmt::join(kColumns, "\t"));
+  std::string text;
+  for (const auto& [key, value] : rows.front().items()) text += key + '\t';
   for (const json& row : rows) {
-    for (const char* key : kColumns) {
-      const json& value = row[key];
-      text += (key == kColumns[0] ? "" : "\t") +
-              (value.is_string() ? value.get<std::string>() : value.dump());
-    }
-    text += '\n';
+    text.back() = '\n';
+    for (const auto& [key, value] : rows.front().items())
+      text += (row[key].is_string() ? row[key].get<std::string>() : row[key].dump()) + '\t';
   }
+  text.back() = '\n';
   return text;
 }
 
@@ -226,13 +227,6 @@ int run_bench(Options options) {
 
   Machine machine(options.common.threads);
   const bool table = options.json != "-" && options.tsv != "-";
-  if (table)
-    fmt::print(
-        "{} | {} threads | {} {} | read bandwidth {:.1f} GB/s\n"
-        "{:<17} {:<9} {:>8} {:>7} {:>10} {:>10} {:>10} {:>9} {:>8} {:>6} {:>8} {}\n",
-        cli::machine()["cpu"].get<std::string>(), machine.threads.count(), options.shape,
-        options.dtype, machine.bandwidth * 1e-9, "op", "backend", "context", "new", "median", "p10",
-        "p90", "GFLOP/s", "GB/s", "ceil", "error", "verdict");
   json rows = json::array();
   bool passed = true;
   for (int64_t context : options.contexts) {
@@ -263,6 +257,7 @@ int run_bench(Options options) {
     for (const Measured& one : all) {
       rows.push_back(
           row_of(options, setting, one, dense == all.end() ? nullptr : &*dense, &machine));
+      if (table && rows.size() == 1) print_header(options, &machine);
       if (table) print_row(rows.back());
       passed = passed && one.verdict.ok();
     }

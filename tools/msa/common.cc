@@ -156,7 +156,7 @@ Status write_file(const fs::path& path, std::string_view contents) {
   });
 }
 
-Status write_json(const fs::path& path, const nlohmann::json& json) {
+Status write_json(const fs::path& path, const nlohmann::ordered_json& json) {
   return write_file(path,
                     json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
@@ -178,7 +178,7 @@ Status read_text(const fs::path& path, int64_t max_bytes, std::string* out) {
   return in.bad() ? io_error(path, "cannot be read") : Status();
 }
 
-nlohmann::json machine() {
+nlohmann::ordered_json machine() {
   utsname os{};
   uname(&os);
   const double bytes =

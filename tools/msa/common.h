@@ -65,13 +65,13 @@ Status write_atomically(const std::filesystem::path& path,
 /// The same for contents in memory; "-" is stdout, "" does nothing.
 Status write_file(const std::filesystem::path& path, std::string_view contents);
 /// Pretty JSON with a final newline, as write_file. Numbers that are not finite become null.
-Status write_json(const std::filesystem::path& path, const nlohmann::json& json);
+Status write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json);
 
 /// The first `max_bytes` bytes of a file or pipe (fewer if it is shorter).
 Status read_text(const std::filesystem::path& path, int64_t max_bytes, std::string* out);
 
 /// {cpu, cores, memory_gib, os, compiler, build}.
-nlohmann::json machine();
+nlohmann::ordered_json machine();
 /// Commit of this build, or "unknown".
 const char* commit();
 

@@ -36,13 +36,13 @@ std::vector<std::string> isa_features() {
 
 int run_info(const Options& options) {
   if (const Status status = check_writable(options.json); !status.ok()) return fail(status);
-  const nlohmann::json here = machine();
-  nlohmann::json info = {{"version", MSA_VERSION_STRING},
-                         {"commit", commit()},
-                         {"cuda", find_backend("cuda") != nullptr},
-                         {"machine", here},
-                         {"isa", isa_features()},
-                         {"backends", nlohmann::json::array()}};
+  const nlohmann::ordered_json here = machine();
+  nlohmann::ordered_json info = {{"version", MSA_VERSION_STRING},
+                                 {"commit", commit()},
+                                 {"cuda", find_backend("cuda") != nullptr},
+                                 {"machine", here},
+                                 {"isa", isa_features()},
+                                 {"backends", nlohmann::json::array()}};
   const Backend* chosen = nullptr;
   const Status choice = choose_backend(Problem{}, options.common.backend, &chosen);
   if (!choice.ok()) return fail(choice);
