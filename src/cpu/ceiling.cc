@@ -30,6 +30,7 @@ double burn_scalar() {
 }  // namespace
 
 double peak_flops(const Backend& backend, Threads& threads) {
+  if (!backend.usable()) return 0;  // asking also obtains the right to use AMX tiles
   double (*burn)() = burn_scalar;
 #if MSA_WITH_X86
   if (const Kernels* kernels = kernels_named(backend.name())) burn = kernels->burn;

@@ -7,6 +7,15 @@
 
 namespace msa::cpu {
 
+/// Palette 1, eight tiles of 16 rows x 64 bytes. In memory for good: g++ 12's _tile_loadconfig says
+/// that it reads only eight bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14]{};
+  uint16_t bytes[16]{64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16]{16, 16, 16, 16, 16, 16, 16, 16};
+};
+inline constexpr TileConfig kTileConfig{};
+
 struct Amx : Avx512Vector {
   using Elem = uint16_t;
   static constexpr int kRows = 32, kCols = 32, kPair = 2, kDepthStep = 32, kChunk = 64;
@@ -30,16 +39,8 @@ struct Amx : Avx512Vector {
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
   }
 
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14]{};
-    uint16_t bytes[16]{64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16]{16, 16, 16, 16, 16, 16, 16, 16};
-  };
   /// A thread holds the tile state only while it computes.
-  static MSA_INLINE void begin() {
-    const Config config{};
-    _tile_loadconfig(&config);
-  }
+  static MSA_INLINE void begin() { _tile_loadconfig(&kTileConfig); }
   static MSA_INLINE void end() { _tile_release(); }
 
   /// Tile products on registers alone; returns the FLOPs.
@@ -62,6 +63,7 @@ struct Amx : Avx512Vector {
     constexpr bool kTall = R > 16;
     const auto lda_bytes = static_cast<size_t>(lda * 2), ldc_bytes = static_cast<size_t>(ldc * 4);
     float* out = c[0] + col;
+    asm volatile("" ::: "memory");  // g++ 12's tile loads do not say that they read memory
     if (add) {
       _tile_loadd(0, out, ldc_bytes);
       _tile_loadd(1, out + 16, ldc_bytes);
