@@ -30,6 +30,12 @@ struct Result {
   std::vector<double> kept_mass;
 };
 
+struct Report {
+  std::unique_ptr<model::Model> model;
+  int64_t context = 0;
+  std::optional<Result> dense, msa;
+};
+
 double sum(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
@@ -104,26 +110,59 @@ Status run_attention(const model::Model& model, model::Attention attention,
   return {};
 }
 
-nlohmann::json to_json(const char* name, const Result& result) {
-  return {
-      {"attention", name},
-      {"bits_per_byte", result.bits_per_byte},
-      {"prefill_seconds", result.seconds.total},
-      {"attention_seconds", sum(result.seconds.attention)},
-      {"index_seconds", sum(result.seconds.index)},
-      {"kept_mass", result.kept_mass.empty() ? nlohmann::json() : nlohmann::json(result.kept_mass)},
-      {"attention_seconds_per_layer", result.seconds.attention},
-      {"index_seconds_per_layer", result.seconds.index}};
+Status invalid(std::string text) { return {StatusCode::kInvalidArgument, std::move(text)}; }
+
+/// Tokens of the file that was given, as many as --context asks for.
+Status load_context(const Options& options, const model::Config& config,
+                    std::vector<int32_t>* tokens) {
+  const int64_t limit = options.context > 0 ? options.context : kDefaultContext;
+  MSA_TRY(load_tokens(config, options.text, options.token_ids, limit, tokens));
+  const std::string& source = options.text.empty() ? options.token_ids : options.text;
+  if (tokens->size() < 2)
+    return invalid(
+        fmt::format("{}: got {} tokens, scoring needs at least 2", source, tokens->size()));
+  if (std::ssize(*tokens) < options.context)
+    return invalid(fmt::format("--context: got {}, but {} holds {} tokens", options.context, source,
+                               tokens->size()));
+  return {};
 }
 
-void print_row(const char* name, const Result& result) {
-  const double mass = result.kept_mass.empty()
-                          ? 0
-                          : sum(result.kept_mass) / static_cast<double>(result.kept_mass.size());
-  fmt::print("  {:<10} {:>10.4f} {:>12} {:>12} {:>12} {:>10}\n", name, result.bits_per_byte,
-             human_seconds(result.seconds.total), human_seconds(sum(result.seconds.attention)),
-             human_seconds(sum(result.seconds.index)),
-             result.kept_mass.empty() ? "" : fmt::format("{:.3f}", mass));
+Status evaluate(const Options& options, Report* report) {
+  for (const std::string& path : {options.json, options.trace}) MSA_TRY(check_writable(path));
+  const bool wants_dense = options.attention != "msa", wants_msa = options.attention != "dense";
+  if (!options.trace.empty() && !wants_msa)
+    return invalid("--trace: dense attention selects no blocks; use --attention msa or both");
+  MSA_TRY(load_model(options.model, options.common, &report->model));
+  const model::Model& model = *report->model;
+  if (wants_msa && model.config().sparse_layers() == 0)
+    return invalid("the model has no sparse layers; use --attention dense");
+  std::vector<int32_t> tokens;
+  MSA_TRY(load_context(options, model.config(), &tokens));
+  report->context = std::ssize(tokens);
+
+  const bool quiet = options.common.quiet;
+  if (wants_dense)
+    MSA_TRY(run_attention(model, model::Attention::kDense, tokens, quiet, nullptr,
+                          &report->dense.emplace()));
+  std::optional<Trace> trace;
+  if (!options.trace.empty()) trace.emplace(model.config(), report->context);
+  if (wants_msa)
+    MSA_TRY(run_attention(model, model::Attention::kMsa, tokens, quiet, trace ? &*trace : nullptr,
+                          &report->msa.emplace()));
+  return trace ? trace->write(options.trace) : Status();
+}
+
+nlohmann::ordered_json to_json(const char* name, const Result& result) {
+  nlohmann::ordered_json mass;
+  if (!result.kept_mass.empty()) mass = result.kept_mass;
+  return {{"attention", name},
+          {"bits_per_byte", result.bits_per_byte},
+          {"prefill_seconds", result.seconds.total},
+          {"attention_seconds", sum(result.seconds.attention)},
+          {"index_seconds", sum(result.seconds.index)},
+          {"kept_mass", mass},
+          {"attention_seconds_per_layer", result.seconds.attention},
+          {"index_seconds_per_layer", result.seconds.index}};
 }
 
 int64_t peak_rss_bytes() {
@@ -132,89 +171,74 @@ int64_t peak_rss_bytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-int run_eval(const Options& options) {
-  for (const std::string& path : {options.json, options.trace})
-    if (const Status status = check_writable(path); !status.ok()) return fail(status);
-  const bool wants_dense = options.attention != "msa", wants_msa = options.attention != "dense";
-  if (!options.trace.empty() && !wants_msa)
-    return fail("--trace: dense attention selects no blocks; use --attention msa or both");
-
-  std::unique_ptr<model::Model> model;
-  if (const Status status = load_model(options.model, options.common, &model); !status.ok())
-    return fail(status);
-  const model::Config& config = model->config();
-  if (wants_msa && config.sparse_layers() == 0)
-    return fail("the model has no sparse layers; use --attention dense");
-
-  std::vector<int32_t> tokens;
-  const int64_t limit = options.context > 0 ? options.context : kDefaultContext;
-  const Status loaded = load_tokens(config, options.text, options.token_ids, limit, &tokens);
-  if (!loaded.ok()) return fail(loaded);
-  const std::string& source = options.text.empty() ? options.token_ids : options.text;
-  const auto context = static_cast<int64_t>(tokens.size());
-  if (context < 2)
-    return fail(fmt::format("{}: got {} tokens, scoring needs at least 2", source, context));
-  if (context < options.context)
-    return fail(
-        fmt::format("--context: got {}, but {} holds {} tokens", options.context, source, context));
-
-  const bool quiet = options.common.quiet;
-  Result dense, msa;
-  std::optional<Trace> trace;
-  if (!options.trace.empty()) trace.emplace(config, context);
-  if (wants_dense) {
-    const Status status =
-        run_attention(*model, model::Attention::kDense, tokens, quiet, nullptr, &dense);
-    if (!status.ok()) return fail(status);
+nlohmann::ordered_json to_json(const Options& options, const Report& report) {
+  const model::Config& config = report.model->config();
+  nlohmann::ordered_json json = {{"context", report.context},
+                                 {"tokens", report.context - 1},
+                                 {"results", nlohmann::ordered_json::array()},
+                                 {"speedup_attention", nullptr},
+                                 {"speedup_sparse_layers", nullptr},
+                                 {"backend", report.model->backend_name()},
+                                 {"threads", report.model->threads()},
+                                 {"model", options.model.directory},
+                                 {"dtype", options.model.dtype},
+                                 {"topk", config.topk},
+                                 {"peak_rss_bytes", peak_rss_bytes()}};
+  if (report.dense) json["results"].push_back(to_json("dense", *report.dense));
+  if (report.msa) json["results"].push_back(to_json("msa", *report.msa));
+  if (report.dense && report.msa) {
+    const auto& dense = report.dense->seconds.attention;
+    const auto& msa = report.msa->seconds.attention;
+    json["speedup_attention"] = sum(dense) / sum(msa);
+    json["speedup_sparse_layers"] = sum_sparse(dense, config) / sum_sparse(msa, config);
   }
-  if (wants_msa) {
-    const Status status = run_attention(*model, model::Attention::kMsa, tokens, quiet,
-                                        trace ? &*trace : nullptr, &msa);
-    if (!status.ok()) return fail(status);
-  }
+  return json;
+}
 
-  nlohmann::json json = {{"context", context},
-                         {"tokens", context - 1},
-                         {"results", nlohmann::json::array()},
-                         {"speedup_attention", nullptr},
-                         {"speedup_sparse_layers", nullptr},
-                         {"backend", model->backend_name()},
-                         {"threads", model->threads()},
-                         {"model", options.model.directory},
-                         {"dtype", options.model.dtype},
-                         {"topk", config.topk},
-                         {"peak_rss_bytes", peak_rss_bytes()}};
-  if (wants_dense) json["results"].push_back(to_json("dense", dense));
-  if (wants_msa) json["results"].push_back(to_json("msa", msa));
-  if (wants_dense && wants_msa) {
-    json["speedup_attention"] = sum(dense.seconds.attention) / sum(msa.seconds.attention);
-    json["speedup_sparse_layers"] =
-        sum_sparse(dense.seconds.attention, config) / sum_sparse(msa.seconds.attention, config);
-  }
-  if (trace)
-    if (const Status status = trace->write(options.trace); !status.ok()) return fail(status);
-  if (const Status status = write_json(options.json, json); !status.ok()) return fail(status);
-  if (options.json == "-") return kOk;
+void print_row(const char* name, const Result& result) {
+  std::string index, mass;  // blank where there is none
+  if (const double seconds = sum(result.seconds.index); seconds > 0) index = human_seconds(seconds);
+  if (const auto layers = static_cast<double>(result.kept_mass.size()); layers > 0)
+    mass = fmt::format("{:.3f}", sum(result.kept_mass) / layers);
+  fmt::print("  {:<10} {:>10.4f} {:>12} {:>12} {:>12} {:>10}\n", name, result.bits_per_byte,
+             human_seconds(result.seconds.total), human_seconds(sum(result.seconds.attention)),
+             index, mass);
+}
 
-  fmt::print("{}, {} tokens of {}\n", options.model.directory, context, source);
-  fmt::print("{} layers ({} sparse), backend {}, {} threads, {}, top {} blocks of {} tokens\n\n",
-             config.layers.size(), config.sparse_layers(), model->backend_name(), model->threads(),
-             options.model.dtype, config.topk, config.block_size);
-  fmt::print("  {:<10} {:>10} {:>12} {:>12} {:>12} {:>10}\n", "attention", "bits/byte", "prefill",
-             "attention", "of it index", "kept mass");
-  if (wants_dense) print_row("dense", dense);
-  if (wants_msa) print_row("MSA", msa);
-  if (wants_dense && wants_msa)
-    fmt::print("\n  MSA is {:.2f}x faster in attention, {:.2f}x in its sparse layers\n",
+void print_table(const Options& options, const Report& report, const nlohmann::ordered_json& json) {
+  const model::Config& config = report.model->config();
+  fmt::print("{}: {} layers, {} of them sparse (top {} blocks of {} tokens)\n",
+             options.model.directory, config.layers.size(), config.sparse_layers(), config.topk,
+             config.block_size);
+  fmt::print("{} tokens of {}, {} on {} with {} threads\n\n", report.context,
+             options.text.empty() ? options.token_ids : options.text, options.model.dtype,
+             report.model->backend_name(), report.model->threads());
+  fmt::print("  {:<10} {:>10} {:>12} {:>12} {:>12} {:>10}\n", "attention",
+             config.byte_level() ? "bits/byte" : "bits/token", "prefill", "attention",
+             "of it index", "kept mass");
+  if (report.dense) print_row("dense", *report.dense);
+  if (report.msa) print_row("MSA", *report.msa);
+  fmt::print("\n");
+  if (report.dense && report.msa)
+    fmt::print("  attention {:.2f}x faster with MSA, {:.2f}x in the sparse layers\n",
                json["speedup_attention"].get<double>(),
                json["speedup_sparse_layers"].get<double>());
-  if (!msa.kept_mass.empty()) {
-    fmt::print("  attention mass kept by layer:");
-    size_t next = 0;
+  if (report.msa && !report.msa->kept_mass.empty()) {
+    std::vector<std::string> parts;
     for (size_t i = 0; i < config.layers.size(); ++i)
-      if (config.layers[i].sparse) fmt::print("  {}: {:.3f}", i, msa.kept_mass[next++]);
-    fmt::print("\n");
+      if (config.layers[i].sparse)
+        parts.push_back(fmt::format("{}: {:.3f}", i, report.msa->kept_mass[parts.size()]));
+    fmt::print("  attention mass kept in layer {}\n", fmt::join(parts, ", "));
   }
+  fmt::print("  peak memory {} MiB\n", json["peak_rss_bytes"].get<int64_t>() >> 20);
+}
+
+int run_eval(const Options& options) {
+  Report report;
+  if (const Status status = evaluate(options, &report); !status.ok()) return fail(status);
+  const nlohmann::ordered_json json = to_json(options, report);
+  if (const Status status = write_json(options.json, json); !status.ok()) return fail(status);
+  if (options.json != "-") print_table(options, report, json);
   return kOk;
 }
 

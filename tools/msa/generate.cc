@@ -25,8 +25,13 @@ struct Options {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+double seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+std::string rate(const char* kind, size_t tokens, double seconds) {
+  return fmt::format("{} {} tokens in {} ({:.1f}/s)", tokens, kind, human_seconds(seconds),
+                     static_cast<double>(tokens) / seconds);
 }
 
 /// Ids as text: bytes of a byte vocabulary, else numbers.
@@ -41,68 +46,62 @@ void print_token(const model::Config& config, int32_t token) {
 
 Status load_prompt(const Options& options, const model::Config& config,
                    std::vector<int32_t>* tokens) {
-  if (options.prompt.empty())
+  if (!options.prompt_file.empty() || !options.token_ids.empty())
     return load_tokens(config, options.prompt_file, options.token_ids, int64_t{1} << 30, tokens);
   MSA_TRY(require_byte_vocabulary(config));
   *tokens = model::tokens_of(options.prompt);
   return {};
 }
 
-int run_generate(const Options& options) {
+Status read_prompt(model::Session& session, std::span<const int32_t> prompt,
+                   std::span<float> logits, bool quiet) {
+  Progress progress("prompt", quiet);
+  model::Hooks hooks;
+  hooks.on_progress = [&](int64_t done, int64_t total) {
+    progress.update(done, total);
+    return true;
+  };
+  return session.extend(prompt, logits, hooks);
+}
+
+Status generate(const Options& options) {
   model::Sampler sampler;
-  if (const Status status = model::Sampler::create(options.sampler, &sampler); !status.ok())
-    return fail(status);
+  MSA_TRY(model::Sampler::create(options.sampler, &sampler));
   std::unique_ptr<model::Model> model;
-  if (const Status status = load_model(options.model, options.common, &model); !status.ok())
-    return fail(status);
+  MSA_TRY(load_model(options.model, options.common, &model));
   const model::Config& config = model->config();
   std::vector<int32_t> prompt;
-  if (const Status status = load_prompt(options, config, &prompt); !status.ok())
-    return fail(status);
-  if (prompt.empty()) return fail("the prompt is empty; give at least one token");
+  MSA_TRY(load_prompt(options, config, &prompt));
+  if (prompt.empty())
+    return {StatusCode::kInvalidArgument, "the prompt is empty, expected at least one token"};
 
   std::unique_ptr<model::Session> session;
-  const auto attention =
-      options.attention == "msa" ? model::Attention::kMsa : model::Attention::kDense;
-  const auto prompt_size = static_cast<int64_t>(prompt.size());
-  if (const Status status =
-          model::Session::create(*model, attention, prompt_size + options.tokens, &session);
-      !status.ok())
-    return fail(status);
-
+  MSA_TRY(model::Session::create(
+      *model, options.attention == "msa" ? model::Attention::kMsa : model::Attention::kDense,
+      std::ssize(prompt) + options.tokens, &session));
   std::vector<float> logits(static_cast<size_t>(config.vocab_size));
-  const Clock::time_point prefill_start = Clock::now();
-  {
-    Progress progress("prompt", options.common.quiet);
-    model::Hooks hooks;
-    hooks.on_progress = [&](int64_t done, int64_t total) {
-      progress.update(done, total);
-      return true;
-    };
-    if (const Status status = session->extend(prompt, logits, hooks); !status.ok())
-      return fail(status);
-  }
-  const double prefill_seconds = seconds_since(prefill_start);
+  const Clock::time_point prefill = Clock::now();
+  MSA_TRY(read_prompt(*session, prompt, logits, options.common.quiet));
 
-  const Clock::time_point start = Clock::now();
+  const Clock::time_point decode = Clock::now();
   int64_t made = 0;
   while (made < options.tokens) {
     const int32_t token = sampler.sample(logits);
     if (std::ranges::count(config.eos_tokens, token) > 0) break;
     print_token(config, token);
-    if (++made == options.tokens) break;
-    if (const Status status = session->extend({&token, 1}, logits); !status.ok())
-      return fail(status);
+    if (++made < options.tokens) MSA_TRY(session->extend({&token, 1}, logits));
   }
-  const double decode_seconds = seconds_since(start);
   std::putchar('\n');
   std::fflush(stdout);
   if (!options.common.quiet && isatty(STDERR_FILENO) == 1)
-    fmt::print(stderr, "\n{} prompt tokens in {} ({:.0f}/s), {} new tokens in {} ({:.1f}/s)\n",
-               prompt_size, human_seconds(prefill_seconds),
-               static_cast<double>(prompt_size) / prefill_seconds, made,
-               human_seconds(decode_seconds), static_cast<double>(made) / decode_seconds);
-  return kOk;
+    fmt::print(stderr, "\n{}; {}\n", rate("prompt", prompt.size(), seconds(prefill, decode)),
+               rate("new", static_cast<size_t>(made), seconds(decode, Clock::now())));
+  return {};
+}
+
+int run_generate(const Options& options) {
+  const Status status = generate(options);
+  return status.ok() ? kOk : fail(status);
 }
 
 }  // namespace
