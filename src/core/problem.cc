@@ -87,15 +87,12 @@ Status validate(const Problem& p) {
 }
 
 Status validate(const Limits& limits) {
-  MSA_TRY(at_least("max_batch", limits.max_batch, 0));
-  MSA_TRY(at_least("max_tokens", limits.max_tokens, 0));
-  MSA_TRY(at_least("max_q_len", limits.max_q_len, 0));
-  MSA_TRY(at_least("max_kv_len", limits.max_kv_len, 0));
   // Lengths and ids travel as int32; the bound also keeps workspace sizes far from overflow.
   for (const auto& [name, value] :
        {std::pair{"max_batch", limits.max_batch}, std::pair{"max_tokens", limits.max_tokens},
         std::pair{"max_q_len", limits.max_q_len}, std::pair{"max_kv_len", limits.max_kv_len}}) {
-    if (value > INT32_MAX) return invalid(name, ": got ", value, ", expected <= ", INT32_MAX);
+    if (value < 0 || value > INT32_MAX)
+      return invalid(name, ": got ", value, ", expected 0..", INT32_MAX);
   }
   return at_least("max_threads", limits.max_threads, 0);
 }
