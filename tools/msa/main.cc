@@ -1,10 +1,25 @@
 // The command `msa`: parses, runs one subcommand, returns its exit code.
 #include <fmt/format.h>
 
+#include <memory>
 #include <new>
 
 #include "msa/commands.h"
 #include "msa/common.h"
+
+/// Options as `--name VALUE`: the ranges and choices that a value is checked for stay out.
+class HelpFormat : public CLI::Formatter {
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0) return "";
+    const std::string type = option->get_type_name();
+    const size_t choices = type.find('{');
+    std::string text =
+        " " + (choices == type.npos ? type.substr(0, type.find(':')) : type.substr(choices));
+    if (!option->get_default_str().empty()) text += " (" + option->get_default_str() + ")";
+    if (option->get_required()) text += " (required)";
+    return text;
+  }
+};
 
 int main(int argc, char** argv) {
   using namespace msa::cli;
@@ -12,6 +27,7 @@ int main(int argc, char** argv) {
 
   CLI::App app("MiniMax Sparse Attention: run, measure and inspect it");
   app.name("msa");
+  app.formatter(std::make_shared<HelpFormat>());
   app.set_version_flag("--version", "msa " MSA_VERSION_STRING);
   app.require_subcommand(1);
   app.footer(
