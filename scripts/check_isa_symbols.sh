@@ -4,8 +4,8 @@
 # The sources of src/cpu/{avx2,avx512,amx} are compiled for CPUs that the running one may not be. An
 # inline function or template of another header that is emitted there is a weak symbol, and the
 # linker may pick that copy for all callers: an illegal instruction on older machines. Allowed are
-# weak functions that have the name of the ISA's own namespace in theirs. BUILD_DIR is an optimised
-# build, as a debug one inlines nothing.
+# weak functions of the ISA's own: its vocabulary (class Avx2, say) is in their name, as template
+# argument or scope. BUILD_DIR is an optimised build, as a debug one inlines nothing.
 set -euo pipefail
 
 objects=${1:?build directory}/src/CMakeFiles/msa_objects.dir/cpu
@@ -15,11 +15,12 @@ for isa in avx2 avx512 amx; do
   for object in "$objects/$isa"/*.o; do
     [[ -e $object ]] || continue
     checked=$((checked + 1))
-    own="${#isa}$isa"  # how a mangled name spells the namespace
-    foreign=$(nm --defined-only "$object" | awk -v own="$own" '$2 == "W" && !index($3, own) { print $3 }')
+    own="${#isa}$isa"  # how a mangled name spells it, but for the case
+    foreign=$(nm --defined-only "$object" | \
+      awk -v own="$own" '$2 == "W" && !index(tolower($3), own) { print $3 }')
     [[ -z $foreign ]] && continue
     bad=1
-    echo "$object: weak functions outside namespace $isa:" >&2
+    echo "$object: weak functions that are not its own:" >&2
     c++filt <<<"$foreign" | sed 's/^/  /' >&2
   done
 done

@@ -114,7 +114,7 @@ Status plan(const Problem& problem, const Limits& limits, Plan* out, std::string
         static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
   }
   MSA_TRY(choose_backend(problem, backend, &made.backend));
-  made.workspace_bytes = made.backend->workspace_bytes(problem, limits);
+  made.workspace_bytes = made.backend->workspace_bytes(problem, made.limits);
   *out = made;
   return {};
 }

@@ -337,6 +337,27 @@ TEST_F(CApi, OlderCallersGetDefaultsAndNewerOnesAnError) {
   EXPECT_EQ(msa_plan_create(&problem, &kLimits, "reference", &plan_), MSA_INVALID_ARGUMENT);
 }
 
+TEST_F(CApi, NoThreadLimitMeansAllOfTheMachine) {
+  msa_threads* all = nullptr;
+  ASSERT_EQ(msa_threads_create(0, &all), MSA_OK) << msa_last_error();
+  msa_limits limits = kLimits;
+  const msa_problem problem = small_problem(MSA_OP_SPARSE_ATTENTION);
+  for (int32_t i = 0; i < msa_backend_count(); ++i) {
+    if (msa_backend_usable(i) != MSA_OK || msa_backend_supports(i, &problem) != MSA_OK) continue;
+    int64_t bytes[2];
+    for (const bool named : {false, true}) {
+      limits.max_threads = named ? msa_threads_count(all) : 0;
+      msa_plan* plan = nullptr;
+      ASSERT_EQ(msa_plan_create(&problem, &limits, msa_backend_name(i), &plan), MSA_OK);
+      bytes[named] = msa_plan_workspace_bytes(plan);
+      msa_plan_destroy(plan);
+    }
+    EXPECT_GT(bytes[0], 0) << msa_backend_name(i);
+    EXPECT_EQ(bytes[0], bytes[1]) << msa_backend_name(i);
+  }
+  msa_threads_destroy(all);
+}
+
 TEST_F(CApi, ErrorsNameTheArgument) {
   const auto expect_error = [](msa_status status, msa_status expected, const std::string& part) {
     EXPECT_EQ(status, expected);
