@@ -1,7 +1,6 @@
 #include "msa/verdict.h"
 
 #include <algorithm>
-#include <string_view>
 
 namespace msa::cli {
 
@@ -9,8 +8,7 @@ Status add_verdict(const Problem& problem, const Limits& limits, const Backend& 
                    const conformance::Params& params, Threads* threads, Verdict* verdict) {
   conformance::Expected expected;
   MSA_TRY(conformance::expect(problem, limits, params, threads, &expected));
-  const std::string_view name = backend.name();
-  const bool rounds = problem.dtype == DType::kBF16 && (name == "amx" || name == "avx512");
+  const bool rounds = conformance::rounds_probabilities(backend, problem.dtype);
   merge(conformance::judge(expected, params, {.rounds_probabilities = rounds}), verdict);
   return {};
 }
