@@ -21,10 +21,18 @@ namespace {
 constexpr int64_t kRowsPerTask = 16;
 constexpr size_t kAlignment = 64;
 
-// exp(x) within 2e-7 relative, 0 below -87: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial for
-// exp(r). Written without branches and calls so that loops over it vectorise.
+constexpr float kMinExp = -87.0f, kMaxExp = 88.0f;  // exp stays normal and finite
+
+// By value and without branches, unlike std::clamp: loops over it vectorise.
+inline float clamp(float x, float low, float high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+// exp(x) within 2e-7 relative for -87 <= x <= 88: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial
+// for exp(r). Callers clamp in a loop of their own: beside constant bounds, compilers turn the
+// arithmetic into branches.
 inline float fast_exp(float x) {
-  x = std::clamp(x, -87.0f, 88.0f);
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
@@ -78,10 +86,13 @@ void convert_row(const float* x, int64_t count, void* y, DType dtype) {
 }
 
 void swiglu_row(const float* gate, const float* up, int64_t n, float alpha, float limit, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = clamp(-alpha * gate[i], kMinExp, kMaxExp);
+  // Above the limit the sigmoid belongs to the limit, as the gate does.
+  const float least = -alpha * limit;
   for (int64_t i = 0; i < n; ++i) {
-    const float g = std::min(gate[i], limit);
-    const float u = std::clamp(up[i], -limit, limit);
-    y[i] = (u + 1.0f) * g / (1.0f + fast_exp(-alpha * g));
+    const float g = gate[i] > limit ? limit : gate[i];
+    const float e = y[i] < least ? least : y[i];
+    y[i] = (clamp(up[i], -limit, limit) + 1.0f) * g / (1.0f + fast_exp(e));
   }
 }
 
@@ -91,8 +102,10 @@ float cross_entropy_row(const float* logits, int64_t vocab, int32_t target) {
   int64_t i = 0;
   for (; i + kLanes <= vocab; i += kLanes)
     for (int l = 0; l < kLanes; ++l)
-      lanes[static_cast<size_t>(l)] += static_cast<double>(fast_exp(logits[i + l] - top));
-  for (; i < vocab; ++i) lanes[0] += static_cast<double>(fast_exp(logits[i] - top));
+      lanes[static_cast<size_t>(l)] +=
+          static_cast<double>(fast_exp(clamp(logits[i + l] - top, kMinExp, 0)));
+  for (; i < vocab; ++i)
+    lanes[0] += static_cast<double>(fast_exp(clamp(logits[i] - top, kMinExp, 0)));
   const double sum = std::accumulate(lanes.begin(), lanes.end(), 0.0);
   return static_cast<float>(std::log(sum) - static_cast<double>(logits[target] - top));
 }
