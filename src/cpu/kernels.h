@@ -22,10 +22,10 @@ struct Kernels {
   double (*burn)();
 };
 
-/// f32 panels for every matrix y = x w^T: see linear.h.
-struct LinearKernels {
-  int columns;  ///< panel width
-  void (*pack)(const void* w, DType dtype, int64_t n, int64_t k, float* panels);
+/// y [m,n] = x [m,k] w^T for LinearWeight (linear.h). w lies in panels of `columns` outputs,
+/// [k][columns] each, zeros in the columns past n.
+struct LinearKernel {
+  int64_t columns;
   void (*multiply)(const float* x, int64_t ldx, int64_t m, const float* panels, int64_t n,
                    int64_t k, float* y, int64_t ldy, Threads& threads);
 };
@@ -33,6 +33,8 @@ struct LinearKernels {
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kAmx;
+extern const LinearKernel kAvx2Linear;
+extern const LinearKernel kAvx512Linear;
 
 /// The table of a backend by name, or null.
 const Kernels* kernels_named(std::string_view backend);

@@ -106,7 +106,7 @@ struct Avx512Vector {
 /// groups.
 struct Avx512 : Avx512Vector {
   using Elem = float;
-  static constexpr int kRows = 8, kCols = 32, kPair = 1, kDepthStep = 1, kChunk = 48;
+  static constexpr int kRows = 12, kCols = 32, kPair = 1, kDepthStep = 1, kChunk = 48;
   static constexpr bool kScatters = true;
 
   template <DType T>
