@@ -21,7 +21,8 @@ install(FILES ${PROJECT_BINARY_DIR}/msaConfig.cmake ${PROJECT_BINARY_DIR}/msaCon
 
 set(pkgconfig_private "-lstdc++ -lm -pthread")
 if(MSA_WITH_CUDA)
-  string(APPEND pkgconfig_private " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+  string(APPEND pkgconfig_private " ${CUDA_cudart_static_LIBRARY} -ldl -lrt")
 endif()
+file(RELATIVE_PATH pkgconfig_to_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/msa.pc.in msa.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/msa.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

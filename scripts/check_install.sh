@@ -35,8 +35,8 @@ done
 
 library_dir=$(dirname "$(find "$prefix" -name libmsa.so)")
 export PKG_CONFIG_PATH=$library_dir/pkgconfig
-read -ra flags < <(pkg-config --define-prefix --cflags --libs msa)
-read -ra static_flags < <(pkg-config --define-prefix --static --cflags --libs msa)
+read -ra flags < <(pkg-config --cflags --libs msa)
+read -ra static_flags < <(pkg-config --static --cflags --libs msa)
 g++ -std=c++20 examples/cpp/main.cc "${flags[@]}" -o "$work/cpp"
 gcc -std=c11 examples/c/main.c "${flags[@]}" -o "$work/c"
 check "cpp, pkg-config, shared" env LD_LIBRARY_PATH="$library_dir" "$work/cpp"
