@@ -1,16 +1,17 @@
 // The CUDA backend: finds out whether there is a device; its kernels are still to come.
 #include <cuda_runtime_api.h>
 
+#include "core/partial_backend.h"
 #include "core/registry.h"
 #include "core/text.h"
 
 namespace msa {
 namespace {
 
-class CudaBackend final : public Backend {
+class CudaBackend final : public PartialBackend {
  public:
   const char* name() const override { return "cuda"; }
-  const char* requirement() const override { return "an NVIDIA Hopper GPU (SM90a) and its driver"; }
+  const char* requirement() const override { return "an NVIDIA Hopper GPU and its driver"; }
   int priority() const override { return 100; }
   DeviceKind device() const override { return DeviceKind::kCUDA; }
 
@@ -22,38 +23,12 @@ class CudaBackend final : public Backend {
     if (count == 0) return error(StatusCode::kUnavailable, "no CUDA device");
     return {};
   }
+
   Status supports(const Problem&) const override {
     return error(StatusCode::kUnsupported, "no CUDA kernels in this build yet");
   }
-  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
 
-  Status run(const Plan& p, const IndexScoresParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const SelectBlocksParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const IndexSelectParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const SparseAttentionParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const DenseAttentionParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const MergeParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const BlockListsParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const AppendPagedParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
-  Status run(const Plan& p, const BlockMassParams&, Workspace, Queue) const override {
-    return supports(p.problem);
-  }
+  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
 };
 
 }  // namespace

@@ -1,0 +1,77 @@
+#include "skeleton_backend/skeleton.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/partial_backend.h"
+#include "core/text.h"
+
+namespace msa {
+namespace {
+
+/// One row of `merge`: a = max lse_i; lse = a + ln sum exp(lse_i - a); o = sum exp(lse_i - lse)
+/// o_i. Precondition: f32 everywhere; the arguments passed check() (core/check.h).
+void merge_row(const MergeParams& m, int64_t t, int64_t h) {
+  const int64_t parts = m.o_parts.shape[0], dim = m.o_parts.shape[3];
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+  float a = kNone;
+  for (int64_t i = 0; i < parts; ++i) a = std::max(a, *m.lse_parts.at<float>(i, t, h));
+  float sum = 0;
+  if (a != kNone)
+    for (int64_t i = 0; i < parts; ++i) sum += std::exp(*m.lse_parts.at<float>(i, t, h) - a);
+  const float lse = a == kNone ? kNone : a + std::log(sum);
+
+  float* o = m.o.at<float>(t, h);
+  std::fill_n(o, dim, 0.0f);
+  for (int64_t i = 0; i < parts && lse != kNone; ++i) {
+    const float weight = std::exp(*m.lse_parts.at<float>(i, t, h) - lse);
+    if (weight == 0) continue;  // a part without keys may hold anything
+    const float* part = m.o_parts.at<float>(i, t, h);
+    for (int64_t d = 0; d < dim; ++d) o[d] += weight * part[d];
+  }
+  if (m.lse.given()) *m.lse.at<float>(t, h) = lse;
+}
+
+class SkeletonBackend final : public PartialBackend {
+ public:
+  using PartialBackend::run;
+
+  const char* name() const override { return "skeleton"; }
+  const char* requirement() const override { return "any CPU"; }
+  int priority() const override { return -2; }  // below the reference: only when asked for
+  DeviceKind device() const override { return DeviceKind::kCPU; }
+  Status usable() const override { return {}; }
+
+  Status supports(const Problem& p) const override {
+    if (p.op != Op::kMerge)
+      return error(StatusCode::kUnsupported, "op: got ", name_of(p.op), ", supported: merge");
+    if (p.dtype != DType::kF32)
+      return error(StatusCode::kUnsupported, "dtype: got ", name_of(p.dtype), ", supported: f32");
+    return {};
+  }
+
+  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
+
+  Status run(const Plan&, const MergeParams& m, Workspace, Queue queue) const override {
+    const int64_t heads = m.o_parts.shape[2];
+    const auto row = [&](int64_t task, int) { merge_row(m, task / heads, task % heads); };
+    const int64_t rows = m.o_parts.shape[1] * heads;
+    if (queue.threads != nullptr) {
+      queue.threads->parallel_for(rows, row);
+    } else {
+      for (int64_t task = 0; task < rows; ++task) row(task, 0);
+    }
+    return {};
+  }
+};
+
+}  // namespace
+
+const Backend* skeleton_backend() {
+  static const SkeletonBackend backend;
+  return &backend;
+}
+
+}  // namespace msa
