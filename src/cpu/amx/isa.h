@@ -18,7 +18,7 @@ inline constexpr TileConfig kTileConfig{};
 
 struct Amx : Avx512Vector {
   using Elem = uint16_t;
-  static constexpr int kRows = 32, kCols = 32, kPair = 2, kDepthStep = 32, kChunk = 64;
+  static constexpr int kRows = 32, kCols = 32, kPair = 2, kDepthStep = 32, kChunk = 32;
   static constexpr bool kScatters = false;
 
   template <DType T>

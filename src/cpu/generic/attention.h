@@ -97,11 +97,14 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
   if (raw_max != nullptr && best > *raw_max) *raw_max = best;
   const float m_new = best * c > m ? best * c : m;
   const Vec factor = Isa::set1(c), shift = Isa::set1(m_new == -kInfinity ? 0.0f : -m_new);
-  Vec sum = Isa::zero();
-  for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-    const Vec e = Isa::exp2(Isa::fma(Isa::load(s + col), factor, shift));
-    sum = Isa::add(sum, e);
-    Isa::store_p(p + col, e);
+  Vec even = Isa::zero(), odd = Isa::zero();
+  for (int64_t col = 0; col < cols; col += 2 * Isa::kLanes) {
+    const Vec x = Isa::exp2(Isa::fma(Isa::load(s + col), factor, shift));
+    const Vec y = Isa::exp2(Isa::fma(Isa::load(s + col + Isa::kLanes), factor, shift));
+    even = Isa::add(even, x);
+    odd = Isa::add(odd, y);
+    Isa::store_p(p + col, x);
+    Isa::store_p(p + col + Isa::kLanes, y);
   }
   if (m_new > m && l != 0.0f) {
     const float keep = std::exp2(m - m_new);
@@ -110,7 +113,7 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
     for (int64_t d = 0; d < ldo; d += Isa::kLanes) Isa::store(o + d, Isa::mul(Isa::load(o + d), k));
   }
   m = m_new;
-  l += Isa::reduce_add(sum);
+  l += Isa::reduce_add(Isa::add(even, odd));
 }
 
 /// Up to kChunk rows (tile rows row[0..rows), query rows in a) against the packed piece of `deep`

@@ -141,7 +141,7 @@ struct IndexTile {
   }
 
   void keep_best(int64_t r0, int64_t count, int64_t start, int64_t n) const {
-    const int64_t cols = round_up(n, Isa::kLanes);
+    const int64_t cols = round_up(n, Isa::kCols);
     for (int64_t r = 0; r < count; ++r) {
       float* scores = w.s + r * kPiece;
       hide_invisible(scores, most(0, least(s.visible(q0 + (r0 + r) / p.heads_kv) - start, n)),
