@@ -12,16 +12,16 @@ namespace {
 struct Share {
   Op op;
   int full;
+  int smoke;
   bool packed;
   bool paged;
 };
-constexpr int kSmokeShare = 3;
 constexpr Share kShares[] = {
-    {Op::kIndexScores, 36, true, true},   {Op::kSelectBlocks, 30, true, false},
-    {Op::kIndexSelect, 60, true, true},   {Op::kSparseAttention, 64, true, true},
-    {Op::kSparseDecode, 72, false, true}, {Op::kDenseAttention, 56, true, true},
-    {Op::kMerge, 24, true, false},        {Op::kBlockLists, 20, true, true},
-    {Op::kAppendPaged, 36, false, true},  {Op::kBlockMass, 32, true, true},
+    {Op::kIndexScores, 36, 3, true, true},   {Op::kSelectBlocks, 30, 10, true, false},
+    {Op::kIndexSelect, 60, 5, true, true},   {Op::kSparseAttention, 64, 4, true, true},
+    {Op::kSparseDecode, 72, 4, false, true}, {Op::kDenseAttention, 56, 3, true, true},
+    {Op::kMerge, 24, 3, true, false},        {Op::kBlockLists, 20, 2, true, true},
+    {Op::kAppendPaged, 36, 3, false, true},  {Op::kBlockMass, 32, 2, true, true},
 };
 
 // Multiply-adds that the fp64 judge spends on a case, half a nanosecond each: nearly all cases are
@@ -189,7 +189,7 @@ std::vector<Case> make_cases(Suite suite) {
         if (!(layout == KvLayout::kPacked ? share.packed : share.paged)) continue;
         for (int variant = 0; variant < share.full; ++variant) {
           const Case c = make_case(share, dtype, layout, variant, ++seed);
-          if (suite == Suite::kFull || variant < kSmokeShare) cases.push_back(c);
+          if (suite == Suite::kFull || variant < share.smoke) cases.push_back(c);
         }
       }
     }

@@ -98,6 +98,7 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
     if (std::any_of(workspace + bytes, workspace + memory.bytes,
                     [&](std::byte b) { return b != way.poison; }))
       return text("writes behind its workspace of ", bytes, " bytes");
+    if (instance.input_hash() != inputs) return "writes into its inputs";
     if (first.empty()) {
       *verdict =
           judge(expected, instance.params(),
@@ -114,7 +115,6 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
       return text("results with ", way.what, " differ from those with ", kRepeats[0].what,
                   ", or an output is not written everywhere");
   }
-  if (instance.input_hash() != inputs) return "writes into its inputs";
   return {};
 }
 
