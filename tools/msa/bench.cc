@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -93,22 +94,22 @@ struct Machine {
 /// Rounds of all operations, interleaved: a slow moment of the machine hits all alike.
 Status measure(const Options& options, Machine* machine, std::vector<Measured>* all,
                Progress* progress) {
-  std::vector<Measured*> timed;
-  for (Measured& one : *all)
-    if (one.verdict.ok()) timed.push_back(&one);
-  const double budget = 2.0 * static_cast<double>(timed.size());
-  double spent = 0;
-  for (int round = 0;
-       options.repeats > 0 ? round < options.repeats : round < 5 || (round < 100 && spent < budget);
-       ++round) {
-    for (Measured* one : timed) {
-      if (one->seconds.empty() || one->seconds.back() < 0.1) machine->evictor.evict();
+  const auto start = std::chrono::steady_clock::now();
+  const auto budget = std::chrono::seconds(2) * all->size();
+  const auto wants_more = [&](int round) {
+    if (options.repeats > 0) return round < options.repeats;
+    return round < 5 || (round < 100 && std::chrono::steady_clock::now() - start < budget);
+  };
+  for (int round = 0; wants_more(round); ++round) {
+    for (Measured& one : *all) {
+      if (!one.verdict.ok()) continue;
+      if (one.seconds.empty() || one.seconds.back() < 0.1) machine->evictor.evict();
       Status status;
-      one->seconds.push_back(seconds_of([&] { status = one->operation.run(); }));
+      one.seconds.push_back(seconds_of([&] { status = one.operation.run(); }));
       MSA_TRY(status);
-      spent += one->seconds.back();
     }
-    progress->update(round + 1, options.repeats > 0 ? options.repeats : std::max(5, round + 1));
+    const int rounds = options.repeats > 0 ? options.repeats : std::max(5, round + 1);
+    progress->update(round + 2, rounds + 1);  // the verdicts took about one round
   }
   return {};
 }
@@ -248,6 +249,7 @@ int run_bench(Options options) {
       if (status.ok()) status = one.operation.verify(&one.verdict);
       if (!status.ok()) return fail(status);
       all.push_back(std::move(one));
+      progress.update(0, 1);
     }
     status = measure(options, &machine, &all, &progress);
     if (!status.ok()) return fail(status);
