@@ -91,31 +91,19 @@ std::unique_ptr<Compute> make_cpu_compute(int threads);
 /// Device memory of a Compute, as an owner. Uninitialised.
 class Buffer {
  public:
-  Buffer() = default;
-  Buffer(Buffer&& other) noexcept { swap(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Buffer() {
-    if (data_ != nullptr) compute_->release(data_);
-  }
-
   /// Errors: kUnavailable with the size that is not there.
   static Status create(Compute& compute, int64_t bytes, Buffer* out);
 
-  void* data() const { return data_; }
-  float* f32() const { return static_cast<float*>(data_); }
+  void* data() const { return data_.get(); }
+  float* f32() const { return static_cast<float*>(data_.get()); }
   int64_t bytes() const { return bytes_; }
 
  private:
-  void swap(Buffer& other) {
-    std::swap(compute_, other.compute_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-  Compute* compute_ = nullptr;
-  void* data_ = nullptr;
+  struct Release {
+    Compute* compute;
+    void operator()(void* data) const { compute->release(data); }
+  };
+  std::unique_ptr<void, Release> data_;
   int64_t bytes_ = 0;
 };
 

@@ -282,14 +282,10 @@ std::unique_ptr<Compute> make_cpu_compute(int threads) {
 }
 
 Status Buffer::create(Compute& compute, int64_t bytes, Buffer* out) {
-  Buffer buffer;
-  buffer.compute_ = &compute;
-  buffer.bytes_ = bytes;
-  buffer.data_ = compute.allocate(std::max<int64_t>(bytes, 1));
-  if (buffer.data_ == nullptr)
-    return error(StatusCode::kUnavailable, "cannot allocate ", bytes, " bytes");
-  *out = std::move(buffer);
-  return {};
+  out->data_ = {compute.allocate(std::max<int64_t>(bytes, 1)), {&compute}};
+  out->bytes_ = bytes;
+  if (out->data() != nullptr) return {};
+  return error(StatusCode::kUnavailable, "cannot allocate ", bytes, " bytes");
 }
 
 }  // namespace msa::model

@@ -13,6 +13,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <tuple>
 
 #include "core/text.h"
 
@@ -203,8 +204,8 @@ Status parse_safetensors(std::span<const std::byte> file, std::vector<TensorEntr
   }
 
   // In the order of the data, no entry may begin before the one in front of it ends.
-  std::stable_sort(entries->begin(), entries->end(), [](const auto& a, const auto& b) {
-    return std::pair(a.bytes.data(), a.bytes.size()) < std::pair(b.bytes.data(), b.bytes.size());
+  std::ranges::sort(*entries, {}, [](const TensorEntry& entry) {
+    return std::tuple(entry.bytes.data(), entry.bytes.size(), std::string_view(entry.name));
   });
   for (size_t i = 1; i < entries->size(); ++i) {
     const TensorEntry& before = (*entries)[i - 1];
