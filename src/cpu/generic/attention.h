@@ -49,8 +49,8 @@ struct AttentionShape {
     const int64_t rows = sparse ? kSparseRows : kDenseRows;
     tile_q = least(most(rows / p.group(), 1), 256);
     if (limits.max_q_len <= kDecodeLen && limits.max_tokens * p.heads_kv < kEnoughTasks) {
-      splits =
-          sparse ? least(kSparseSplits, p.topk) : (limits.max_kv_len + kSplitKeys - 1) / kSplitKeys;
+      splits = sparse ? least(kSparseSplits, p.topk)
+                      : most(1, (limits.max_kv_len + kSplitKeys - 1) / kSplitKeys);
     }
   }
 };
