@@ -25,11 +25,12 @@ test:  ## every test that needs no GPU
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory build
 	ctest --preset $(PRESET)
+	@sed -n 's/^SKIPPED/skipped:/p' $(BUILD)/Testing/Temporary/LastTest.log
 
 test-goldens:  ## the tests against Hugging Face; installs torch and transformers into .venv
 	@scripts/setup.sh goldens
 	@$(MAKE) --no-print-directory build
-	ctest --preset $(PRESET) -L goldens
+	ctest --preset $(PRESET) -R test_goldens
 
 build:
 	@cmake --preset $(PRESET) --log-level=WARNING
