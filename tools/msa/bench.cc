@@ -148,7 +148,8 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
               {"gbps", number(operation.cost.bytes / seconds.median * 1e-9)},
               {"ceiling_fraction", number(ceiling / seconds.median)},
               {"verdict", one.verdict.ok() ? "ok" : "failed: " + one.verdict.failure},
-              {"max_error", one.verdict.max_error}};
+              {"max_error", one.verdict.max_error},
+              {"ratio_to_dense", nullptr}};
   const bool competes = operation.op == "msa" || operation.op.starts_with("sparse_");
   if (timed && competes && dense != nullptr && !dense->seconds.empty()) {
     std::vector<double> ratios;
@@ -180,19 +181,23 @@ void print_row(const json& row) {
              human_seconds(number("seconds_p10")) + " to " + human_seconds(number("seconds_p90")),
              1e3 * number("tflops"), number("gbps"), 100 * number("ceiling_fraction"),
              number("max_error"), text("verdict"));
-  if (const auto ratio = row.find("ratio_to_dense"); ratio != row.end())
-    fmt::print("  {:.2f}x dense ({:.2f} to {:.2f})", ratio->at("median").get<double>(),
-               ratio->at("p10").get<double>(), ratio->at("p90").get<double>());
+  if (const json& ratio = row["ratio_to_dense"]; !ratio.is_null())
+    fmt::print("  {:.2f}x dense ({:.2f} to {:.2f})", ratio["median"].get<double>(),
+               ratio["p10"].get<double>(), ratio["p90"].get<double>());
   fmt::print("\n");
 }
 
+/// A line per row under the keys; of a ratio the median.
 std::string tsv_of(const json& rows) {
+  const auto cell = [](const json& value) {
+    if (value.is_object()) return value["median"].dump();
+    return value.is_string() ? value.get<std::string>() : value.dump();
+  };
   std::string text;
   for (const auto& [key, value] : rows.front().items()) text += key + '\t';
   for (const json& row : rows) {
     text.back() = '\n';
-    for (const auto& [key, value] : rows.front().items())
-      text += (row[key].is_string() ? row[key].get<std::string>() : row[key].dump()) + '\t';
+    for (const auto& [key, value] : row.items()) text += cell(value) + '\t';
   }
   text.back() = '\n';
   return text;
