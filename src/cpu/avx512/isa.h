@@ -27,7 +27,7 @@ struct Avx512Vector {
 
   /// 2^x for x <= 0; below -126 exactly 0. Degree-5 minimax on [-1/2, 1/2], relative error 8e-8.
   static MSA_INLINE Vec exp2(Vec x) {
-    x = _mm512_max_ps(x, set1(-127.0f));
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, set1(-126.0f), _CMP_NLT_UQ);  // NaN stays NaN
     const Vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vec f = _mm512_sub_ps(x, whole);
     Vec y = fma(set1(0.001327647129073739f), f, set1(0.009675540961325169f));
@@ -35,9 +35,7 @@ struct Avx512Vector {
     y = fma(y, f, set1(0.24022120237350464f));
     y = fma(y, f, set1(0.6931469440460205f));
     y = fma(y, f, set1(1.0000001192092896f));
-    const __m512i exponent =
-        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127)), 23);
-    return mul(y, _mm512_castsi512_ps(exponent));
+    return _mm512_maskz_scalef_ps(normal, y, whole);
   }
 
   template <DType T>

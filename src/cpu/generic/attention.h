@@ -28,7 +28,7 @@ inline constexpr int64_t kDenseRows =
 inline constexpr int64_t kSparseRows = 1024;  // more for sparse: only some rows use a piece
 inline constexpr int64_t kDecodeLen = 16;     // plans up to this q_len split the keys
 inline constexpr int64_t kSplitKeys = 4096;   // keys of a dense split
-inline constexpr int64_t kSparseSplits = 4;   // slices of a block list
+inline constexpr int64_t kSparseSplits = 16;  // slices of a block list
 inline constexpr int64_t kEnoughTasks = 64;   // (token, KV head) pairs that need no split
 
 /// sparse_attention, sparse_decode and dense_attention are one function with or without lists.
@@ -47,7 +47,7 @@ struct AttentionShape {
 
   MSA_INLINE AttentionShape(const Problem& p, const Limits& limits, bool sparse) {
     const int64_t rows = sparse ? kSparseRows : kDenseRows;
-    tile_q = least(most(rows / p.group(), 1), 256);
+    tile_q = balanced_tile(rows / p.group(), limits, p.heads_kv);
     if (limits.max_q_len <= kDecodeLen && limits.max_tokens * p.heads_kv < kEnoughTasks) {
       splits = sparse ? least(kSparseSplits, p.topk)
                       : most(1, (limits.max_kv_len + kSplitKeys - 1) / kSplitKeys);

@@ -163,8 +163,8 @@ struct IndexTile {
   }
 };
 
-MSA_INLINE int64_t index_tile(const Problem& p) {
-  return least(most(kIndexRows / p.heads_kv, 1), 256);
+MSA_INLINE int64_t index_tile(const Problem& p, const Limits& limits) {
+  return balanced_tile(kIndexRows / p.heads_kv, limits, 1);
 }
 
 /// Block scores of the whole call into scores [Hi,T,blocks], tiles of queries by slices of blocks.
@@ -172,7 +172,7 @@ template <class Isa>
 void score_all(const Plan& plan, const TensorView& q_idx, const TensorView& k_idx,
                const Batch& batch, const TensorView& scores, std::byte* workers, Queue queue) {
   const Problem& p = plan.problem;
-  const int64_t tile_q = index_tile(p), sequences = batch_size(batch);
+  const int64_t tile_q = index_tile(p, plan.limits), sequences = batch_size(batch);
   int64_t longest = 0, most_blocks = 0;
   for (int64_t b = 0; b < sequences; ++b) {
     const Sequence s = sequence(batch, b, p.block_size);
@@ -221,13 +221,13 @@ void select_short(const Plan& plan, const IndexSelectParams& a, Workspace worksp
   const TensorView scores =
       TensorView::contiguous(shared.take<float>(p.heads_kv * plan.limits.max_tokens * blocks),
                              DType::kF32, {p.heads_kv, plan.limits.max_tokens, blocks});
-  IndexScratch<Isa>(one, p, index_tile(p));
+  IndexScratch<Isa>(one, p, index_tile(p, plan.limits));
   score_all<Isa>(plan, a.q_idx, a.k_idx, a.batch, scores, memory + shared.used(), queue);
 
   for_each_task(queue, batch_size(a.batch), [&](int64_t b, int worker) {
     const Sequence s = sequence(a.batch, b, p.block_size);
     Arena arena(memory + shared.used() + worker * one.used());
-    const IndexScratch<Isa> w(arena, p, index_tile(p));
+    const IndexScratch<Isa> w(arena, p, index_tile(p, plan.limits));
     for (int64_t i = 0; i < s.q_len; ++i) {
       const int64_t end = s.visible_blocks(i), token = s.q_begin + i;
       const Forced forced = forced_blocks(p, (s.pos0 + i) / p.block_size);
@@ -250,7 +250,8 @@ void select_short(const Plan& plan, const IndexSelectParams& a, Workspace worksp
 template <class Isa>
 void select_fused(const Plan& plan, const IndexSelectParams& a, Workspace workspace, Queue queue) {
   const Problem& p = plan.problem;
-  const int64_t tile_q = index_tile(p), sequences = batch_size(a.batch), heads = p.heads_kv;
+  const int64_t tile_q = index_tile(p, plan.limits), sequences = batch_size(a.batch),
+                heads = p.heads_kv;
   int64_t longest = 0;
   for (int64_t b = 0; b < sequences; ++b)
     longest = most(longest, sequence(a.batch, b, p.block_size).q_len);
@@ -293,7 +294,7 @@ void select_fused(const Plan& plan, const IndexSelectParams& a, Workspace worksp
 template <class Isa>
 int64_t index_bytes(const Problem& p, const Limits& limits) {
   Arena one(nullptr), shared(nullptr);
-  IndexScratch<Isa>(one, p, index_tile(p));
+  IndexScratch<Isa>(one, p, index_tile(p, limits));
   if (p.op == Op::kIndexSelect && limits.max_q_len <= kShortLen) {
     shared.take<float>(p.heads_kv * limits.max_tokens *
                        ((limits.max_kv_len + p.block_size - 1) / p.block_size));

@@ -271,6 +271,14 @@ MSA_INLINE void store_row(const float* x, float factor, int64_t dim, std::byte* 
   }
 }
 
+/// Queries of a tile: `wanted`, or fewer (down to 16) where that would leave threads without work.
+/// Rows do not feel the cut: each is the same sums in the same order in any tile.
+MSA_INLINE int64_t balanced_tile(int64_t wanted, const Limits& limits, int64_t tasks_per_tile) {
+  int64_t tile = least(most(wanted, 1), 256);
+  while (tile > 16 && limits.max_tokens * tasks_per_tile < 2 * tile * limits.max_threads) tile /= 2;
+  return tile;
+}
+
 /// Keys [n,depth] as panels; `dtype` is that of the tensor.
 template <class Isa>
 void pack_keys(DType dtype, const BlockRows& keys, int64_t n, int64_t depth,
