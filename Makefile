@@ -17,7 +17,7 @@ CMAKE_CUDA_COMPILER_LAUNCHER ?= $(shell command -v ccache)
 
 demo:  ## dense attention against MSA on a trained model and real text
 	@scripts/setup.sh build
-	@cmake --preset $(PRESET) --log-level=WARNING
+	@cmake --preset $(PRESET) --log-level=WARNING >/dev/null
 	@cmake --build --preset $(PRESET) --parallel $(JOBS) --target msa_cli
 	$(BUILD)/msa eval --model $(MODEL) --text $(MODEL)/sample.txt --context 16384 --attention both
 
@@ -33,7 +33,7 @@ test-goldens:  ## the tests against Hugging Face; installs torch and transformer
 	ctest --preset $(PRESET) -R test_goldens
 
 build:
-	@cmake --preset $(PRESET) --log-level=WARNING
+	@cmake --preset $(PRESET) --log-level=WARNING >/dev/null
 	@cmake --build --preset $(PRESET) --parallel $(JOBS)
 
 lint:  ## format, clang-tidy, header budget, symbols

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=${FUZZ_SECONDS:-30}
-cmake --preset fuzz --log-level=WARNING
+cmake --preset fuzz --log-level=WARNING >/dev/null
 cmake --build --preset fuzz --parallel "${JOBS:-$(nproc)}" --target msa_fuzzers
 for fuzzer in build/fuzz/fuzz_*; do
   [[ -x $fuzzer && -f $fuzzer ]] || continue

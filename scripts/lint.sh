@@ -18,7 +18,7 @@ if ((lines > 1000)); then
 fi
 echo "public headers: $lines of 1000 lines"
 
-CC=clang-19 CXX=clang++-19 cmake --preset debug -B build/lint --log-level=WARNING
+CC=clang-19 CXX=clang++-19 cmake --preset debug -B build/lint --log-level=WARNING >/dev/null
 cmake --build build/lint --target msa_commit >/dev/null  # a generated header
 run-clang-tidy-19 -quiet -p build/lint -j "${JOBS:-$(nproc)}" "^$PWD/(src|bindings|tools|tests)/" \
   >build/lint/clang-tidy.log 2>&1 || {
