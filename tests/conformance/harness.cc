@@ -64,14 +64,10 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
 }
 
 Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
-  Limits limits = instance.limits();
-  limits.max_threads = threads_.count();
   if (const Status status = backend.supports(instance.problem()); !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
-  const Plan plan = bind(backend, instance.problem(), limits);
-
   Verdict verdict;
-  std::string failure = repeat(instance, expected, plan, &verdict);
+  std::string failure = repeat(instance, expected, backend, &verdict);
   if (failure.empty() && instance.problem().op == Op::kIndexSelect)
     failure = two_steps(instance, backend);
   return {&backend, failure.empty() ? Outcome::kPassed : Outcome::kFailed, failure,
@@ -79,23 +75,23 @@ Result Harness::run(Instance& instance, const Expected& expected, const Backend&
 }
 
 /// Runs the call in every way of kRepeats; returns what is wrong.
-std::string Harness::repeat(Instance& instance, const Expected& expected, const Plan& plan,
+std::string Harness::repeat(Instance& instance, const Expected& expected, const Backend& backend,
                             Verdict* verdict) {
-  Plan guarded = plan;
-  guarded.workspace_bytes += kWorkspaceGuard;
-  const Workspace memory = make_workspace(guarded, &scratch_);
-  const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
-  std::byte* const workspace = static_cast<std::byte*>(memory.data);
-
   const uint64_t inputs = instance.input_hash();
   std::vector<std::vector<std::byte>> first;
   for (const Repeat& way : kRepeats) {
+    Limits limits = instance.limits();
+    limits.max_threads = way.parallel ? threads_.count() : 1;
+    const Plan plan = bind(backend, instance.problem(), limits);
+    const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+    std::byte* const workspace = make_workspace(bytes + kWorkspaceGuard, &scratch_);
     instance.poison_outputs(way.poison);
-    std::fill_n(workspace, memory.bytes, way.poison);
+    std::fill_n(workspace, bytes + kWorkspaceGuard, way.poison);
+
     const Status status = call(plan, instance.params(), {bytes == 0 ? nullptr : workspace, bytes},
                                way.parallel ? &threads_ : nullptr);
     if (!status.ok()) return text("run with ", way.what, ": ", status.message());
-    if (std::any_of(workspace + bytes, workspace + memory.bytes,
+    if (std::any_of(workspace + bytes, workspace + bytes + kWorkspaceGuard,
                     [&](std::byte b) { return b != way.poison; }))
       return text("writes behind its workspace of ", bytes, " bytes");
     if (instance.input_hash() != inputs) return "writes into its inputs";
@@ -103,15 +99,14 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
       *verdict =
           judge(expected, instance.params(),
                 {.exact_scores = instance.test_case().exact_scores(),
-                 .rounds_probabilities = rounds_probabilities(*plan.backend, plan.problem.dtype)});
+                 .rounds_probabilities = rounds_probabilities(backend, instance.problem().dtype)});
       if (!verdict->ok()) return verdict->failure;
     }
     bool untouched = false;
     std::vector<std::vector<std::byte>> taken = instance.take_outputs(&untouched);
     if (!untouched) return "writes outside its outputs";
-    if (first.empty())
-      first = std::move(taken);
-    else if (first != taken)
+    if (first.empty()) first = taken;
+    if (first != taken)
       return text("results with ", way.what, " differ from those with ", kRepeats[0].what,
                   ", or an output is not written everywhere");
   }
@@ -155,8 +150,11 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
     // Selection is exact, so any backend's will do.
     const Backend& step = op == Op::kSelectBlocks ? *find_backend("reference") : backend;
     if (!step.supports(problem).ok()) return {};
-    const Plan plan = bind(step, problem, instance.limits());
-    const Status status = call(plan, params, make_workspace(plan, &scratch_), nullptr);
+    Limits limits = instance.limits();
+    limits.max_threads = 1;
+    const Plan plan = bind(step, problem, limits);
+    const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+    const Status status = call(plan, params, {make_workspace(bytes, &scratch_), bytes}, nullptr);
     if (!status.ok()) return text(name_of(op), " after ", name_of(p.op), ": ", status.message());
   }
   const auto [at, end] = std::mismatch(lists[0].begin(), lists[0].end(), lists[1].begin());

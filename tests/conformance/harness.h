@@ -33,7 +33,7 @@ class Harness {
 
  private:
   Result run(Instance& instance, const Expected& expected, const Backend& backend);
-  std::string repeat(Instance& instance, const Expected& expected, const Plan& plan,
+  std::string repeat(Instance& instance, const Expected& expected, const Backend& backend,
                      Verdict* verdict);
   std::string two_steps(Instance& instance, const Backend& backend);
 

@@ -247,7 +247,8 @@ Status run_reference(Problem problem, Op op, Limits limits, const Params& params
   Plan plan;
   MSA_TRY(msa::plan(problem, limits, &plan, "reference-f64"));
   std::vector<double> memory;
-  const Workspace workspace = make_workspace(plan, &memory);
+  const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+  const Workspace workspace{make_workspace(bytes, &memory), bytes};
   return std::visit(
       [&](const auto& a) { return msa::run(plan, a, workspace, {.threads = threads}); }, params);
 }
@@ -349,13 +350,11 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
 
 }  // namespace
 
-Workspace make_workspace(const Plan& plan, std::vector<double>* memory) {
-  const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+std::byte* make_workspace(size_t bytes, std::vector<double>* memory) {
   if (memory->size() * 8 < bytes + 64) memory->resize(bytes / 8 + 9);
   void* start = memory->data();
   size_t space = memory->size() * 8;
-  start = std::align(64, bytes, start, space);
-  return {start, bytes};
+  return static_cast<std::byte*>(std::align(64, bytes, start, space));
 }
 
 Status expect(const Problem& problem, const Limits& limits, const Params& params, Threads* threads,

@@ -1,6 +1,7 @@
 // What a result must be: the reference in fp64, and how far from it rounding may lead.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -50,8 +51,8 @@ bool rounds_probabilities(const Backend& backend, DType dtype);
 /// Judges outputs computed from the same arguments.
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions);
 
-/// Memory for a plan's workspace, 64-byte aligned inside `memory`, which grows as needed.
-Workspace make_workspace(const Plan& plan, std::vector<double>* memory);
+/// `bytes` of 64-byte aligned memory inside `memory`, which grows as needed.
+std::byte* make_workspace(size_t bytes, std::vector<double>* memory);
 
 /// Compares along the last axis, row by row: places of NaN and infinities first, then errors.
 void compare_rows(const char* name, const TensorView& got, const TensorView& want,
