@@ -5,39 +5,20 @@
 #include <array>
 #include <cstddef>
 #include <memory>
-#include <variant>
 #include <vector>
 
 #include "conformance/cases.h"
 #include "conformance/random.h"
+#include "conformance/tensors.h"
 #include "msa/msa.h"
 
 namespace msa::conformance {
-
-using Params = std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
-                            SparseAttentionParams, DenseAttentionParams, MergeParams,
-                            BlockListsParams, AppendPagedParams, BlockMassParams>;
 
 /// An allocation of exactly `size` bytes, so that address sanitizers see its ends.
 struct Buffer {
   std::unique_ptr<std::byte[]> data;
   size_t size = 0;
 };
-
-struct Output {
-  const char* name;
-  TensorView* view;
-};
-/// The outputs that were given.
-std::vector<Output> outputs(Params& params);
-
-/// Offset of element `linear`, counted in row-major order of the shape.
-int64_t element_offset(const TensorView& view, int64_t linear);
-
-/// The elements of a view in row-major order, without gaps.
-std::vector<std::byte> gather(const TensorView& view);
-/// The inverse.
-void scatter(const std::vector<std::byte>& elements, const TensorView& view);
 
 class Instance {
  public:

@@ -1,0 +1,250 @@
+// What the tensors of a case contain.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "conformance/instance.h"
+#include "core/half.h"
+#include "core/sequence.h"
+
+namespace msa::conformance {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+/// A fixed direction: queries and keys along it have large products.
+float direction(int64_t d) { return (d * 2654435761u >> 7) % 2 == 0 ? 1.0f : -1.0f; }
+
+int64_t key_offset(const TensorView& keys, const Sequence& s, int64_t token, int64_t head) {
+  const BlockRows rows = block_rows(keys, s, token / s.block_size, head);
+  return (rows.data - static_cast<const std::byte*>(keys.data)) / size_of(keys.dtype) +
+         token % s.block_size * rows.token_stride;
+}
+
+void set_i32(const TensorView& view, int64_t offset, int64_t value) {
+  view.at<int32_t>()[offset] = static_cast<int32_t>(value);
+}
+
+}  // namespace
+
+Batch Instance::make_batch() {
+  std::vector<int32_t> cu_q{0}, cu_k{0}, lens, q_offset, block_offset;
+  for (const SequenceSize& s : case_.sequences) {
+    cu_q.push_back(cu_q.back() + s.q_len);
+    cu_k.push_back(cu_k.back() + s.kv_len);
+    lens.push_back(s.kv_len);
+    q_offset.push_back(s.q_offset);
+    block_offset.push_back(s.block_offset);
+  }
+  Batch batch{.cu_seqlens_q = metadata(cu_q), .causal = case_.causal};
+  if (problem().layout == KvLayout::kPaged) {
+    batch.seq_lens = metadata(lens);
+    if (problem().op != Op::kBlockLists) batch.page_table = make_page_table();
+  } else {
+    batch.cu_seqlens_k = metadata(cu_k);
+  }
+  if (case_.q_offsets) batch.q_offset = metadata(q_offset);
+  if (case_.block_offsets) batch.block_offset = metadata(block_offset);
+  return batch;
+}
+
+/// Every block its own page, in random order among pages of nobody; full blocks of later sequences
+/// may share the first one's (a common prompt).
+TensorView Instance::make_page_table() {
+  const int64_t block = problem().block_size;
+  const int64_t sequences = static_cast<int64_t>(case_.sequences.size());
+  pages_ = rng_.between(1, 3);
+  for (const SequenceSize& s : case_.sequences) pages_ += (s.kv_len + block - 1) / block;
+  std::vector<int64_t> free(static_cast<size_t>(pages_));
+  std::iota(free.begin(), free.end(), 0);
+  rng_.shuffle(free);
+
+  const TensorView table =
+      input(DType::kI32, {sequences, std::max<int64_t>(1, max_blocks_) + rng_.between(0, 2)});
+  const bool share = problem().op != Op::kAppendPaged && rng_.chance(20);
+  for (int64_t b = 0; b < sequences; ++b) {
+    const int64_t kv_len = case_.sequences[static_cast<size_t>(b)].kv_len;
+    for (int64_t j = 0; j < (kv_len + block - 1) / block; ++j) {
+      const bool common =
+          share && (j + 1) * block <= std::min<int64_t>(kv_len, case_.sequences[0].kv_len);
+      set_i32(table, table.offset(b, j), common && b > 0 ? *table.at<int32_t>(0, j) : free.back());
+      free.pop_back();
+    }
+  }
+  return table;
+}
+
+void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {
+  const int64_t rows = tokens_ - case_.padded_rows;
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t d = 0; d < dim; ++d) {
+        float x = rng_.normal();
+        switch (case_.values) {
+          case Values::kTies:
+          case Values::kEqual:
+            x = static_cast<float>(rng_.between(-1, 1));
+            break;
+          case Values::kZero:
+            x = rng_.chance(50) ? 0.0f : -0.0f;
+            break;
+          case Values::kHuge:
+            x *= 16;
+            break;
+          case Values::kPeaked:
+            x += 0.5f * direction(d);
+            break;
+          case Values::kRising:
+          case Values::kFalling:
+            x = 0.3f * x + direction(d);
+            break;
+          case Values::kNormal:
+          case Values::kNonFinite:
+            break;
+        }
+        store_f32(q.data, q.dtype, q.offset(t, h, d), x);
+      }
+      if (case_.values == Values::kNonFinite && rng_.chance(5))
+        store_f32(q.data, q.dtype, q.offset(t, h, rng_.between(0, dim - 1)), kNaN);
+    }
+  }
+}
+
+void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored) {
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);
+    const int64_t peak = rng_.between(0, std::max<int64_t>(0, s.kv_len - 1));
+    for (int64_t token = 0; token < s.kv_len; ++token) {
+      const float place = static_cast<float>(token) / static_cast<float>(s.kv_len);
+      const bool is_peak = token == peak || rng_.chance(1);
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t offset = key_offset(k, s, token, h);
+        for (int64_t d = 0; d < dim; ++d) {
+          float x = rng_.normal();
+          switch (scored ? case_.values : Values::kNormal) {
+            case Values::kTies:
+              x = static_cast<float>(rng_.between(-1, 1));
+              break;
+            case Values::kEqual:
+              x = static_cast<float>((d * 7 + h) % 3 - 1);
+              break;
+            case Values::kHuge:
+              x *= 16;
+              break;
+            case Values::kPeaked:
+              if (is_peak) x = 0.1f * x + 10 * direction(d);
+              break;
+            case Values::kRising:
+              x = 0.3f * x + 6 * place * direction(d);
+              break;
+            case Values::kFalling:
+              x = 0.3f * x + 6 * (1 - place) * direction(d);
+              break;
+            case Values::kNormal:
+            case Values::kZero:
+            case Values::kNonFinite:
+              break;
+          }
+          store_f32(k.data, k.dtype, offset + d, x);
+        }
+      }
+    }
+  }
+  if (scored && case_.values == Values::kNonFinite) break_some_keys(k, dim);
+}
+
+/// NaN and infinities in visible keys: they decide the score of their token only.
+void Instance::break_some_keys(const TensorView& k, int64_t dim) {
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);
+    for (int64_t token = 0; token < s.kv_len; ++token) {
+      if (!rng_.chance(10)) continue;
+      const int64_t offset = key_offset(k, s, token, 0);
+      const float bad = rng_.pick({kNaN, kNaN, kInfinity, -kInfinity});
+      const bool whole_row = std::isnan(bad) && rng_.chance(50);
+      const int64_t first = whole_row ? 0 : rng_.between(0, dim - 1);
+      for (int64_t d = first; d < (whole_row ? dim : first + 1); ++d)
+        store_f32(k.data, k.dtype, offset + d, bad);
+    }
+    // A whole block of NaN has the score -inf, and can still be chosen.
+    if (s.blocks() > 1 && rng_.chance(50)) {
+      const int64_t begin = rng_.between(0, s.blocks() - 1) * s.block_size;
+      for (int64_t token = begin; token < std::min(begin + s.block_size, s.kv_len); ++token)
+        store_f32(k.data, k.dtype, key_offset(k, s, token, 0), kNaN);
+    }
+  }
+}
+
+/// Any bit patterns, for what is copied and not computed with.
+void Instance::fill_rows(const TensorView& rows, int64_t count, int64_t heads, int64_t dim) {
+  for (int64_t i = 0; i < count * heads * dim; ++i) {
+    const int64_t d = i % dim, h = i / dim % heads, t = i / dim / heads;
+    const int64_t offset = rows.rank == 3 ? rows.offset(t, h, d) : rows.offset(t, d);
+    const uint64_t bits = rng_.bits();
+    std::memcpy(static_cast<std::byte*>(rows.data) + offset * size_of(rows.dtype), &bits,
+                static_cast<size_t>(size_of(rows.dtype)));
+  }
+}
+
+TensorView Instance::make_keys(int64_t dim) {
+  const int64_t block = problem().block_size;
+  TensorView k;
+  if (problem().layout == KvLayout::kPaged) {
+    k = input(problem().dtype, {pages_, block, dim});
+  } else {
+    const int64_t keys = batch_.cu_seqlens_k.at<int32_t>()[batch_size(batch_)];
+    k = input(problem().dtype, {keys + rng_.between(0, 3), dim});
+  }
+  fill_keys(k, 1, dim, /*scored=*/true);
+  return k;
+}
+
+std::array<TensorView, 2> Instance::make_keys_values() {
+  const Problem& p = problem();
+  std::array<TensorView, 2> kv;
+  if (p.layout == KvLayout::kPaged) {
+    kv = allocate_interleaved({pages_, p.heads_kv, p.block_size, p.head_dim}, false);
+  } else {
+    const int64_t keys = batch_.cu_seqlens_k.at<int32_t>()[batch_size(batch_)];
+    kv = allocate_interleaved({keys + rng_.between(0, 3), p.heads_kv, p.head_dim}, false);
+  }
+  fill_keys(kv[0], p.heads_kv, p.head_dim, /*scored=*/true);
+  fill_keys(kv[1], p.heads_kv, p.head_dim, /*scored=*/false);
+  return kv;
+}
+
+/// Lists of any length up to K in any order, some with blocks the query does not see or that
+/// another shard holds; behind the first -1 anything may follow.
+TensorView Instance::make_ids() {
+  const Problem& p = problem();
+  TensorView ids = input(DType::kI32, {case_.shared_ids ? 1 : p.heads_kv, tokens_, p.topk});
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), p.block_size);
+    for (int64_t h = 0; h < ids.shape[0]; ++h) {
+      for (int64_t i = 0; i < s.q_len; ++i) {
+        const bool only_visible = rng_.chance(70);
+        int64_t begin = s.block0;
+        int64_t end = s.block0 + (only_visible ? s.visible_blocks(i) : s.blocks());
+        if (case_.block_offsets && rng_.chance(50)) begin = 0, end += 2;
+        std::vector<int64_t> candidates(static_cast<size_t>(end - begin));
+        std::iota(candidates.begin(), candidates.end(), begin);
+        rng_.shuffle(candidates);
+        const int64_t most = std::min<int64_t>(p.topk, end - begin);
+        candidates.resize(static_cast<size_t>(rng_.chance(75) ? most : rng_.between(0, most)));
+        if (rng_.chance(60)) std::sort(candidates.begin(), candidates.end());
+        candidates.push_back(-1);
+        for (int64_t slot = 0; slot < p.topk; ++slot) {
+          if (slot < static_cast<int64_t>(candidates.size()))
+            set_i32(ids, ids.offset(h, s.q_begin + i, slot), candidates[static_cast<size_t>(slot)]);
+        }
+      }
+    }
+  }
+  if (case_.shared_ids) ids.shape[0] = p.heads_kv, ids.stride[0] = 0;
+  return ids;
+}
+
+}  // namespace msa::conformance

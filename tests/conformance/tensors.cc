@@ -1,0 +1,59 @@
+#include "conformance/tensors.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace msa::conformance {
+namespace {
+
+std::vector<Output> list(IndexScoresParams& a) { return {{"scores", &a.scores}}; }
+std::vector<Output> list(SelectBlocksParams& a) { return {{"ids", &a.ids}}; }
+std::vector<Output> list(IndexSelectParams& a) { return {{"ids", &a.ids}, {"scores", &a.scores}}; }
+std::vector<Output> list(SparseAttentionParams& a) { return {{"o", &a.o}, {"lse", &a.lse}}; }
+std::vector<Output> list(DenseAttentionParams& a) {
+  return {{"o", &a.o}, {"lse", &a.lse}, {"block_max", &a.block_max}};
+}
+std::vector<Output> list(MergeParams& a) { return {{"o", &a.o}, {"lse", &a.lse}}; }
+std::vector<Output> list(BlockListsParams& a) {
+  return {{"row_ptr", &a.row_ptr}, {"entries", &a.entries}};
+}
+std::vector<Output> list(AppendPagedParams& a) {
+  return {{"k_pages", &a.k_pages}, {"v_pages", &a.v_pages}, {"k_idx_pages", &a.k_idx_pages}};
+}
+std::vector<Output> list(BlockMassParams& a) { return {{"mass", &a.mass}}; }
+
+}  // namespace
+
+std::vector<Output> outputs(Params& params) {
+  std::vector<Output> all = std::visit([](auto& a) { return list(a); }, params);
+  std::erase_if(all, [](const Output& o) { return !o.view->given(); });
+  return all;
+}
+
+int64_t element_offset(const TensorView& view, int64_t linear) {
+  int64_t offset = 0;
+  for (size_t i = static_cast<size_t>(view.rank); i-- > 0;) {
+    offset += linear % view.shape[i] * view.stride[i];
+    linear /= view.shape[i];
+  }
+  return offset;
+}
+
+std::vector<std::byte> gather(const TensorView& view) {
+  const int64_t size = size_of(view.dtype);
+  std::vector<std::byte> elements(static_cast<size_t>(view.numel() * size));
+  for (int64_t i = 0; i < view.numel(); ++i)
+    std::memcpy(elements.data() + i * size,
+                static_cast<const std::byte*>(view.data) + element_offset(view, i) * size,
+                static_cast<size_t>(size));
+  return elements;
+}
+
+void scatter(const std::vector<std::byte>& elements, const TensorView& view) {
+  const int64_t size = size_of(view.dtype);
+  for (int64_t i = 0; i < view.numel(); ++i)
+    std::memcpy(static_cast<std::byte*>(view.data) + element_offset(view, i) * size,
+                elements.data() + i * size, static_cast<size_t>(size));
+}
+
+}  // namespace msa::conformance
