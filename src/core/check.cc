@@ -1,8 +1,10 @@
 #include "core/check.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -25,18 +27,19 @@ void for_each_letter(std::string_view letters, const F& f) {
   }
 }
 
-/// One dtype, or a choice of two.
-struct Types {
-  DType first, second;
-  Types(DType only) : first(only), second(only) {}
-  Types(DType one, DType other) : first(one), second(other) {}
-};
+using Types = std::initializer_list<DType>;  // the legal ones
 
 /// What the lengths of a batch add up to.
 struct Blocks {
   int64_t most = 0;  ///< of one sequence
   int64_t sum = 0;
 };
+
+std::string types_text(Types types) {
+  std::string out;
+  for (DType type : types) out += (out.empty() ? "" : " or ") + std::string(name_of(type));
+  return out;
+}
 
 /// The checks of one call. Shapes are given in the letters of problem.h, and a letter means one
 /// number throughout the call: that of the problem, or else of the first tensor that has it.
@@ -86,13 +89,13 @@ class Border {
   }
 
   Status rows(const char* name, const TensorView& view, const char* letters) {
-    return input(name, view, letters, p_.dtype);
+    return input(name, view, letters, {p_.dtype});
   }
   const char* keys() const { return paged() ? "P,Hkv,Bk,D" : "S,Hkv,D"; }
   const char* index_keys() const { return paged() ? "P,Bk,Di" : "S,Di"; }
   Status attention_outputs(const TensorView& o, const TensorView& lse) {
     MSA_TRY(output("o", o, "T,Hq,D", {p_.dtype, DType::kF32}));
-    return lse.given() ? output("lse", lse, "T,Hq", DType::kF32) : Status();
+    return lse.given() ? output("lse", lse, "T,Hq", {DType::kF32}) : Status();
   }
   /// A column per block of the longest sequence, or more.
   Status columns(const char* name, const TensorView& view, const Blocks& blocks) const {
@@ -145,10 +148,9 @@ std::string Border::shape_text(std::string_view letters) const {
 
 Status Border::strided(const char* name, const TensorView& view, const char* letters, Types types) {
   if (!view.given())
-    return invalid(name, ": not given, expected [", letters, "] of ", name_of(types.first));
-  if (view.dtype != types.first && view.dtype != types.second)
-    return invalid(name, ": got dtype ", name_of(view.dtype), ", expected ", name_of(types.first),
-                   types.first == types.second ? "" : text(" or ", name_of(types.second)));
+    return invalid(name, ": not given, expected [", letters, "] of ", types_text(types));
+  if (std::find(types.begin(), types.end(), view.dtype) == types.end())
+    return invalid(name, ": got dtype ", name_of(view.dtype), ", expected ", types_text(types));
   if (view.device != p_.device)
     return invalid(name, ": got device kind ", static_cast<int>(view.device.kind), " id ",
                    view.device.id, ", expected the problem's, kind ",
@@ -185,25 +187,25 @@ Status Border::strided(const char* name, const TensorView& view, const char* let
 }
 
 Status Border::metadata(const Batch& batch, bool needs_pages) {
-  MSA_TRY(input("cu_seqlens_q", batch.cu_seqlens_q, "B+1", DType::kI32));
+  MSA_TRY(input("cu_seqlens_q", batch.cu_seqlens_q, "B+1", {DType::kI32}));
   if (extent("B+1") < 1) return invalid("cu_seqlens_q: got 0 elements, expected [B+1]");
   bind("B", extent("B+1") - 1);
   MSA_TRY(at_most("B", extent("B"), "max_batch", plan_.limits.max_batch));
   if (paged()) {
-    MSA_TRY(input("seq_lens", batch.seq_lens, "B", DType::kI32));
+    MSA_TRY(input("seq_lens", batch.seq_lens, "B", {DType::kI32}));
     if (batch.cu_seqlens_k.given())
       return invalid("cu_seqlens_k: given, expected seq_lens alone with paged keys");
     if (needs_pages || batch.page_table.given())
-      MSA_TRY(input("page_table", batch.page_table, "B,max_pages", DType::kI32));
+      MSA_TRY(input("page_table", batch.page_table, "B,max_pages", {DType::kI32}));
   } else {
-    MSA_TRY(input("cu_seqlens_k", batch.cu_seqlens_k, "B+1", DType::kI32));
+    MSA_TRY(input("cu_seqlens_k", batch.cu_seqlens_k, "B+1", {DType::kI32}));
     if (batch.seq_lens.given() || batch.page_table.given())
       return invalid(batch.seq_lens.given() ? "seq_lens" : "page_table",
                      ": given, expected cu_seqlens_k alone with packed keys");
   }
-  if (batch.q_offset.given()) MSA_TRY(input("q_offset", batch.q_offset, "B", DType::kI32));
+  if (batch.q_offset.given()) MSA_TRY(input("q_offset", batch.q_offset, "B", {DType::kI32}));
   if (batch.block_offset.given())
-    MSA_TRY(input("block_offset", batch.block_offset, "B", DType::kI32));
+    MSA_TRY(input("block_offset", batch.block_offset, "B", {DType::kI32}));
   return {};
 }
 
@@ -329,7 +331,7 @@ Status check(const Plan& plan, const IndexScoresParams& a) {
   MSA_TRY(border.rows("q_idx", a.q_idx, "T,Hi,Di"));
   MSA_TRY(border.rows("k_idx", a.k_idx, border.index_keys()));
   MSA_TRY(border.batch(a.batch, true, &blocks));
-  MSA_TRY(border.strided("scores", a.scores, "Hi,T,blocks", DType::kF32));
+  MSA_TRY(border.strided("scores", a.scores, "Hi,T,blocks", {DType::kF32}));
   MSA_TRY(border.distinct_elements("scores", a.scores));
   return border.columns("scores", a.scores, blocks);
 }
@@ -338,13 +340,13 @@ Status check(const Plan& plan, const SelectBlocksParams& a) {
   Border border(plan);
   const Problem& p = plan.problem;
   MSA_TRY(border.op(Op::kSelectBlocks));
-  MSA_TRY(border.strided("scores", a.scores, "Hi,T,blocks", DType::kF32));
+  MSA_TRY(border.strided("scores", a.scores, "Hi,T,blocks", {DType::kF32}));
   MSA_TRY(border.tokens());
   const int64_t blocks = border.extent("blocks");
   MSA_TRY(border.at_most("blocks", blocks, "max_kv_len in blocks",
                          (plan.limits.max_kv_len + p.block_size - 1) / p.block_size));
   if (a.num_valid_blocks.given()) {
-    MSA_TRY(border.input("num_valid_blocks", a.num_valid_blocks, "T", DType::kI32));
+    MSA_TRY(border.input("num_valid_blocks", a.num_valid_blocks, "T", {DType::kI32}));
     for (int64_t t = 0; border.host() && t < border.extent("T"); ++t) {
       const int32_t valid = *a.num_valid_blocks.at<const int32_t>(t);
       if (valid < 0 || valid > blocks)
@@ -352,7 +354,7 @@ Status check(const Plan& plan, const SelectBlocksParams& a) {
                        " (the columns of scores)");
     }
   }
-  return border.output("ids", a.ids, "Hi,T,K", DType::kI32);
+  return border.output("ids", a.ids, "Hi,T,K", {DType::kI32});
 }
 
 Status check(const Plan& plan, const IndexSelectParams& a) {
@@ -362,8 +364,8 @@ Status check(const Plan& plan, const IndexSelectParams& a) {
   MSA_TRY(border.rows("q_idx", a.q_idx, "T,Hi,Di"));
   MSA_TRY(border.rows("k_idx", a.k_idx, border.index_keys()));
   MSA_TRY(border.batch(a.batch, true, &blocks));
-  MSA_TRY(border.output("ids", a.ids, "Hi,T,K", DType::kI32));
-  return a.scores.given() ? border.output("scores", a.scores, "Hi,T,K", DType::kF32) : Status();
+  MSA_TRY(border.output("ids", a.ids, "Hi,T,K", {DType::kI32}));
+  return a.scores.given() ? border.output("scores", a.scores, "Hi,T,K", {DType::kF32}) : Status();
 }
 
 Status check(const Plan& plan, const SparseAttentionParams& a) {
@@ -376,7 +378,7 @@ Status check(const Plan& plan, const SparseAttentionParams& a) {
   MSA_TRY(border.batch(a.batch, true, &blocks));
   MSA_TRY(border.scale(a.softmax_scale));
   MSA_TRY(border.attention_outputs(a.o, a.lse));
-  MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", DType::kI32));
+  MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", {DType::kI32}));
   return border.id_values(a.ids, a.batch);
 }
 
@@ -391,7 +393,7 @@ Status check(const Plan& plan, const DenseAttentionParams& a) {
   MSA_TRY(border.scale(a.softmax_scale));
   MSA_TRY(border.attention_outputs(a.o, a.lse));
   if (!a.block_max.given()) return {};
-  MSA_TRY(border.output("block_max", a.block_max, "Hq,T,blocks", DType::kF32));
+  MSA_TRY(border.output("block_max", a.block_max, "Hq,T,blocks", {DType::kF32}));
   return border.columns("block_max", a.block_max, blocks);
 }
 
@@ -401,7 +403,7 @@ Status check(const Plan& plan, const MergeParams& a) {
   MSA_TRY(border.input("o_parts", a.o_parts, "parts,T,Hq,D", {plan.problem.dtype, DType::kF32}));
   if (border.extent("parts") < 1) return invalid("o_parts: got 0 parts, expected at least 1");
   MSA_TRY(border.tokens());
-  MSA_TRY(border.input("lse_parts", a.lse_parts, "parts,T,Hq", DType::kF32));
+  MSA_TRY(border.input("lse_parts", a.lse_parts, "parts,T,Hq", {DType::kF32}));
   return border.attention_outputs(a.o, a.lse);
 }
 
@@ -409,15 +411,15 @@ Status check(const Plan& plan, const BlockListsParams& a) {
   Border border(plan);
   Blocks blocks;
   MSA_TRY(border.op(Op::kBlockLists));
-  MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", DType::kI32));
+  MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", {DType::kI32}));
   MSA_TRY(border.batch(a.batch, false, &blocks));
   const int64_t entries = border.extent("T") * plan.problem.topk;
   if (entries > INT32_MAX)
     return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
   border.bind("T*K", entries);
   if (border.host()) border.bind("NB+1", blocks.sum + 1);
-  MSA_TRY(border.output("row_ptr", a.row_ptr, "Hkv,NB+1", DType::kI32));
-  MSA_TRY(border.output("entries", a.entries, "Hkv,T*K", DType::kI32));
+  MSA_TRY(border.output("row_ptr", a.row_ptr, "Hkv,NB+1", {DType::kI32}));
+  MSA_TRY(border.output("entries", a.entries, "Hkv,T*K", {DType::kI32}));
   return border.id_values(a.ids, a.batch);
 }
 
@@ -432,12 +434,12 @@ Status check(const Plan& plan, const AppendPagedParams& a) {
   if (has_kv) {
     MSA_TRY(border.rows("k", a.k, "T,Hkv,D"));
     MSA_TRY(border.rows("v", a.v, "T,Hkv,D"));
-    MSA_TRY(border.output("k_pages", a.k_pages, "P,Hkv,Bk,D", dtype));
-    MSA_TRY(border.output("v_pages", a.v_pages, "P,Hkv,Bk,D", dtype));
+    MSA_TRY(border.output("k_pages", a.k_pages, "P,Hkv,Bk,D", {dtype}));
+    MSA_TRY(border.output("v_pages", a.v_pages, "P,Hkv,Bk,D", {dtype}));
   }
   if (a.k_idx.given()) {
     MSA_TRY(border.rows("k_idx", a.k_idx, "T,Di"));
-    MSA_TRY(border.output("k_idx_pages", a.k_idx_pages, "P,Bk,Di", dtype));
+    MSA_TRY(border.output("k_idx_pages", a.k_idx_pages, "P,Bk,Di", {dtype}));
   }
   return border.batch(a.batch, true, &blocks);
 }
@@ -448,10 +450,10 @@ Status check(const Plan& plan, const BlockMassParams& a) {
   MSA_TRY(border.op(Op::kBlockMass));
   MSA_TRY(border.rows("q", a.q, "T,Hq,D"));
   MSA_TRY(border.rows("k", a.k, border.keys()));
-  MSA_TRY(border.input("lse", a.lse, "T,Hq", DType::kF32));
+  MSA_TRY(border.input("lse", a.lse, "T,Hq", {DType::kF32}));
   MSA_TRY(border.batch(a.batch, true, &blocks));
   MSA_TRY(border.scale(a.softmax_scale));
-  MSA_TRY(border.output("mass", a.mass, "Hkv,T,blocks", DType::kF32));
+  MSA_TRY(border.output("mass", a.mass, "Hkv,T,blocks", {DType::kF32}));
   return border.columns("mass", a.mass, blocks);
 }
 
