@@ -39,7 +39,7 @@ double peak_flops(const Backend& backend, Threads& threads) {
   for (int round = 0; round < 5; ++round) {
     std::vector<double> flops(static_cast<size_t>(threads.count()));
     const double start = seconds();
-    threads.parallel_for(threads.count() * 64, [&](int64_t, int worker) {
+    threads.parallel_for(int64_t{threads.count()} * 64, [&](int64_t, int worker) {
       flops[static_cast<size_t>(worker)] += burn();
     });
     const double time = seconds() - start;

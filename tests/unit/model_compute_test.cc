@@ -86,7 +86,7 @@ TEST_F(ComputeTest, NormRopeTurnsTheFirstChannelsOfEachHead) {
       for (int32_t c = 0; c < half; ++c) {
         const double angle = static_cast<double>(first + static_cast<int64_t>(row)) *
                              std::pow(theta, -2.0 * c / rotary);
-        const auto low = static_cast<size_t>(c), high = static_cast<size_t>(c + half);
+        const auto low = static_cast<size_t>(c), high = low + static_cast<size_t>(half);
         const double a = head[low], b = head[high];
         head[low] = a * std::cos(angle) - b * std::sin(angle);
         head[high] = b * std::cos(angle) + a * std::sin(angle);
