@@ -190,7 +190,7 @@ void append_paged(const Plan& plan, const AppendPagedParams& a, Queue queue) {
 }
 
 int64_t select_blocks_bytes(const Problem& problem, const Limits& limits) {
-  return int64_t{limits.max_threads} * ((problem.topk * 8 + 127) / 64 * 64);
+  return limits.max_threads * ((int64_t{problem.topk} * 8 + 127) / 64 * 64);
 }
 
 void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace workspace,
