@@ -1,22 +1,35 @@
-// The thread team behind every parallel loop: one atomic counter hands out tasks, workers sleep
-// between loops.
+// The thread team behind every parallel loop: one atomic counter hands out tasks. Workers sleep
+// between loops, but not at once: the loops of one operator follow each other within microseconds.
+#include <algorithm>
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
 #include "msa/backend.h"
 
 namespace msa {
+namespace {
+
+/// Returns once `value` is no longer `old`; sleeps after some 20 microseconds.
+template <class T>
+void await_change(const std::atomic<T>& value, T old) {
+  for (int spin = 0; spin < 500; ++spin) {
+    if (value.load(std::memory_order_acquire) != old) return;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
 
 struct Threads::Team {
   std::vector<std::thread> workers;
-  std::mutex mutex;
-  std::condition_variable start, finished;
-  uint64_t generation = 0;  // counts loops; a change wakes the workers
-  int active = 0;           // workers still inside the current loop
-  bool stopping = false;
+  std::atomic<uint32_t> generation{0};  // counts loops; a change wakes the workers
+  std::atomic<int> active{0};           // workers still inside the current loop
+  bool stopping = false;                // published by generation, like the loop itself:
 
   Task task = nullptr;
   const void* context = nullptr;
@@ -28,18 +41,24 @@ struct Threads::Team {
       task(context, i, worker);
   }
 
-  void sleep_and_work(int worker) {
-    uint64_t seen = 0;
-    for (;;) {
-      {
-        std::unique_lock lock(mutex);
-        start.wait(lock, [&] { return stopping || generation != seen; });
-        if (stopping) return;
-        seen = generation;
-      }
+  void begin() {
+    next.store(0, std::memory_order_relaxed);
+    active.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
+    generation.fetch_add(1, std::memory_order_release);
+    generation.notify_all();
+  }
+
+  void finish() {
+    for (int left; (left = active.load(std::memory_order_acquire)) != 0;)
+      await_change(active, left);
+  }
+
+  void serve(int worker) {
+    for (uint32_t seen = 0;; ++seen) {
+      await_change(generation, seen);
+      if (stopping) return;
       work(worker);
-      std::unique_lock lock(mutex);
-      if (--active == 0) finished.notify_one();
+      if (active.fetch_sub(1, std::memory_order_acq_rel) == 1) active.notify_one();
     }
   }
 };
@@ -47,16 +66,13 @@ struct Threads::Team {
 Threads::Threads(int count) : team_(std::make_unique<Team>()) {
   if (count <= 0) count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   for (int worker = 1; worker < count; ++worker) {
-    team_->workers.emplace_back([team = team_.get(), worker] { team->sleep_and_work(worker); });
+    team_->workers.emplace_back([team = team_.get(), worker] { team->serve(worker); });
   }
 }
 
 Threads::~Threads() {
-  {
-    std::unique_lock lock(team_->mutex);
-    team_->stopping = true;
-  }
-  team_->start.notify_all();
+  team_->stopping = true;
+  team_->begin();
   for (std::thread& worker : team_->workers) worker.join();
 }
 
@@ -68,19 +84,12 @@ void Threads::run(int64_t tasks, Task task, const void* context) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i, 0);
     return;
   }
-  {
-    std::unique_lock lock(team.mutex);
-    team.task = task;
-    team.context = context;
-    team.tasks = tasks;
-    team.next.store(0, std::memory_order_relaxed);
-    team.active = static_cast<int>(team.workers.size());
-    ++team.generation;
-  }
-  team.start.notify_all();
+  team.task = task;
+  team.context = context;
+  team.tasks = tasks;
+  team.begin();
   team.work(0);
-  std::unique_lock lock(team.mutex);
-  team.finished.wait(lock, [&] { return team.active == 0; });
+  team.finish();
 }
 
 }  // namespace msa

@@ -60,6 +60,12 @@ void dot_keys(const float* q, int64_t ldq, const BlockRows& keys, int64_t n, int
   for (int64_t key = 0; key < n; key += 4) {
     const std::byte* row[4];
     readable_rows<T>(keys, key, n, 4, dim, width, padded, row);
+    // The hardware's streams end at every 4 KB: ask for what comes 16 keys later, also in the next
+    // block.
+    for (int i = 0; i < 4; ++i) {
+      const std::byte* later = keys.data + (key + 16 + i) * keys.token_stride * size_of(T);
+      for (int64_t d = 0; d < dim * size_of(T); d += 64) __builtin_prefetch(later + d);
+    }
     Vec sum[R][4];
     for (int r = 0; r < R; ++r) {
       for (int i = 0; i < 4; ++i) sum[r][i] = Isa::zero();
