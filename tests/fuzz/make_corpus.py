@@ -114,7 +114,8 @@ def attend_seeds():
     pages = {"q": bf16(3, 2, 16), "k": bf16(4, 1, 4, 16), "v": bf16(4, 1, 4, 16),
              "page_table": i32([2, 0, 3, 1], 2, 2), "seq_lens": i32([7, 5]),
              "cu_seqlens_q": i32([0, 1, 3])}
-    ids = {"ids": i32([rng.choice([0, 1, 2, -1]) for _ in range(2 * 6 * 2)], 2, 6, 2)}
+    lists = [rng.choice([[0, 1], [2, 0], [1, -1], [-1, -1]]) for _ in range(2 * 6)]
+    ids = {"ids": i32(sum(lists, []), 2, 6, 2)}
     seed("dense", [3, 0, 4, 0, 0, 1, 0, 2], packed | lengths)
     seed("msa", [4, 0, 4, 2, 0, 1, 0, 2], packed | index)
     seed("select", [1, 1, 4, 2, 1, 1, 0, 0], index | lengths)
