@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "msa/export.h"
+#include "msa/version.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -41,7 +42,7 @@ typedef enum msa_status {
  * Valid until the next failing call of this thread; "" before the first. Never NULL. */
 MSA_API const char* msa_last_error(void);
 
-/* Version of the library in use, "0.1.0"; msa.h has the macros of the headers. */
+/* Version of the library in use, "0.1.0"; version.h has that of the headers. */
 MSA_API const char* msa_version(void);
 
 typedef enum msa_dtype {
