@@ -103,8 +103,9 @@ def table(result):
         faster = f"{ratio['median']:.2f}x" if ratio else ""
         print(f"| {row['run']} | {row['op']} | {row['backend']} | {spread(row)} | {row['ceiling_fraction']:.0%} | "
               f"{faster} |")
-    print("\n| context | index, us per token | sparse attention, us per token |\n|---|---|---|")
     growth = {(row["op"], row["context"]): row for row in result["rows"] if row["run"] == "growth"}
+    if growth:
+        print("\n| context | index, us per token | sparse attention, us per token |\n|---|---|---|")
     for context in sorted({context for _, context in growth}):
         cells = [growth[op, context]["seconds_median"] / context * 1e6 for op in ("index_select", "sparse_attention")]
         print(f"| {context} | {cells[0]:.2f} | {cells[1]:.2f} |")
