@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "code-11m"
+MODEL = Path("models/code-11m")  # commands run in ROOT
 PREFILL = "dense_attention,msa,index_select,sparse_attention"
 GROWTH = [8192, 16384, 32768, 65536, 131072]
 
@@ -60,7 +60,7 @@ def measure(args):
 
     def run(*words):
         out = folder / "out.json"
-        subprocess.run([str(word) for word in words] + ["--json", str(out)], check=True, stderr=sys.stderr)
+        subprocess.run([str(word) for word in words] + ["--json", str(out)], check=True, cwd=ROOT)
         return json.loads(out.read_text())
 
     result = {"rows": [], "evals": [], "pairs": []}
@@ -78,7 +78,7 @@ def measure(args):
         result["commit"] = part["commit"]
         save(result, args.output)
     if args.pairs:
-        result["pairs"] = run(sys.executable, ROOT / "bench" / "pair_cpu.py", "--library", args.library)["rows"]
+        result["pairs"] = run(sys.executable, "bench/pair_cpu.py", "--library", args.library)["rows"]
         save(result, args.output)
 
 
@@ -130,6 +130,7 @@ def main():
     if args.table:
         table(json.loads(args.table.read_text()))
     elif args.output:
+        args.msa, args.library = args.msa.resolve(), args.library.resolve()
         measure(args)
     else:
         parser.error("give --output FILE or --table FILE")

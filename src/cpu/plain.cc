@@ -3,22 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "core/half.h"
+#include "cpu/generic/tile.h"
 
 namespace msa::cpu {
-namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <class Body>
-void for_each(Queue queue, int64_t tasks, const Body& body) {
-  if (queue.threads != nullptr) return queue.threads->parallel_for(tasks, body);
-  for (int64_t task = 0; task < tasks; ++task) body(task, 0);
-}
-
-}  // namespace
 
 void TopK::clear() {
   *count = 0;
@@ -100,7 +89,7 @@ void merge(const Plan&, const MergeParams& a, Queue queue) {
   const int64_t parts = a.lse_parts.shape[0], tokens = a.lse_parts.shape[1],
                 heads = a.lse_parts.shape[2];
   const int64_t dim = a.o_parts.shape[3];
-  for_each(queue, tokens, [&](int64_t t, int) {
+  for_each_task(queue, tokens, [&](int64_t t, int) {
     for (int64_t h = 0; h < heads; ++h) {
       float top = -kInfinity;
       for (int64_t i = 0; i < parts; ++i)
@@ -132,7 +121,7 @@ void block_lists(const Plan& plan, const BlockListsParams& a, Queue queue) {
   const int64_t heads = a.ids.shape[0], slots = a.ids.shape[2],
                 block_size = plan.problem.block_size;
   const int64_t batch = batch_size(a.batch), total = a.row_ptr.shape[1] - 1;
-  for_each(queue, heads, [&](int64_t h, int) {
+  for_each_task(queue, heads, [&](int64_t h, int) {
     int32_t* row_ptr = a.row_ptr.at<int32_t>(h);
     int32_t* entries = a.entries.at<int32_t>(h);
     // Counting sort in two passes over the lists; row_ptr[j + 1] first counts, then becomes the
@@ -165,7 +154,7 @@ void block_lists(const Plan& plan, const BlockListsParams& a, Queue queue) {
 
 void append_paged(const Plan& plan, const AppendPagedParams& a, Queue queue) {
   const int64_t block_size = plan.problem.block_size;
-  for_each(queue, batch_size(a.batch), [&](int64_t b, int) {
+  for_each_task(queue, batch_size(a.batch), [&](int64_t b, int) {
     const Sequence s = sequence(a.batch, b, block_size);
     const auto copy_rows = [&](const TensorView& from, const TensorView& to, int64_t heads) {
       const auto bytes =
@@ -198,7 +187,7 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
   const Problem& p = plan.problem;
   const int64_t heads = a.scores.shape[0], tokens = a.scores.shape[1], blocks = a.scores.shape[2];
   const int64_t slice = select_blocks_bytes(p, {.max_threads = 1});
-  for_each(queue, tokens, [&](int64_t t, int worker) {
+  for_each_task(queue, tokens, [&](int64_t t, int worker) {
     auto* memory = static_cast<std::byte*>(workspace.data) + worker * slice;
     int32_t count = 0;
     float threshold = 0;

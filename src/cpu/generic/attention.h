@@ -325,10 +325,7 @@ void run_attention(const Plan& plan, const AttentionCall& call, Workspace worksp
   const bool sparse = call.ids != nullptr;
   const AttentionShape shape(p, plan.limits, sparse);
   const int64_t batch = batch_size(call.batch);
-  int64_t longest = 0;
-  for (int64_t b = 0; b < batch; ++b)
-    longest = most(longest, sequence(call.batch, b, p.block_size).q_len);
-  const int64_t tiles = (longest + shape.tile_q - 1) / shape.tile_q;
+  const int64_t tiles = tiles_of(call.batch, shape.tile_q);
 
   auto* memory = static_cast<std::byte*>(workspace.data);
   Arena shared(memory), one(nullptr);
@@ -391,10 +388,7 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
       for (int64_t j = 0; j < params.mass.shape[2]; ++j) *params.mass.at<float>(h, t, j) = 0;
     }
   }
-  int64_t longest = 0;
-  for (int64_t b = 0; b < batch; ++b)
-    longest = most(longest, sequence(params.batch, b, p.block_size).q_len);
-  const int64_t tiles = (longest + shape.tile_q - 1) / shape.tile_q;
+  const int64_t tiles = tiles_of(params.batch, shape.tile_q);
   for_each_task(queue, tiles * batch * p.heads_kv, [&](int64_t task, int worker) {
     const int64_t head = task % p.heads_kv, b = task / p.heads_kv % batch;
     const int64_t q0 = (tiles - 1 - task / (p.heads_kv * batch)) * shape.tile_q;

@@ -179,14 +179,11 @@ void score_all(const Plan& plan, const TensorView& q_idx, const TensorView& k_id
                const Batch& batch, const TensorView& scores, std::byte* workers, Queue queue) {
   const Problem& p = plan.problem;
   const int64_t tile_q = index_tile(p, plan.limits), sequences = batch_size(batch);
-  int64_t longest = 0, most_blocks = 0;
-  for (int64_t b = 0; b < sequences; ++b) {
-    const Sequence s = sequence(batch, b, p.block_size);
-    longest = most(longest, s.q_len);
-    most_blocks = most(most_blocks, s.blocks());
-  }
-  const int64_t tiles = (longest + tile_q - 1) / tile_q,
-                slices = (most_blocks + kShortBlocks - 1) / kShortBlocks;
+  int64_t most_blocks = 0;
+  for (int64_t b = 0; b < sequences; ++b)
+    most_blocks = most(most_blocks, sequence(batch, b, p.block_size).blocks());
+  const int64_t tiles = tiles_of(batch, tile_q);
+  const int64_t slices = (most_blocks + kShortBlocks - 1) / kShortBlocks;
   Arena one(nullptr);
   IndexScratch<Isa>(one, p, tile_q);
   for_each_task(queue, tiles * sequences * slices, [&](int64_t task, int worker) {
@@ -258,10 +255,7 @@ void select_fused(const Plan& plan, const IndexSelectParams& a, Workspace worksp
   const Problem& p = plan.problem;
   const int64_t tile_q = index_tile(p, plan.limits), sequences = batch_size(a.batch),
                 heads = p.heads_kv;
-  int64_t longest = 0;
-  for (int64_t b = 0; b < sequences; ++b)
-    longest = most(longest, sequence(a.batch, b, p.block_size).q_len);
-  const int64_t tiles = (longest + tile_q - 1) / tile_q;
+  const int64_t tiles = tiles_of(a.batch, tile_q);
   Arena one(nullptr);
   IndexScratch<Isa>(one, p, tile_q);
   for_each_task(queue, tiles * sequences, [&](int64_t task, int worker) {

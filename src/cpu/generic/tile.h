@@ -325,6 +325,14 @@ MSA_INLINE float row_max(const float* s, int64_t cols) {
   return Isa::reduce_max(Isa::max(even, odd));
 }
 
+/// Tiles of `tile_q` queries that the longest sequence takes.
+MSA_INLINE int64_t tiles_of(const Batch& batch, int64_t tile_q) {
+  int64_t longest = 0;
+  for (int64_t b = 0; b < batch_size(batch); ++b)
+    longest = most(longest, sequence(batch, b, 1).q_len);
+  return (longest + tile_q - 1) / tile_q;
+}
+
 /// Runs body(task, worker) on the queue's threads, or here.
 template <class Body>
 void for_each_task(Queue queue, int64_t tasks, const Body& body) {
