@@ -1,0 +1,136 @@
+// The batch as a kernel sees it. Lengths, pages and ids lie in device memory, where nobody checked
+// them: every value is clamped here, once, so that no kernel can leave the caller's buffers.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+
+#include "msa/ops.h"
+
+namespace msa::cuda {
+
+#ifdef MSA_CHECKED
+#define MSA_DEVICE_CHECK(condition, ...) \
+  do {                                   \
+    if (!(condition)) {                  \
+      printf("msa: " __VA_ARGS__);       \
+      __trap();                          \
+    }                                    \
+  } while (false)
+#else
+#define MSA_DEVICE_CHECK(condition, ...) \
+  do {                                   \
+  } while (false)
+#endif
+
+/// One sequence; see core/sequence.h, whose twin this is.
+struct DeviceSequence {
+  int32_t q_begin;       ///< first query row
+  int32_t q_len;         ///< query rows, inside [0, T)
+  int32_t k_begin;       ///< first key row (packed)
+  int32_t kv_len;        ///< keys given, inside the tensor or the page table
+  int32_t pos0;          ///< position of query 0
+  int32_t block0;        ///< global id of the first given block
+  const int32_t* pages;  ///< page of each given block (paged), else null
+
+  __device__ int blocks(int block_size) const { return (kv_len + block_size - 1) / block_size; }
+  /// Keys visible to query i: the given keys 0 .. visible(i)-1.
+  __device__ int visible(int i, int block_size, bool causal) const {
+    if (!causal) return kv_len;
+    const int64_t end = int64_t{pos0} + i + 1 - int64_t{block0} * block_size;
+    return static_cast<int>(end < 0 ? 0 : end > kv_len ? kv_len : end);
+  }
+};
+
+/// By value into kernels (64 or so bytes).
+struct DeviceBatch {
+  const int32_t* cu_seqlens_q;  ///< [B+1]
+  const int32_t* cu_seqlens_k;  ///< [B+1], or null when paged
+  const int32_t* seq_lens;      ///< [B], or null when packed
+  const int32_t* page_table;    ///< [B,max_pages], or null
+  const int32_t* q_offset;      ///< [B], or null
+  const int32_t* block_offset;  ///< [B], or null
+  int64_t page_table_stride;    ///< elements from one sequence's pages to the next
+  int32_t sequences;            ///< B
+  int32_t tokens;               ///< T: rows of q, padded ones included
+  int32_t keys;                 ///< S: rows of packed k; max_pages * Bk when paged
+  int32_t pages;                ///< P, 0 when packed
+  int32_t block_size;           ///< Bk
+  bool causal;
+
+  __device__ int clamp(int value, int low, int high) const {
+    MSA_DEVICE_CHECK(value >= low && value <= high,
+                     "got a length or offset of %d, expected %d..%d\n", value, low, high);
+    return value < low ? low : value > high ? high : value;
+  }
+
+  __device__ DeviceSequence sequence(int b) const {
+    DeviceSequence s;
+    s.q_begin = clamp(cu_seqlens_q[b], 0, tokens);
+    s.q_len = clamp(cu_seqlens_q[b + 1], s.q_begin, tokens) - s.q_begin;
+    s.k_begin = 0;
+    s.pages = nullptr;
+    if (cu_seqlens_k != nullptr) {
+      s.k_begin = clamp(cu_seqlens_k[b], 0, keys);
+      s.kv_len = clamp(cu_seqlens_k[b + 1], s.k_begin, keys) - s.k_begin;
+    } else {
+      s.kv_len = clamp(seq_lens[b], 0, keys);
+      if (page_table != nullptr) s.pages = page_table + b * page_table_stride;
+    }
+    s.block0 = block_offset != nullptr ? clamp(block_offset[b], 0, INT32_MAX / block_size - 1) : 0;
+    s.pos0 = q_offset != nullptr ? clamp(q_offset[b], 0, INT32_MAX / 2)
+                                 : s.block0 * block_size + s.kv_len - s.q_len;
+    return s;
+  }
+
+  /// Page of given block j, or -1 if the table names none of the pool's.
+  __device__ int page(const DeviceSequence& s, int j) const {
+    const int page = s.pages[j];
+    MSA_DEVICE_CHECK(page >= 0 && page < pages, "page_table: got page %d, expected 0..%d\n", page,
+                     pages - 1);
+    return page >= 0 && page < pages ? page : -1;
+  }
+
+  /// Sequence of query row t, or -1 for a row of padding. B+1 ascending values: a binary search.
+  __device__ int sequence_of(int t) const {
+    int low = 0, high = sequences;  // the answer lies in [low, high)
+    if (sequences == 0 || t >= cu_seqlens_q[sequences]) return -1;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      if (cu_seqlens_q[middle] <= t)
+        low = middle;
+      else
+        high = middle;
+    }
+    return low;
+  }
+};
+
+/// Arguments passed check(): shapes agree. `block_size` is the problem's; `pool` is k, k_idx or,
+/// for block_lists, not given.
+inline DeviceBatch device_batch(const Batch& batch, int64_t tokens, const TensorView& pool,
+                                int32_t block_size) {
+  DeviceBatch d{};
+  d.cu_seqlens_q = batch.cu_seqlens_q.at<const int32_t>();
+  d.cu_seqlens_k = batch.cu_seqlens_k.given() ? batch.cu_seqlens_k.at<const int32_t>() : nullptr;
+  d.seq_lens = batch.seq_lens.given() ? batch.seq_lens.at<const int32_t>() : nullptr;
+  d.q_offset = batch.q_offset.given() ? batch.q_offset.at<const int32_t>() : nullptr;
+  d.block_offset = batch.block_offset.given() ? batch.block_offset.at<const int32_t>() : nullptr;
+  d.sequences = static_cast<int32_t>(batch.cu_seqlens_q.shape[0] - 1);
+  d.tokens = static_cast<int32_t>(tokens);
+  d.keys = INT32_MAX;
+  if (batch.page_table.given()) {
+    d.page_table = batch.page_table.at<const int32_t>();
+    d.page_table_stride = batch.page_table.stride[0];
+    const int64_t keys = batch.page_table.shape[1] * block_size;
+    d.keys = static_cast<int32_t>(keys < INT32_MAX ? keys : INT32_MAX);
+    d.pages = pool.given() ? static_cast<int32_t>(pool.shape[0]) : 0;
+  } else if (pool.given()) {
+    d.keys = static_cast<int32_t>(pool.shape[0]);
+  }
+  d.block_size = block_size;
+  d.causal = batch.causal;
+  return d;
+}
+
+}  // namespace msa::cuda

@@ -1,0 +1,25 @@
+// Every operator for any legal shape, on any GPU from sm_80 on: readable first. The tuned families
+// (sm90/) are compared with these, and fall back to them.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "msa/backend.h"
+
+namespace msa::cuda::plain {
+
+/// Scratch bytes for any call within limits, 0 for most operators.
+int64_t workspace_bytes(const Problem& problem, const Limits& limits);
+
+// Arguments passed check(). Enqueued on `stream`; never allocate, never wait.
+Status run(const Plan&, const IndexScoresParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const SelectBlocksParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const IndexSelectParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const SparseAttentionParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const DenseAttentionParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const MergeParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const BlockListsParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const AppendPagedParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const BlockMassParams&, Workspace, cudaStream_t stream);
+
+}  // namespace msa::cuda::plain

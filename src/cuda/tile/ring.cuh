@@ -1,0 +1,44 @@
+// A ring of shared-memory stages between one producer warp and its consumers. Both sides count the
+// same steps; `full` says that a stage's bytes have arrived, `empty` that its readers are done.
+#pragma once
+
+#include "cuda/ptx/barrier.cuh"
+
+namespace msa::cuda {
+
+template <int kStages>
+struct RingBarriers {
+  ptx::Barrier full[kStages];
+  ptx::Barrier empty[kStages];
+
+  /// One thread; `readers` arrivals release a stage. fence_barrier_init() and a barrier must
+  /// follow.
+  __device__ void init(uint32_t readers) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::init_barrier(&full[i], 1);
+      ptx::init_barrier(&empty[i], readers);
+    }
+  }
+};
+
+/// Where one side of the ring stands. The producer's first lap finds every stage empty.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  uint32_t lap = 0;  ///< parity of the current lap
+
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      lap ^= 1;
+    }
+  }
+  __device__ void wait_full(RingBarriers<kStages>& ring) const {
+    ptx::wait(&ring.full[stage], lap);
+  }
+  __device__ void wait_empty(RingBarriers<kStages>& ring) const {
+    ptx::wait(&ring.empty[stage], lap ^ 1);
+  }
+};
+
+}  // namespace msa::cuda
