@@ -36,10 +36,6 @@ struct Axis {
 /// Columns are innermost, with stride 1.
 Status encode(const char* name, const TensorView& view, int64_t columns,
               const std::array<Axis, 3>& outer, CUtensorMap* out) {
-  if (encoder() == nullptr)
-    return error(StatusCode::kUnavailable,
-                 "the CUDA driver has no tensor maps; it must be 12.0 or "
-                 "newer");
   constexpr int64_t kAlignment = 16;  // bytes, of addresses and strides
   const int64_t size = size_of(view.dtype);
   if (reinterpret_cast<uintptr_t>(view.data) % kAlignment != 0)
@@ -58,6 +54,10 @@ Status encode(const char* name, const TensorView& view, int64_t columns,
     strides[i] = static_cast<cuuint64_t>(stepped ? outer[i].stride * size : 128);
     box[i + 1] = outer[i].box;
   }
+  if (encoder() == nullptr)
+    return error(StatusCode::kUnavailable,
+                 "the CUDA driver has no tensor maps; it must be 12.0 or "
+                 "newer");
   // An empty tensor has no address, and nobody reads it.
   void* address = view.data != nullptr ? view.data : reinterpret_cast<void*>(uintptr_t{256});
   const CUresult result =
