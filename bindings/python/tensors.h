@@ -1,0 +1,44 @@
+// Python arrays as TensorViews: torch tensors, NumPy arrays, and whatever else speaks DLPack.
+// Nothing is copied; a view is valid while its Python object lives.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+#include <vector>
+
+#include "msa/tensor.h"
+
+namespace msa::python {
+
+namespace nb = nanobind;
+
+/// What an argument may hold.
+enum class Content {
+  kRows,    ///< f32, bf16 or f16, the same for all of a call
+  kOutput,  ///< as kRows, or f32
+  kF32,
+  kI32,
+};
+
+/// Keeps what a generic DLPack exporter lent, until the call ends.
+using Leases = std::vector<nb::ndarray<nb::ro>>;
+
+/// The view of `array`. Errors name the argument: TypeError for what is no array or of a wrong
+/// dtype, ValueError for a wrong device or rank, for foreign byte order, and, if `written`,
+/// read-only memory.
+TensorView view_of(nb::handle array, const char* name, Content content, bool written,
+                   Leases* leases);
+
+/// Bytes that an array of any dtype occupies from `data` on; it must be contiguous.
+struct Bytes {
+  void* data = nullptr;
+  size_t count = 0;
+};
+Bytes bytes_of(nb::handle array, const char* name, Leases* leases);
+
+/// torch's current stream on `device`, of the framework that `array` belongs to; null on the CPU.
+void* current_stream(nb::handle array, Device device);
+
+}  // namespace msa::python
