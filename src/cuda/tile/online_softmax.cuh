@@ -1,0 +1,135 @@
+// Attention over one tile of keys, as every tensor-core kernel computes it: scores Q K^T, an online
+// softmax over them in registers, and P V with the probabilities as the A operand.
+//
+// One warpgroup holds 64 rows. A thread holds two of them, its halves h = 0, 1 (rows 16*w + l/4 +
+// 8*h of warp w, lane l); element [4*j + 2*h + e] of an accumulator is column 8*j + 2*(l%4) + e.
+// The four lanes of a quad (l/4 equal) share a row. "Per half" arrays are indexed by h.
+//
+//   float s[kKeys / 2], o[kColumns / 2], block_max[2], factor[2];
+//   score_keys(s, q, row, k);  wgmma_commit, wait, pin
+//   mask_columns(s, limit);                       // where not every key is visible
+//   row_max(s, block_max);
+//   softmax.absorb(s, block_max, scale, factor);  // s: scores in, probabilities out
+//   scale_rows(o, factor);
+//   pack_operand(s, p);
+//   add_values(o, p, v);       wgmma_commit, wait, pin
+//   ... and behind the last tile: softmax.finish(scale, inverse, lse); scale_rows(o, inverse);
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/ptx/grid.cuh"
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace msa::cuda {
+
+/// s = Q K^T of rows row .. row+63 of q, started (not committed).
+template <int kRows, int kKeys, int kDim>
+__device__ inline void score_keys(float (&s)[kKeys / 2], const SharedTile<kRows, kDim>& q, int row,
+                                  const SharedTile<kKeys, kDim>& k) {
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) ptx::wgmma(s, q.k_major(row, i), k.k_major(0, i), i > 0);
+}
+
+/// o += P V, started (not committed).
+template <int kKeys, int kDim>
+__device__ inline void add_values(float (&o)[kDim / 2], const uint32_t (&p)[kKeys / 16][4],
+                                  const SharedTile<kKeys, kDim>& v) {
+#pragma unroll
+  for (int i = 0; i < kKeys / 16; ++i)
+    ptx::wgmma<ptx::BLayout::kNMajor>(o, p[i], v.n_major(i), true);
+}
+
+/// Columns limit[h] and up become -inf: the causal limit, the end of the keys, or (limit <= 0) a
+/// block that this row does not attend.
+template <int kCount>
+__device__ inline void mask_columns(float (&s)[kCount], const int (&limit)[2]) {
+  const int first = 2 * static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int column = 8 * (i / 4) + i % 2;
+    s[i] = column < limit[i / 2 % 2] - first ? s[i] : -INFINITY;
+  }
+}
+
+/// Maximum of each row, in all lanes of its quad. NaN counts as -inf.
+template <int kCount>
+__device__ inline void row_max(const float (&s)[kCount], float (&max)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float even = -INFINITY, odd = -INFINITY;  // two chains: half the latency
+#pragma unroll
+    for (int j = 0; j < kCount / 4; ++j) {
+      even = fmaxf(even, s[4 * j + 2 * h]);
+      odd = fmaxf(odd, s[4 * j + 2 * h + 1]);
+    }
+    max[h] = fmaxf(even, odd);
+    max[h] = fmaxf(max[h], __shfl_xor_sync(0xffffffff, max[h], 1));
+    max[h] = fmaxf(max[h], __shfl_xor_sync(0xffffffff, max[h], 2));
+  }
+}
+
+template <int kCount>
+__device__ inline void scale_rows(float (&o)[kCount], const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+/// Probabilities as A operands, one per 16 keys.
+template <int kCount>
+__device__ inline void pack_operand(const float (&s)[kCount], uint32_t (&p)[kCount / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(s[2 * i], s[2 * i + 1]);
+    p[i / 4][i % 4] = reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
+/// Running softmax of the thread's two rows. `scale` is softmax_scale * log2(e), positive: the
+/// exponentials are powers of two, and maxima stay in units of raw scores.
+struct OnlineSoftmax {
+  float max[2] = {-INFINITY, -INFINITY};  ///< of the whole row
+  float sum[2] = {0, 0};                  ///< over this lane's columns alone, until finish()
+
+  /// Takes a tile's scores, whose row maxima are `tile_max`, and leaves probabilities relative to
+  /// the new maximum. What was accumulated before must be multiplied by `factor`.
+  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0.
+  template <int kCount>
+  __device__ void absorb(float (&s)[kCount], const float (&tile_max)[2], float scale,
+                         float (&factor)[2]) {
+    float shift[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float next = fmaxf(max[h], tile_max[h]);
+      shift[h] = next == -INFINITY ? 0 : __fmul_rn(next, scale);
+      factor[h] = ptx::exp2_fast(__fmul_rn(max[h], scale) - shift[h]);  // exactly 1 if unmoved
+      max[h] = next;
+      sum[h] *= factor[h];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int h = i / 2 % 2;
+      s[i] = ptx::exp2_fast(fmaf(s[i], scale, -shift[h]));
+      sum[h] += s[i];
+    }
+  }
+
+  /// inverse = 1 / sum of the row, lse = ln(sum exp(scaled scores)); 0 and -inf if no key was seen.
+  __device__ void finish(float scale, float (&inverse)[2], float (&lse)[2]) {
+    constexpr float kLn2 = 0.693147180559945309F;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 1);
+      sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 2);
+      const bool seen = max[h] != -INFINITY;
+      inverse[h] = seen ? 1 / sum[h] : 0;
+      lse[h] = seen ? fmaf(max[h], scale, log2f(sum[h])) * kLn2 : -INFINITY;
+    }
+  }
+};
+
+}  // namespace msa::cuda
