@@ -49,11 +49,21 @@ fine, the GIL is released during the work, and results do not depend on the numb
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Union
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
+
+import numpy as np
 
 from . import _core
+from ._arrays import empty
 
-Array = Any  # numpy.ndarray, torch.Tensor, or for inputs anything that speaks DLPack
+if TYPE_CHECKING:
+    import torch
+
+    Array = Union[np.ndarray, torch.Tensor]
+else:
+    Array = Any  # for inputs also anything else that speaks DLPack
+
 Plan = _core.Plan
 
 __all__ = [
@@ -61,6 +71,95 @@ __all__ = [
     "index_scores", "index_select", "merge", "msa_layer_decode", "num_threads", "plan",
     "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
 ]
+
+
+# ---- the index branch ----------------------------------------------------------------------------
+
+
+def index_scores(
+    q_idx: Array, k_idx: Array, *,
+    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
+    seq_lens: Array | None = None, page_table: Array | None = None,
+    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
+    block_size: int = 128, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    out: Array | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array:
+    """The score of each block: the largest product of the index query with a key of the block.
+
+    ``scores[r,t,j] = max over the visible tokens s of block j of q_idx[t,r] . k_idx[s]``, without a
+    scale; -inf where no token is visible. A NaN product counts as -inf.
+
+    Args:
+        q_idx: ``[T,Hi,Di]``, float32, bfloat16 or float16.
+        k_idx: ``[S,Di]`` or pages ``[P,Bk,Di]``, of the same dtype: one index key per token.
+        block_size: Bk, tokens.
+        out: float32 ``[Hi,T,blocks]`` of any strides, with ``blocks >= ceil(longest / Bk)``;
+            columns behind a sequence's blocks become -inf.
+
+    The other arguments and the errors are those of the module. Returns `out`, made with
+    ``ceil(max_seqlen_k / Bk)`` columns, or with those of the longest sequence, if it is not given.
+    Source: the block score of the index branch, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> keys = np.array([[1.0], [5.0], [2.0], [3.0]], np.float32)  # S = 4, Di = 1
+    >>> lengths = np.array([0, 4], np.int32)
+    >>> msa_cpp.index_scores(np.ones((4, 1, 1), np.float32), keys, cu_seqlens_q=lengths,
+    ...                      cu_seqlens_k=lengths, block_size=2)
+    array([[[  1., -inf],
+            [  5., -inf],
+            [  5.,   2.],
+            [  5.,   3.]]], dtype=float32)
+    """
+    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
+    if _through_torch(q_idx, k_idx, plan=plan):
+        return _into(out, _torch_op("index_scores")(
+            q_idx, k_idx, *batch, causal, block_size, max_seqlen_q, max_seqlen_k, backend))
+    options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    return _core.index_scores((q_idx, k_idx, out), batch, options, plan, workspace, backend)[0]
+
+
+def select_blocks(
+    scores: Array, topk: int, *, num_valid_blocks: int | Array | None = None,
+    init_blocks: int = 0, local_blocks: int = 1, out: Array | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array:
+    """The ids of the blocks to attend to: the forced ones, then the best-scored ones.
+
+    Exactly ``min(topk, num_valid_blocks)`` ids in ascending order, then -1. Forced blocks count
+    among them: the last `local_blocks` valid ones, then the first `init_blocks`. Of equal scores
+    the lower id wins; NaN counts as -inf. Selection is independent per head.
+
+    Args:
+        scores: float32 ``[Hi,T,blocks]`` of any strides.
+        topk: K, blocks.
+        num_valid_blocks: how many of a row's columns count: a number for all rows, or int32
+            ``[T]`` (with causal attention the blocks up to the query's own); default all.
+        out: int32 ``[Hi,T,K]``.
+
+    Errors: ValueError for ``init_blocks + local_blocks > topk`` and for those of the module.
+    Source: block selection of the index branch, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> scores = np.array([[[0.5, 2.0, 1.0, 0.1], [3.0, 0.2, 0.3, 0.4]]], np.float32)
+    >>> msa_cpp.select_blocks(scores, 2)
+    array([[[1, 3],
+            [0, 3]]], dtype=int32)
+    >>> msa_cpp.select_blocks(scores, 2, num_valid_blocks=1)
+    array([[[ 0, -1],
+            [ 0, -1]]], dtype=int32)
+    """
+    if isinstance(num_valid_blocks, (int, np.integer)):  # all rows alike: fewer columns
+        if not 0 <= num_valid_blocks <= scores.shape[-1]:
+            raise ValueError(f"num_valid_blocks: got {num_valid_blocks}, expected "
+                             f"0..{scores.shape[-1]}, the columns of scores")
+        scores, num_valid_blocks = scores[..., :num_valid_blocks], None
+    if _through_torch(scores, plan=plan):
+        return _into(out, _torch_op("select_blocks")(
+            scores, num_valid_blocks, topk, init_blocks, local_blocks, backend))
+    options = (None, None, topk, init_blocks, local_blocks, None, None, None)
+    return _core.select_blocks((scores, num_valid_blocks, out), None, options, plan, workspace,
+                               backend)[0]
 
 
 def index_select(
@@ -73,12 +172,42 @@ def index_select(
     out: Array | None = None, scores_out: Array | None = None,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
 ) -> Array:
-    """index"""
+    """`index_scores` and `select_blocks` in one pass; no score matrix is ever written.
+
+    Args:
+        q_idx: ``[T,Hi,Di]``, float32, bfloat16 or float16.
+        k_idx: ``[S,Di]`` or pages ``[P,Bk,Di]``, of the same dtype.
+        topk, block_size, init_blocks, local_blocks: K, Bk and the forced blocks among the K.
+        out: int32 ``[Hi,T,K]``: ids in ascending order, -1 in the unused tail.
+        scores_out: float32 ``[Hi,T,K]`` to fill with the score of each id: +inf if forced, -inf in
+            the tail. Shards of the keys combine by the best of these.
+
+    The other arguments and the errors are those of the module. Returns `out`.
+    Source: the index branch of MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> keys = np.array([[9.0], [0.0], [1.0], [2.0], [3.0], [1.0]], np.float32)
+    >>> lengths = np.array([0, 6], np.int32)
+    >>> msa_cpp.index_select(np.ones((6, 1, 1), np.float32), keys, cu_seqlens_q=lengths,
+    ...                      cu_seqlens_k=lengths, topk=2, block_size=2)[0, ::2]
+    array([[ 0, -1],
+           [ 0,  1],
+           [ 0,  2]], dtype=int32)
+    """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
+    if _through_torch(q_idx, k_idx, plan=plan):
+        ids, scores = _torch_op("index_select")(
+            q_idx, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
+            scores_out is not None, max_seqlen_q, max_seqlen_k, backend)
+        _into(scores_out, scores)
+        return _into(out, ids)
     options = (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q,
                max_seqlen_k)
     return _core.index_select((q_idx, k_idx, out, scores_out), batch, options, plan, workspace,
                               backend)[0]
+
+
+# ---- attention -----------------------------------------------------------------------------------
 
 
 def sparse_attention(
@@ -92,13 +221,139 @@ def sparse_attention(
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
 ) -> Array | tuple[Array, Array]:
-    """sparse"""
+    """Exact softmax attention over the visible tokens of the listed blocks.
+
+    Args:
+        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
+        k, v: ``[S,Hkv,D]`` or pages ``[P,Hkv,Bk,D]``, of the same dtype.
+        block_ids: int32 ``[Hkv,T,K]``: blocks of the query's own sequence in any order, none
+            twice; -1 ends a list. The head stride may be 0: one list for all heads.
+        softmax_scale: factor of the logits; default ``1/sqrt(D)``.
+        k_scale, v_scale: places of the 8-bit caches to come; only None is supported.
+        out: ``[T,Hq,D]`` of the dtype of q, or float32.
+        lse: float32 ``[T,Hq]`` to fill with the natural logarithm of the sum of exp(logits).
+
+    The other arguments and the errors are those of the module. Returns `out`, and with
+    ``return_lse=True`` the pair ``(out, lse)``.
+    Source: sparse attention of MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((6, 2, 4), dtype=np.float32) for _ in range(3))
+    >>> lengths = np.array([0, 6], np.int32)
+    >>> batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=2)
+    >>> all_blocks = np.broadcast_to(np.arange(3, dtype=np.int32), (2, 6, 3))
+    >>> out = msa_cpp.sparse_attention(q, k, v, all_blocks, **batch)
+    >>> np.allclose(out, msa_cpp.dense_attention(q, k, v, **batch), atol=1e-6)
+    True
+    """
+    _refuse_scales(k_scale, v_scale)
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
-    out, lse = _core.sparse_attention(
-        (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
-        workspace, backend)
+    if _through_torch(q, k, v, plan=plan):
+        o, l = _torch_op("sparse_attention")(
+            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, max_seqlen_q,
+            max_seqlen_k, backend)
+        out, lse = _into(out, o), _into(lse, l)
+    else:
+        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+        out, lse = _core.sparse_attention(
+            (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
+            workspace, backend)
     return (out, lse) if return_lse else out
+
+
+def sparse_decode(
+    q: Array, k: Array, v: Array, block_ids: Array, *,
+    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, max_q_len: int | None,
+    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: float | None = None,
+    k_scale: None = None, v_scale: None = None, max_seqlen_k: int | None = None,
+    out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array | tuple[Array, Array]:
+    """`sparse_attention` for 1 to 16 new tokens per sequence over a paged cache.
+
+    Every token has its own list of blocks, and sequences may bring different numbers of tokens.
+
+    Args:
+        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
+        k, v: pages ``[P,Hkv,Bk,D]``, of the same dtype.
+        block_ids: int32 ``[Hkv,T,K]``, as in `sparse_attention`.
+        max_q_len: the most new tokens of one sequence, at most 16; None only on the CPU.
+        out, lse, return_lse, softmax_scale, k_scale, v_scale: as in `sparse_attention`.
+
+    The other arguments and the errors are those of the module; more than 16 new tokens are a
+    ValueError. Source: decoding with MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> pages = np.ones((3, 1, 2, 4), np.float32)  # P = 3, Hkv = 1, Bk = 2, D = 4
+    >>> out = msa_cpp.sparse_decode(
+    ...     np.ones((1, 2, 4), np.float32), pages, pages, np.array([[[0, 1]]], np.int32),
+    ...     page_table=np.array([[2, 0]], np.int32), seq_lens=np.array([3], np.int32),
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), max_q_len=1, block_size=2)
+    >>> out.round(3)
+    array([[[1., 1., 1., 1.],
+            [1., 1., 1., 1.]]], dtype=float32)
+    """
+    _refuse_scales(k_scale, v_scale)
+    batch = (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset)
+    if _through_torch(q, k, v, plan=plan):
+        o, l = _torch_op("sparse_decode")(
+            q, k, v, block_ids, cu_seqlens_q, seq_lens, page_table, q_offset, block_offset, causal,
+            block_size, softmax_scale, max_q_len, max_seqlen_k, backend)
+        out, lse = _into(out, o), _into(lse, l)
+    else:
+        options = (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k)
+        out, lse = _core.sparse_decode(
+            (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
+            workspace, backend)
+    return (out, lse) if return_lse else out
+
+
+def msa_layer_decode(
+    q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, *,
+    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, max_q_len: int | None,
+    topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
+    softmax_scale: float | None = None, max_seqlen_k: int | None = None,
+    out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
+    ids_out: Array | None = None, workspace: Array | None = None,
+    plan: tuple[Plan, Plan] | None = None, backend: str = "auto",
+) -> Array | tuple[Array, Array]:
+    """One decoding step of a sparse layer: `index_select`, then `sparse_decode` of what it chose.
+
+    Args:
+        q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
+        k_pages, v_pages, k_idx_pages: the cache, ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``, with the
+            new tokens already in it (`append_paged`).
+        max_q_len: the most new tokens of one sequence, at most 16; None only on the CPU.
+        ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
+        workspace: large enough for both operators.
+        plan: the plans of index_select and of sparse_decode.
+
+    The other arguments and the errors are those of `index_select` and `sparse_decode`.
+    Source: decoding with MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> pages, index = np.ones((3, 1, 2, 4), np.float32), np.ones((3, 2, 4), np.float32)
+    >>> ids = np.empty((1, 1, 2), np.int32)
+    >>> out = msa_cpp.msa_layer_decode(
+    ...     np.ones((1, 2, 4), np.float32), np.ones((1, 1, 4), np.float32), pages, pages, index,
+    ...     page_table=np.array([[2, 0, 1]], np.int32), seq_lens=np.array([5], np.int32),
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), max_q_len=1, topk=2, block_size=2,
+    ...     ids_out=ids)
+    >>> ids, out.shape
+    (array([[[0, 2]]], dtype=int32), (1, 2, 4))
+    """
+    index_plan, attention_plan = (None, None) if plan is None else plan
+    batch = dict(page_table=page_table, seq_lens=seq_lens, cu_seqlens_q=cu_seqlens_q,
+                 block_size=block_size, max_seqlen_k=max_seqlen_k, workspace=workspace,
+                 backend=backend)
+    ids = index_select(q_idx, k_idx_pages, topk=topk, init_blocks=init_blocks,
+                       local_blocks=local_blocks, max_seqlen_q=max_q_len, out=ids_out,
+                       plan=index_plan, **batch)
+    return sparse_decode(q, k_pages, v_pages, ids, max_q_len=max_q_len,
+                         softmax_scale=softmax_scale, out=out, lse=lse, return_lse=return_lse,
+                         plan=attention_plan, **batch)
 
 
 def dense_attention(
@@ -112,10 +367,333 @@ def dense_attention(
     block_max: Array | None = None,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
 ) -> Array | tuple[Array, Array]:
-    """dense"""
+    """Softmax attention over every visible token.
+
+    Args:
+        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
+        k, v: ``[S,Hkv,D]`` or pages ``[P,Hkv,Bk,D]``, of the same dtype.
+        softmax_scale: factor of the logits; default ``1/sqrt(D)``.
+        out: ``[T,Hq,D]`` of the dtype of q, or float32.
+        lse: float32 ``[T,Hq]`` to fill with the natural logarithm of the sum of exp(logits).
+        block_max: float32 ``[Hq,T,blocks]`` to fill with the unscaled maximum of each block, as
+            `index_scores` would find it.
+
+    The other arguments and the errors are those of the module. Returns `out`, and with
+    ``return_lse=True`` the pair ``(out, lse)``. Source: Vaswani et al., arXiv 1706.03762.
+
+    >>> import numpy as np, msa_cpp
+    >>> ones = np.ones((3, 1, 4), np.float32)
+    >>> lengths = np.array([0, 3], np.int32)
+    >>> out, lse = msa_cpp.dense_attention(ones, ones, ones, cu_seqlens_q=lengths,
+    ...                                    cu_seqlens_k=lengths, softmax_scale=1.0, return_lse=True)
+    >>> lse.ravel().round(3)  # 4 + ln 1, ln 2, ln 3: each query sees one key more
+    array([4.   , 4.693, 5.099], dtype=float32)
+    """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
-    out, lse, _ = _core.dense_attention(
-        (q, k, v, out, return_lse if lse is None else lse, block_max), batch, options, plan,
-        workspace, backend)
+    if _through_torch(q, k, v, plan=plan):
+        o, l, maxima = _torch_op("dense_attention")(
+            q, k, v, *batch, causal, block_size, softmax_scale, block_max is not None,
+            max_seqlen_q, max_seqlen_k, backend)
+        _into(block_max, maxima)
+        out, lse = _into(out, o), _into(lse, l)
+    else:
+        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+        out, lse, _ = _core.dense_attention(
+            (q, k, v, out, return_lse if lse is None else lse, block_max), batch, options, plan,
+            workspace, backend)
     return (out, lse) if return_lse else out
+
+
+def merge(
+    o_parts: Array, lse_parts: Array, *, out: Array | None = None, lse: Array | None = None,
+    return_lse: bool = False,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array | tuple[Array, Array]:
+    """Combines attention over disjoint sets of keys (shards, splits) exactly.
+
+    ``a = max_i lse_i; lse = a + ln sum_i exp(lse_i - a); out = sum_i exp(lse_i - lse) o_i``. Parts
+    with an LSE of -inf count nothing.
+
+    Args:
+        o_parts: ``[parts,T,Hq,D]``, float32, bfloat16 or float16, parts >= 1.
+        lse_parts: float32 ``[parts,T,Hq]``, natural logarithms.
+        out: ``[T,Hq,D]`` of the dtype of o_parts, or float32.
+        lse: float32 ``[T,Hq]`` to fill.
+
+    Errors are those of the module. Returns `out`, and with ``return_lse=True`` ``(out, lse)``.
+    Source: online softmax, Milakov and Gimelshein, arXiv 1805.02867.
+
+    >>> import numpy as np, msa_cpp
+    >>> parts = np.array([1.0, 3.0], np.float32).reshape(2, 1, 1, 1)
+    >>> msa_cpp.merge(parts, np.zeros((2, 1, 1), np.float32)).item()  # equal weights
+    2.0
+    """
+    if _through_torch(o_parts, lse_parts, plan=plan):
+        o, l = _torch_op("merge")(o_parts, lse_parts, backend)
+        out, lse = _into(out, o), _into(lse, l)
+    else:
+        out, lse = _core.merge(
+            (o_parts, lse_parts, out, return_lse if lse is None else lse), None, _NO_OPTIONS, plan,
+            workspace, backend)
+    return (out, lse) if return_lse else out
+
+
+# ---- block lists, caches, masses -----------------------------------------------------------------
+
+
+def block_lists(
+    block_ids: Array, *,
+    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None, seq_lens: Array | None = None,
+    block_offset: Array | None = None, block_size: int = 128, num_blocks: int | None = None,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    out: tuple[Array, Array] | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> tuple[Array, Array]:
+    """The inverse of block lists: which queries chose a block, as CSR per KV head.
+
+    Blocks of the sequences follow each other: ``NB = sum over sequences of ceil(kv_len / Bk)``. An
+    entry is ``token * K + slot``, ascending per block; unused entries are -1.
+
+    Args:
+        block_ids: int32 ``[Hkv,T,K]``.
+        num_blocks: NB. Optional on the CPU; needed for CUDA tensors and under
+            ``torch.compile(fullgraph=True)``.
+        out: ``(row_ptr, entries)``, int32 ``[Hkv,NB+1]`` and ``[Hkv,T*K]``.
+
+    The other arguments and the errors are those of the module. Returns ``(row_ptr, entries)``.
+    Source: the KV-outer order of MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> ids = np.array([[[0, -1], [0, 1], [1, -1]]], np.int32)
+    >>> lengths = np.array([0, 3], np.int32)
+    >>> row_ptr, entries = msa_cpp.block_lists(ids, cu_seqlens_q=lengths, cu_seqlens_k=lengths,
+    ...                                        block_size=2)
+    >>> row_ptr, entries
+    (array([[0, 2, 4]], dtype=int32), array([[ 0,  2,  3,  4, -1, -1]], dtype=int32))
+    """
+    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset)
+    row_ptr, entries = (None, None) if out is None else out
+    if _through_torch(block_ids, plan=plan):
+        rows, found = _torch_op("block_lists")(
+            block_ids, cu_seqlens_q, cu_seqlens_k, seq_lens, block_offset, block_size, num_blocks,
+            max_seqlen_q, max_seqlen_k, backend)
+        return _into(row_ptr, rows), _into(entries, found)
+    if num_blocks is not None and row_ptr is None and num_blocks >= 0:
+        row_ptr = empty(block_ids, (block_ids.shape[0], num_blocks + 1), "int32")
+    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    return _core.block_lists((block_ids, row_ptr, entries), batch, options, plan, workspace,
+                             backend)
+
+
+def append_paged(
+    k: Array | None, v: Array | None, k_idx: Array | None = None, *,
+    k_pages: Array | None = None, v_pages: Array | None = None, k_idx_pages: Array | None = None,
+    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, block_size: int = 128,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> None:
+    """Writes new keys, values and index keys into their pages, in place.
+
+    The rows of sequence b go to its last ``q_len`` positions, ``seq_lens[b] - q_len`` onwards:
+    `seq_lens` counts the new tokens already. Everything else in the pages stays as it is.
+
+    Args:
+        k, v: ``[T,Hkv,D]``, float32, bfloat16 or float16; both or neither.
+        k_idx: ``[T,Di]``, of the same dtype, or None.
+        k_pages, v_pages: ``[P,Hkv,Bk,D]``; k_idx_pages: ``[P,Bk,Di]``: for what is given.
+
+    The other arguments and the errors are those of the module. Keys that require gradients are a
+    NotImplementedError: a cache keeps none. Source: paged caches, Kwon et al., arXiv 2309.06180.
+
+    >>> import numpy as np, msa_cpp
+    >>> pages = np.zeros((2, 2, 1), np.float32)  # P = 2, Bk = 2, Di = 1
+    >>> msa_cpp.append_paged(None, None, np.array([[7.0]], np.float32), k_idx_pages=pages,
+    ...                      page_table=np.array([[1, 0]], np.int32), block_size=2,
+    ...                      seq_lens=np.array([3], np.int32), cu_seqlens_q=np.array([0, 1], np.int32))
+    >>> pages.ravel()  # token 2 is the first of block 1, which lies in page 0
+    array([7., 0., 0., 0.], dtype=float32)
+    """
+    given = k if k is not None else k_idx
+    if _through_torch(given, k, v, k_idx, plan=plan):
+        _torch_op("append_paged")(k, v, k_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q,
+                                  seq_lens, page_table, block_size, max_seqlen_q, max_seqlen_k,
+                                  backend)
+        return
+    batch = (cu_seqlens_q, None, seq_lens, page_table, None, None)
+    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    _core.append_paged((k, v, k_idx, k_pages, v_pages, k_idx_pages), batch, options, plan,
+                       workspace, backend)
+
+
+def block_mass(
+    q: Array, k: Array, lse: Array, *,
+    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
+    seq_lens: Array | None = None, page_table: Array | None = None,
+    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: float | None = None,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, out: Array | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array:
+    """The attention mass of each block, the mean over the heads of a group.
+
+    ``mass[r,t,j] = mean over heads h of group r of the sum over visible tokens s of block j of
+    exp(q[t,h] . k[s] * scale - lse[t,h])``: the oracle that recall and kept mass are measured by.
+
+    Args:
+        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
+        k: ``[S,Hkv,D]`` or pages ``[P,Hkv,Bk,D]``, of the same dtype.
+        lse: float32 ``[T,Hq]`` of `dense_attention` under the same scale.
+        out: float32 ``[Hkv,T,blocks]``, 0 where nothing is visible.
+
+    The other arguments and the errors are those of the module. Returns `out`, with as many columns
+    as that of `index_scores`. Source: attention recall of MSA, arXiv 2606.13392.
+
+    >>> import numpy as np, msa_cpp
+    >>> ones = np.ones((4, 1, 2), np.float32)
+    >>> lengths = np.array([0, 4], np.int32)
+    >>> batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=2)
+    >>> _, lse = msa_cpp.dense_attention(ones, ones, ones, return_lse=True, **batch)
+    >>> msa_cpp.block_mass(ones, ones, lse, **batch).round(2)
+    array([[[1.  , 0.  ],
+            [1.  , 0.  ],
+            [0.67, 0.33],
+            [0.5 , 0.5 ]]], dtype=float32)
+    """
+    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
+    if _through_torch(q, k, lse, plan=plan):
+        return _into(out, _torch_op("block_mass")(
+            q, k, lse, *batch, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k,
+            backend))
+    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+    return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
+
+
+# ---- backends, plans, threads --------------------------------------------------------------------
+
+
+class Backend(NamedTuple):
+    """One way to compute the operators, as `msa info` shows it."""
+
+    name: str
+    usable: bool
+    reason: str  #: why it is not usable here, else ""
+    requirement: str
+    priority: int  #: "auto" takes the highest usable one that supports the problem
+
+
+def backends() -> list[Backend]:
+    """The backends of this build, usable or not, highest priority first.
+
+    >>> import msa_cpp
+    >>> [b.usable for b in msa_cpp.backends() if b.name == "reference"]
+    [True]
+    """
+    return [Backend(*record) for record in _core.backends()]
+
+
+def plan(
+    op: str, *, dtype: str = "float32", paged: bool = False,
+    heads_q: int = 64, heads_kv: int = 4, head_dim: int = 128, index_dim: int = 128,
+    block_size: int = 128, topk: int = 16, init_blocks: int = 0, local_blocks: int = 1,
+    device: Any = "cpu", max_batch: int = 1, max_tokens: int = 1, max_seqlen_q: int | None = None,
+    max_seqlen_k: int = 1, backend: str = "auto",
+) -> Plan:
+    """Binds an operator to a backend and states the workspace, for any call within the bounds.
+
+    Calls make and keep plans by themselves; an explicit one says beforehand which backend works and
+    how much memory it needs, and is the same for every call that it is given to.
+
+    Args:
+        op: the name of a function of this module.
+        dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
+        heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq, Hkv,
+            D, Di, Bk, K and the forced blocks; those that the operator does not use are ignored.
+        device: "cpu", "cuda", "cuda:1" or a torch.device.
+        max_batch, max_tokens: bounds of B and T.
+        max_seqlen_q, max_seqlen_k: bounds of the lengths of one sequence; `max_seqlen_q` defaults
+            to `max_tokens`.
+
+    Errors: ValueError for what no plan can be made of, NotImplementedError, with each backend's
+    reason, where none can compute it. The plan uses the threads of `num_threads()`.
+
+    >>> import msa_cpp
+    >>> made = msa_cpp.plan("merge", max_tokens=16, backend="reference")
+    >>> made.op, made.backend
+    ('merge', 'reference')
+    """
+    kind, _, index = str(device).partition(":")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
+    return _core.plan(
+        op=op, dtype=dtype, paged=paged or op == "append_paged", heads_q=heads_q,
+        heads_kv=heads_kv, head_dim=head_dim, index_dim=index_dim, block_size=block_size,
+        topk=topk, init_blocks=init_blocks, local_blocks=local_blocks,
+        cuda_device=-1 if kind == "cpu" else int(index or 0), max_batch=max_batch,
+        max_tokens=max_tokens, max_seqlen_q=max_tokens if max_seqlen_q is None else max_seqlen_q,
+        max_seqlen_k=max_seqlen_k, backend=backend)
+
+
+def num_threads() -> int:
+    """CPU threads of a call: `set_num_threads`, else MSA_THREADS of the environment, else all.
+
+    >>> import msa_cpp
+    >>> msa_cpp.num_threads() >= 1
+    True
+    """
+    return _core.num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Sets the CPU threads of calls from now on, in every Python thread; results do not change.
+
+    >>> import msa_cpp
+    >>> before = msa_cpp.num_threads()
+    >>> msa_cpp.set_num_threads(1)
+    >>> msa_cpp.num_threads()
+    1
+    >>> msa_cpp.set_num_threads(before)
+    """
+    _core.set_num_threads(count)
+
+
+# ---- the way through torch -----------------------------------------------------------------------
+
+_NO_OPTIONS = (None,) * 8
+
+
+def _through_torch(first: Any, *others: Any, plan: Any) -> bool:
+    """Whether torch traces or differentiates the call: then it is a call of torch.ops.msa_cpp.
+
+    Tensor subclasses (fake tensors and the like) have no memory of their own to work on either.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or isinstance(first, np.ndarray) or not isinstance(first, torch.Tensor):
+        return False
+    tensors = (first, *others)
+    if not (torch.compiler.is_compiling()
+            or type(first) not in (torch.Tensor, torch.nn.Parameter)
+            or torch.is_grad_enabled()
+            and any(t.requires_grad for t in tensors if isinstance(t, torch.Tensor))):
+        return False
+    if plan is not None:
+        raise ValueError("plan: given, expected None under torch.compile and for tensors that "
+                         "require gradients; give max_seqlen_q, max_seqlen_k and backend")
+    return True
+
+
+def _torch_op(name: str) -> Any:
+    from . import torch_ops
+
+    return getattr(torch_ops, name)
+
+
+def _into(out: Array | None, result: Array) -> Array:
+    """What a traced call returns; traced calls make their outputs, so a given one is copied to."""
+    return result if out is None else out.copy_(result)
+
+
+def _refuse_scales(k_scale: Any, v_scale: Any) -> None:
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is not None:
+            raise NotImplementedError(f"{name}: given, supported: None; caches of 8-bit elements "
+                                      "are not in this version")

@@ -1,0 +1,247 @@
+"""torch.ops.msa_cpp.*: the operators for torch.compile, torch.export and autograd.
+
+Importing this module registers them; the functions of `msa_cpp.ops` call them where torch traces or
+differentiates. Each function below is the kernel of one operator for CPU and CUDA tensors, and its
+signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and the place of
+its backward, which today says by name that there is none.
+
+Arguments mean what they mean in `msa_cpp.ops`. All operators are functional but `append_paged`,
+which writes into the pages; results that are made on request are empty without it.
+"""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any, Callable, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from . import _core
+
+_library = torch.library.Library("msa_cpp", "DEF")
+_NO_OPTIONS = (None,) * 8
+
+
+def _backward_of(name: str) -> Callable[..., Any]:
+    def backward(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"msa_cpp.{name} has no backward in this version: call it under torch.no_grad(), or "
+            "with inputs that are detached")
+
+    return backward
+
+
+def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Registers the decorated kernel; `fake` gets its arguments as attributes of one object."""
+
+    def register(kernel: Callable[..., Any]) -> Any:
+        name, signature = kernel.__name__, inspect.signature(kernel)
+
+        def fake_kernel(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return fake(SimpleNamespace(**bound.arguments))
+
+        _library.define(name + torch.library.infer_schema(kernel, mutates_args=mutates))
+        _library.impl(name, kernel, "CPU")
+        _library.impl(name, kernel, "CUDA")
+        torch.library.register_fake(f"msa_cpp::{name}", fake_kernel, lib=_library)
+        if not mutates:
+            torch.library.register_autograd(f"msa_cpp::{name}", _backward_of(name), lib=_library)
+        return getattr(torch.ops.msa_cpp, name).default
+
+    return register
+
+
+# ---- shapes and dtypes ---------------------------------------------------------------------------
+
+
+def _f32(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _i32(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.int32)
+
+
+def _blocks(a: Any) -> int:
+    """Columns of a score matrix: known from the bound, else only when the lengths are read."""
+    if a.max_seqlen_k is None:
+        return torch.library.get_ctx().new_dynamic_size()
+    return (a.max_seqlen_k + a.block_size - 1) // a.block_size
+
+
+def _fake_selected(a: Any) -> Tuple[Tensor, Tensor]:
+    shape = (a.q_idx.shape[1], a.q_idx.shape[0], a.topk)
+    return _i32(a.q_idx, *shape), _f32(a.q_idx, *shape) if a.with_scores else _f32(a.q_idx, 0)
+
+
+def _fake_attended(a: Any) -> Tuple[Tensor, Tensor]:
+    return a.q.new_empty(a.q.shape), _f32(a.q, *a.q.shape[:2])
+
+
+def _fake_dense(a: Any) -> Tuple[Tensor, Tensor, Tensor]:
+    tokens, heads = a.q.shape[:2]
+    maxima = _f32(a.q, heads, tokens, _blocks(a)) if a.with_block_max else _f32(a.q, 0)
+    return (*_fake_attended(a), maxima)
+
+
+def _fake_lists(a: Any) -> Tuple[Tensor, Tensor]:
+    heads, tokens, topk = a.block_ids.shape
+    blocks = torch.library.get_ctx().new_dynamic_size() if a.num_blocks is None else a.num_blocks
+    return _i32(a.block_ids, heads, blocks + 1), _i32(a.block_ids, heads, tokens * topk)
+
+
+# ---- the index branch ----------------------------------------------------------------------------
+
+
+@_operator(lambda a: _f32(a.q_idx, a.q_idx.shape[1], a.q_idx.shape[0], _blocks(a)))
+def index_scores(
+    q_idx: Tensor, k_idx: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
+    seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    block_size: int = 128, max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None,
+    backend: str = "auto",
+) -> Tensor:
+    return _core.index_scores(
+        (q_idx, k_idx, None),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k),
+        None, None, backend)[0]
+
+
+@_operator(lambda a: _i32(a.scores, *a.scores.shape[:2], a.topk))
+def select_blocks(
+    scores: Tensor, num_valid_blocks: Optional[Tensor], topk: int, init_blocks: int = 0,
+    local_blocks: int = 1, backend: str = "auto",
+) -> Tensor:
+    return _core.select_blocks(
+        (scores, num_valid_blocks, None), None,
+        (None, None, topk, init_blocks, local_blocks, None, None, None), None, None, backend)[0]
+
+
+@_operator(_fake_selected)
+def index_select(
+    q_idx: Tensor, k_idx: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
+    seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
+    with_scores: bool = False, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    ids, scores = _core.index_select(
+        (q_idx, k_idx, None, with_scores),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q, max_seqlen_k),
+        None, None, backend)
+    return ids, scores if with_scores else _f32(q_idx, 0)
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+
+@_operator(_fake_attended)
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor,
+    cu_seqlens_k: Optional[Tensor] = None, seq_lens: Optional[Tensor] = None,
+    page_table: Optional[Tensor] = None, q_offset: Optional[Tensor] = None,
+    block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
+    softmax_scale: Optional[float] = None, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    return _core.sparse_attention(
+        (q, k, v, block_ids, None, True),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        None, None, backend)
+
+
+@_operator(_fake_attended)
+def sparse_decode(
+    q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor,
+    page_table: Tensor, q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None,
+    causal: bool = True, block_size: int = 128, softmax_scale: Optional[float] = None,
+    max_q_len: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    return _core.sparse_decode(
+        (q, k, v, block_ids, None, True),
+        (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k),
+        None, None, backend)
+
+
+@_operator(_fake_dense)
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
+    seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: Optional[float] = None, with_block_max: bool = False,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    out, lse, block_max = _core.dense_attention(
+        (q, k, v, None, True, with_block_max),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        None, None, backend)
+    return out, lse, block_max if with_block_max else _f32(q, 0)
+
+
+@_operator(lambda a: (a.o_parts.new_empty(a.o_parts.shape[1:]),
+                      _f32(a.o_parts, *a.o_parts.shape[1:3])))
+def merge(o_parts: Tensor, lse_parts: Tensor, backend: str = "auto") -> Tuple[Tensor, Tensor]:
+    return _core.merge((o_parts, lse_parts, None, True), None, _NO_OPTIONS, None, None, backend)
+
+
+# ---- block lists, caches, masses -----------------------------------------------------------------
+
+
+@_operator(_fake_lists)
+def block_lists(
+    block_ids: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
+    seq_lens: Optional[Tensor] = None, block_offset: Optional[Tensor] = None,
+    block_size: int = 128, num_blocks: Optional[int] = None, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    row_ptr = None if num_blocks is None else _i32(block_ids, block_ids.shape[0], num_blocks + 1)
+    return _core.block_lists(
+        (block_ids, row_ptr, None), (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset),
+        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k), None, None, backend)
+
+
+@_operator(lambda a: None, mutates=("k_pages", "v_pages", "k_idx_pages"))
+def append_paged(
+    k: Optional[Tensor], v: Optional[Tensor], k_idx: Optional[Tensor], k_pages: Optional[Tensor],
+    v_pages: Optional[Tensor], k_idx_pages: Optional[Tensor], cu_seqlens_q: Tensor,
+    seq_lens: Tensor, page_table: Tensor, block_size: int = 128,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> None:
+    _core.append_paged(
+        (k, v, k_idx, k_pages, v_pages, k_idx_pages),
+        (cu_seqlens_q, None, seq_lens, page_table, None, None),
+        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k), None, None, backend)
+
+
+def _append_without_gradients(*args: Any) -> None:
+    """What is written into a cache has no gradient, so that asking for one is an error here."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        _backward_of("append_paged")()
+    with torch._C._AutoDispatchBelowAutograd():
+        append_paged(*args)
+
+
+_library.impl("append_paged", _append_without_gradients, "Autograd")
+
+
+@_operator(lambda a: _f32(a.q, a.k.shape[1], a.q.shape[0], _blocks(a)))
+def block_mass(
+    q: Tensor, k: Tensor, lse: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
+    seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: Optional[float] = None,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tensor:
+    return _core.block_mass(
+        (q, k, lse, None),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        None, None, backend)[0]
