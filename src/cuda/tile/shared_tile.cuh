@@ -33,24 +33,25 @@ struct alignas(1024) SharedTile {
   /// Operand whose inner dimension runs along the columns (Q and K of Q K^T): the rows from `row`
   /// (a multiple of 8), columns 16*step .. 16*step+15.
   __device__ uint64_t k_major(int row, int step) const {
-    const int panel = step / 4;
-    return descriptor(&data[panel][row][0] + step % 4 * 16, 1);
+    return descriptor(1) + ((step / 4 * kPanelBytes + row * kRowBytes + step % 4 * 32) >> 4);
   }
   /// Operand whose inner dimension runs along the rows (V of P V): rows 16*step .. 16*step+15, all
   /// columns from panel `first`.
   __device__ uint64_t n_major(int step, int first = 0) const {
-    return descriptor(&data[first][16 * step][0], kPanelBytes);
+    return descriptor(kPanelBytes) + ((first * kPanelBytes + step * 16 * kRowBytes) >> 4);
   }
 
  private:
-  /// Matrix descriptor, PTX ISA "asynchronous warpgroup level matrix shared memory layout":
-  /// address, leading and stride byte offset in units of 16 bytes, swizzle mode 1 = 128 bytes. The
-  /// stride goes from one group of 8 rows to the next, the leading offset from panel to panel.
-  __device__ static uint64_t descriptor(const void* start, uint32_t leading_bytes) {
-    constexpr uint64_t kStride = 8 * kPanelColumns * 2;
-    uint64_t d = (ptx::shared_address(start) & 0x3ffff) >> 4;
+  static constexpr uint32_t kRowBytes = kPanelColumns * 2;
+
+  /// Matrix descriptor of the tile's first element, PTX ISA "asynchronous warpgroup level matrix
+  /// shared memory layout": address, leading and stride byte offset in units of 16 bytes, swizzle
+  /// mode 1 = 128 bytes. The stride goes from one group of 8 rows to the next, the leading offset
+  /// from panel to panel. Other elements are added to the address, which needs no carry.
+  __device__ uint64_t descriptor(uint32_t leading_bytes) const {
+    uint64_t d = (ptx::shared_address(data) & 0x3ffff) >> 4;
     d |= static_cast<uint64_t>((leading_bytes & 0x3ffff) >> 4) << 16;
-    d |= (kStride >> 4) << 32;
+    d |= uint64_t{8 * kRowBytes >> 4} << 32;
     d |= uint64_t{1} << 62;
     return d;
   }
