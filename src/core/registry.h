@@ -10,6 +10,7 @@ const Backend* reference_f64_backend();  ///< the same text in fp64
 const Backend* avx2_backend();
 const Backend* avx512_backend();
 const Backend* amx_backend();
-const Backend* cuda_backend();
+const Backend* cuda_backend();        ///< with the tuned kernels
+const Backend* cuda_plain_backend();  ///< any GPU
 
 }  // namespace msa

@@ -1,0 +1,71 @@
+// The CUDA backends. "cuda-plain" runs the kernels of smxx/, which take any legal shape on any GPU
+// from compute capability 8.0 on. "cuda" is the same plus the tuned families of sm90/: each has a
+// predicate and a launch function, and takes a call on a Hopper device when its predicate says so.
+#include <algorithm>
+
+#include "core/partial_backend.h"
+#include "core/registry.h"
+#include "core/text.h"
+#include "cuda/device.h"
+#include "cuda/launch.h"
+
+namespace msa {
+namespace {
+
+using namespace cuda;  // NOLINT(google-build-using-namespace)
+
+class PlainBackend : public PartialBackend {
+ public:
+  const char* name() const override { return "cuda-plain"; }
+  const char* requirement() const override { return "an NVIDIA GPU from compute capability 8.0"; }
+  int priority() const override { return 90; }
+  DeviceKind device() const override { return DeviceKind::kCUDA; }
+  Status usable() const override { return usable_device(); }
+
+  Status supports(const Problem& problem) const override {
+    const DeviceInfo* device = nullptr;
+    MSA_TRY(device_info(problem.device.id, &device));
+    return error(StatusCode::kUnsupported, "no CUDA kernels in this build yet");
+  }
+
+  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
+
+ protected:
+  /// launch(stream) with the problem's device as the current one.
+  template <class Launch>
+  static Status on_device(const Plan& plan, Workspace workspace, const Queue& queue,
+                          const Launch& launch) {
+    if (reinterpret_cast<uintptr_t>(workspace.data) % 256 != 0)
+      return invalid("workspace: the address must be a multiple of 256 bytes on CUDA");
+    const DeviceScope scope(plan.problem.device.id);
+    MSA_TRY(scope.status());
+    return launch(stream_of(queue));
+  }
+};
+
+/// A tuned family F of sm90/ hooks in with three lines: in its operator's run()
+///   if (tuned(p.problem, sm90::F::fits)) return on_device(p, w, q, [&](cudaStream_t stream) {
+///     return sm90::F::run(p, a, w, stream); });
+/// and in workspace_bytes() its own part.
+class CudaBackend final : public PlainBackend {
+ public:
+  const char* name() const override { return "cuda"; }
+  const char* requirement() const override {
+    return "an NVIDIA GPU from compute capability 8.0; tuned for 9.0";
+  }
+  int priority() const override { return 100; }
+};
+
+}  // namespace
+
+const Backend* cuda_plain_backend() {
+  static const PlainBackend backend;
+  return &backend;
+}
+
+const Backend* cuda_backend() {
+  static const CudaBackend backend;
+  return &backend;
+}
+
+}  // namespace msa
