@@ -1,39 +1,31 @@
 #include "call.h"
 
+#include <nanobind/stl/string.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "errors.h"
 #include "runtime.h"
+#include "table.h"
+#include "tensors.h"
 
 namespace msa::python {
 namespace {
 
-constexpr Content kRows = Content::kRows, kF32 = Content::kF32, kI32 = Content::kI32;
-
-// ---- arguments ----------------------------------------------------------------------------------
-
-struct BatchSlot {
-  const char* name;
-  TensorView Batch::* view;
-};
-constexpr std::array<BatchSlot, 6> kBatch = {{{"cu_seqlens_q", &Batch::cu_seqlens_q},
-                                              {"cu_seqlens_k", &Batch::cu_seqlens_k},
-                                              {"seq_lens", &Batch::seq_lens},
-                                              {"page_table", &Batch::page_table},
-                                              {"q_offset", &Batch::q_offset},
-                                              {"block_offset", &Batch::block_offset}}};
+// ---- options ------------------------------------------------------------------------------------
 
 struct Options {
   bool causal = true;
   std::optional<int32_t> block_size, topk, init_blocks, local_blocks;
   float softmax_scale = 0;
-  std::optional<int32_t> max_seqlen_q, max_seqlen_k;
+  std::optional<int32_t> max_seqlen_q, max_seqlen_k, num_blocks;
 };
 
 std::optional<int32_t> integer(const char* name, nb::handle value) {
@@ -46,8 +38,15 @@ std::optional<int32_t> integer(const char* name, nb::handle value) {
   int overflow = 0;
   const int64_t wide = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
   if (overflow != 0 || wide < INT32_MIN || wide > INT32_MAX)
-    raise(PyExc_ValueError, name, ": got ", nb::repr(value).c_str(), ", expected at most 2^31 - 1");
+    raise(PyExc_ValueError, name, ": got ", nb::repr(value).c_str(), ", expected below 2^31");
   return static_cast<int32_t>(wide);
+}
+
+bool truth(const char* name, nb::handle value) {
+  const int result = PyObject_IsTrue(value.ptr());
+  if (result >= 0) return result == 1;
+  PyErr_Clear();
+  raise(PyExc_TypeError, name, ": got ", nb::type_name(value.type()).c_str(), ", expected a bool");
 }
 
 float scale(nb::handle value) {
@@ -58,19 +57,15 @@ float scale(nb::handle value) {
     raise(PyExc_TypeError, "softmax_scale: got ", nb::repr(value).c_str(),
           ", expected a number or None");
   }
-  if (!std::isfinite(number) || static_cast<float>(number) == 0)
+  if (!std::isfinite(static_cast<float>(number)) || static_cast<float>(number) == 0)
     raise(PyExc_ValueError, "softmax_scale: got ", nb::repr(value).c_str(),
           ", expected a finite number other than 0, or None for 1/sqrt(D)");
   return static_cast<float>(number);
 }
 
-Options parse(nb::tuple given) {
+Options parse(const nb::tuple& given) {
   Options o;
-  if (!given[0].is_none()) {
-    const int truth = PyObject_IsTrue(nb::object(given[0]).ptr());
-    if (truth < 0) throw nb::python_error();
-    o.causal = truth == 1;
-  }
+  if (!given[0].is_none()) o.causal = truth("causal", given[0]);
   o.block_size = integer("block_size", given[1]);
   o.topk = integer("topk", given[2]);
   o.init_blocks = integer("init_blocks", given[3]);
@@ -78,7 +73,20 @@ Options parse(nb::tuple given) {
   o.softmax_scale = scale(given[5]);
   o.max_seqlen_q = integer("max_seqlen_q", given[6]);
   o.max_seqlen_k = integer("max_seqlen_k", given[7]);
+  o.num_blocks = integer("num_blocks", given[8]);
   return o;
+}
+
+/// The options of a call with an explicit plan must be the plan's; shapes are checked by msa::run.
+void check_options(const Problem& plan, const Options& o) {
+  const auto same = [](const char* name, std::optional<int32_t> given, int32_t planned) {
+    if (given && *given != planned)
+      raise(PyExc_ValueError, name, ": got ", *given, ", the plan was made for ", planned);
+  };
+  same("block_size", o.block_size, plan.block_size);
+  same("topk", o.topk, plan.topk);
+  same("init_blocks", o.init_blocks, plan.init_blocks);
+  same("local_blocks", o.local_blocks, plan.local_blocks);
 }
 
 // ---- shapes -------------------------------------------------------------------------------------
@@ -106,13 +114,12 @@ class Extents {
       if (axis < view.rank) bind(letter, view.shape[static_cast<size_t>(axis)]);
       ++axis;
     });
-    if (axis != view.rank) {
-      std::string shape;
-      for (int32_t i = 0; i < view.rank; ++i)
-        shape += (i == 0 ? "" : ",") + std::to_string(view.shape[static_cast<size_t>(i)]);
-      raise(PyExc_ValueError, name, ": got rank ", view.rank, " shape [", shape, "], expected [",
-            letters, "]");
-    }
+    if (axis == view.rank) return;
+    std::string shape;
+    for (int32_t i = 0; i < view.rank; ++i)
+      shape += (i == 0 ? "" : ",") + std::to_string(view.shape[static_cast<size_t>(i)]);
+    raise(PyExc_ValueError, name, ": got rank ", view.rank, " shape [", shape, "], expected [",
+          letters, "]");
   }
   std::optional<int64_t> find(std::string_view letter) const {
     for (size_t i = 0; i < count_; ++i)
@@ -132,83 +139,11 @@ class Extents {
   size_t count_ = 0;
 };
 
-int32_t narrow(const char* what, int64_t value) {
-  if (value > INT32_MAX) raise(PyExc_ValueError, what, ": got ", value, ", expected below 2^31");
-  return static_cast<int32_t>(value);
+int32_t narrow(const char* letter, int64_t extent) {
+  if (extent > INT32_MAX)
+    raise(PyExc_ValueError, letter, ": got ", extent, ", expected below 2^31");
+  return static_cast<int32_t>(extent);
 }
-
-Problem problem_of(Op op, KvLayout layout, DType dtype, Device device, const Options& o,
-                   const Extents& extents) {
-  Problem p{.op = op, .dtype = dtype, .layout = layout, .device = device};
-  p.heads_q = narrow("Hq", extents.get("Hq", p.heads_q));
-  p.heads_kv = narrow("Hkv", extents.get("Hkv", extents.get("Hi", p.heads_kv)));
-  p.head_dim = narrow("D", extents.get("D", p.head_dim));
-  p.index_dim = narrow("Di", extents.get("Di", p.index_dim));
-  p.topk = narrow("K", extents.get("K", p.topk));
-  p.block_size = o.block_size.value_or(p.block_size);
-  p.init_blocks = o.init_blocks.value_or(p.init_blocks);
-  p.local_blocks = o.local_blocks.value_or(p.local_blocks);
-  return p;
-}
-
-/// The options of a call with an explicit plan must be the plan's; shapes are checked by msa::run.
-void check_options(const Problem& plan, const Options& o) {
-  const auto same = [](const char* name, std::optional<int32_t> given, int32_t planned) {
-    if (given && *given != planned)
-      raise(PyExc_ValueError, name, ": got ", *given, ", the plan was made for ", planned);
-  };
-  same("block_size", o.block_size, plan.block_size);
-  same("topk", o.topk, plan.topk);
-  same("init_blocks", o.init_blocks, plan.init_blocks);
-  same("local_blocks", o.local_blocks, plan.local_blocks);
-}
-
-// ---- lengths ------------------------------------------------------------------------------------
-
-/// What the lengths of a batch amount to.
-struct Lengths {
-  int64_t longest = 0;
-  int64_t blocks = 0;  // sum over sequences of ceil(length / Bk)
-};
-
-/// `prefix`: view holds B+1 prefix sums, else B lengths. Malformed metadata counts as empty here:
-/// msa::run refuses it by name.
-Lengths lengths_of(const TensorView& view, bool prefix, int64_t block_size) {
-  Lengths out;
-  if (view.rank != 1 || view.device.kind != DeviceKind::kCPU) return out;
-  const int64_t count = view.shape[0] - (prefix ? 1 : 0);
-  for (int64_t b = 0; b < count; ++b) {
-    const int64_t value = *view.at<const int32_t>(b + (prefix ? 1 : 0));
-    const int64_t length =
-        std::max<int64_t>(0, prefix ? value - *view.at<const int32_t>(b) : value);
-    out.longest = std::max(out.longest, length);
-    out.blocks += (length + block_size - 1) / block_size;
-  }
-  return out;
-}
-
-/// The bound of one kind of length: what the caller says, or what the metadata hold, but not more
-/// than `most`, what the arrays can hold.
-int64_t bound(const char* name, const char* source, std::optional<int32_t> given,
-              const Lengths& found, bool host, int64_t most) {
-  if (!given && !host)
-    raise(PyExc_ValueError, name, ": not given, expected the longest length in ", source,
-          ", since lengths in CUDA memory are not read back");
-  if (given && *given < 0) raise(PyExc_ValueError, name, ": got ", *given, ", expected >= 0");
-  if (given && host && found.longest > *given)
-    raise(PyExc_ValueError, name, ": got ", *given, ", the longest length in ", source, " is ",
-          found.longest);
-  return std::min(given ? int64_t{*given} : found.longest, most);
-}
-
-/// Limits are rounded up to powers of two, so that growing contexts need few plans.
-int64_t round_up(int64_t value) {
-  return std::min<int64_t>(
-      INT32_MAX,
-      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, value)))));
-}
-
-// ---- outputs ------------------------------------------------------------------------------------
 
 const char* numpy_name(DType dtype) {
   switch (dtype) {
@@ -224,306 +159,279 @@ const char* numpy_name(DType dtype) {
 }
 
 /// An uninitialised array of the kind and on the device of `like`: msa_cpp._arrays.empty.
-nb::object empty_like(nb::handle like, nb::handle shape, const char* dtype) {
+nb::object empty_like(nb::handle like, const nb::tuple& shape, const char* dtype) {
   static PyObject* empty = nullptr;  // guarded by the GIL
   if (empty == nullptr)
     empty = nb::object(nb::module_::import_("msa_cpp._arrays").attr("empty")).release().ptr();
   return nb::handle(empty)(like, shape, dtype);
 }
 
-nb::object new_output(nb::handle like, const char* name, std::string_view letters, DType dtype,
-                      const Extents& extents) {
-  nb::list shape;
-  for_each_letter(letters, [&](std::string_view letter) {
-    const std::optional<int64_t> extent = extents.find(letter);
-    if (!extent)
-      raise(PyExc_ValueError, name, ": not given, and its shape [", letters,
-            "] depends on lengths in CUDA memory, which are not read back");
-    shape.append(*extent);
-  });
-  return empty_like(like, nb::tuple(shape), numpy_name(dtype));
-}
+// ---- lengths ------------------------------------------------------------------------------------
 
-/// The library's message under the argument names of Python.
-template <class Params>
-Status renamed(const Status& status) {
-  const std::string& message = status.message();
-  const size_t end = message.find_first_of(":[");
-  for (const Slot<Params>& slot : slots<Params>()) {
-    if (end != std::string::npos && std::string_view(message).substr(0, end) == slot.core)
-      return Status(status.code(), slot.name + message.substr(end));
+/// What the lengths of a batch amount to.
+struct Lengths {
+  int64_t longest = 0;
+  int64_t blocks = 0;  // sum over sequences of ceil(length / Bk)
+};
+
+/// `prefix`: view holds B+1 prefix sums, else B lengths. Malformed metadata counts as empty here:
+/// msa::run refuses it by name.
+Lengths lengths_of(const TensorView& view, bool prefix, int64_t block_size) {
+  Lengths out;
+  if (view.rank != 1 || view.device.kind != DeviceKind::kCPU) return out;
+  for (int64_t i = prefix ? 1 : 0; i < view.shape[0]; ++i) {
+    int64_t length = *view.at<const int32_t>(i);
+    if (prefix) length -= *view.at<const int32_t>(i - 1);
+    length = std::max<int64_t>(0, length);
+    out.longest = std::max(out.longest, length);
+    out.blocks += (length + block_size - 1) / block_size;
   }
-  return status;
+  return out;
 }
 
-}  // namespace
-
-// ---- the table ----------------------------------------------------------------------------------
-
-template <>
-std::span<const Slot<IndexScoresParams>> slots() {
-  using P = IndexScoresParams;
-  static constexpr Slot<P> table[] = {
-      {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", "T,Hi,Di", &P::q_idx},
-      {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", "P,Bk,Di", &P::k_idx},
-      {"out", "scores", Role::kOutput, kF32, "Hi,T,blocks", "Hi,T,blocks", &P::scores}};
-  return table;
+/// The bound of one kind of length: what the caller says, or what the metadata hold, but not more
+/// than `most`, what the arrays can hold.
+int64_t bound(const char* name, const char* source, std::optional<int32_t> given, int64_t longest,
+              bool host, int64_t most) {
+  if (!given && !host)
+    raise(PyExc_ValueError, name, ": not given, expected the longest length in ", source,
+          ", since lengths in CUDA memory are not read back");
+  if (given && *given < 0) raise(PyExc_ValueError, name, ": got ", *given, ", expected >= 0");
+  if (given && longest > *given)
+    raise(PyExc_ValueError, name, ": got ", *given, ", the longest length in ", source, " is ",
+          longest);
+  return std::min(given ? int64_t{*given} : longest, most);
 }
 
-template <>
-std::span<const Slot<SelectBlocksParams>> slots() {
-  using P = SelectBlocksParams;
-  static constexpr Slot<P> table[] = {
-      {"scores", "scores", Role::kInput, kF32, "Hi,T,blocks", "Hi,T,blocks", &P::scores},
-      {"num_valid_blocks", "num_valid_blocks", Role::kOptional, kI32, "T", "T",
-       &P::num_valid_blocks},
-      {"out", "ids", Role::kOutput, kI32, "Hi,T,K", "Hi,T,K", &P::ids}};
-  return table;
-}
-
-template <>
-std::span<const Slot<IndexSelectParams>> slots() {
-  using P = IndexSelectParams;
-  static constexpr Slot<P> table[] = {
-      {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", "T,Hi,Di", &P::q_idx},
-      {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", "P,Bk,Di", &P::k_idx},
-      {"out", "ids", Role::kOutput, kI32, "Hi,T,K", "Hi,T,K", &P::ids},
-      {"scores_out", "scores", Role::kExtra, kF32, "Hi,T,K", "Hi,T,K", &P::scores}};
-  return table;
-}
-
-template <>
-std::span<const Slot<SparseAttentionParams>> slots() {
-  using P = SparseAttentionParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"v", "v", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::v},
-      {"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", "Hkv,T,K", &P::ids},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "T,Hq,D", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "T,Hq", &P::lse}};
-  return table;
-}
-
-template <>
-std::span<const Slot<DenseAttentionParams>> slots() {
-  using P = DenseAttentionParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"v", "v", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::v},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "T,Hq,D", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "T,Hq", &P::lse},
-      {"block_max", "block_max", Role::kExtra, kF32, "Hq,T,blocks", "Hq,T,blocks", &P::block_max}};
-  return table;
-}
-
-template <>
-std::span<const Slot<MergeParams>> slots() {
-  using P = MergeParams;
-  static constexpr Slot<P> table[] = {
-      {"o_parts", "o_parts", Role::kInput, kRows, "parts,T,Hq,D", "", &P::o_parts},
-      {"lse_parts", "lse_parts", Role::kInput, kF32, "parts,T,Hq", "", &P::lse_parts},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "", &P::lse}};
-  return table;
-}
-
-template <>
-std::span<const Slot<BlockListsParams>> slots() {
-  using P = BlockListsParams;
-  static constexpr Slot<P> table[] = {
-      {"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", "Hkv,T,K", &P::ids},
-      {"row_ptr", "row_ptr", Role::kOutput, kI32, "Hkv,NB+1", "Hkv,NB+1", &P::row_ptr},
-      {"entries", "entries", Role::kOutput, kI32, "Hkv,T*K", "Hkv,T*K", &P::entries}};
-  return table;
-}
-
-template <>
-std::span<const Slot<AppendPagedParams>> slots() {
-  using P = AppendPagedParams;
-  static constexpr Slot<P> table[] = {
-      {"k", "k", Role::kOptional, kRows, "", "T,Hkv,D", &P::k},
-      {"v", "v", Role::kOptional, kRows, "", "T,Hkv,D", &P::v},
-      {"k_idx", "k_idx", Role::kOptional, kRows, "", "T,Di", &P::k_idx},
-      {"k_pages", "k_pages", Role::kUpdated, kRows, "", "P,Hkv,Bk,D", &P::k_pages},
-      {"v_pages", "v_pages", Role::kUpdated, kRows, "", "P,Hkv,Bk,D", &P::v_pages},
-      {"k_idx_pages", "k_idx_pages", Role::kUpdated, kRows, "", "P,Bk,Di", &P::k_idx_pages}};
-  return table;
-}
-
-template <>
-std::span<const Slot<BlockMassParams>> slots() {
-  using P = BlockMassParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"lse", "lse", Role::kInput, kF32, "T,Hq", "T,Hq", &P::lse},
-      {"out", "mass", Role::kOutput, kF32, "Hkv,T,blocks", "Hkv,T,blocks", &P::mass}};
-  return table;
+/// Limits are rounded up to powers of two, so that growing contexts need few plans.
+int64_t round_up(int64_t value) {
+  const auto least = static_cast<uint64_t>(std::max<int64_t>(1, value));
+  return std::min<int64_t>(INT32_MAX, static_cast<int64_t>(std::bit_ceil(least)));
 }
 
 // ---- the call -----------------------------------------------------------------------------------
 
 template <class Params>
-nb::tuple call(Op op, nb::tuple tensors, nb::object batch, nb::tuple options, nb::object plan,
-               nb::object workspace, const std::string& backend) {
-  constexpr bool has_batch = requires(Params p) { p.batch; };
-  const std::span<const Slot<Params>> table = slots<Params>();
-  const Options opt = parse(options);
-  Params params;
-  Leases leases;
+class Call {
+ public:
+  Call(Op op, const Request& request)
+      : op_(op), options_(parse(request.options)), paged_(op == Op::kAppendPaged) {
+    if (options_.topk) extents_.bind("K", *options_.topk);
+    if constexpr (kHasBatch) read_batch(nb::cast<nb::tuple>(request.batch));
+    if constexpr (requires { params_.softmax_scale; })
+      params_.softmax_scale = options_.softmax_scale;
+    read_arrays(request.tensors);
+    problem_ = problem();
+    limits_ = limits(request.plan.is_none());
+    choose_plan(request);
+  }
 
-  // Metadata first: it says whether keys are packed or paged.
-  bool paged = op == Op::kAppendPaged;
-  if constexpr (has_batch) {
-    nb::tuple given = nb::cast<nb::tuple>(batch);
-    for (size_t i = 0; i < kBatch.size(); ++i) {
-      const nb::handle array = given[i];
+  nb::tuple run(nb::object workspace) {
+    const nb::tuple outputs = make_outputs();
+    Workspace scratch;
+    Queue queue;
+    LanePtr lane;
+    if (host()) {
+      lane = take_lane(plan_.limits.max_threads);
+      queue.threads = &lane->team;
+    } else {
+      queue.cuda_stream = current_stream(first_, problem_.device);
+    }
+    if (workspace.is_none() && host()) {
+      scratch.bytes = static_cast<size_t>(plan_.workspace_bytes);
+      scratch.data = lane->memory(scratch.bytes);
+    } else {
+      if (workspace.is_none())
+        workspace = empty_like(first_, nb::make_tuple(plan_.workspace_bytes), "uint8");
+      scratch = workspace_of(workspace, &leases_);
+    }
+    Status status;
+    {
+      const nb::gil_scoped_release no_gil;
+      status = msa::run(plan_, params_, scratch, queue);
+      lane.reset();
+    }
+    raise_unless_ok(renamed(status));
+    return outputs;
+  }
+
+ private:
+  static constexpr bool kHasBatch = requires(Params p) { p.batch; };
+
+  bool host() const { return problem_.device.kind == DeviceKind::kCPU; }
+  const char* letters(const Slot<Params>& slot) const { return paged_ ? slot.paged : slot.packed; }
+
+  /// Comes first, since it says whether the keys are packed or paged.
+  void read_batch(const nb::tuple& given) {
+    for (size_t i = 0; i < std::size(kBatch); ++i) {
+      const nb::object array = given[i];
       if (!array.is_none())
-        params.batch.*kBatch[i].view = view_of(array, kBatch[i].name, kI32, false, &leases);
+        params_.batch.*kBatch[i].view = view_of(array, kBatch[i].name, kI32, false, &leases_);
     }
-    params.batch.causal = opt.causal;
-    paged = paged || params.batch.seq_lens.given() || params.batch.page_table.given();
+    params_.batch.causal = options_.causal;
+    paged_ = paged_ || params_.batch.seq_lens.given() || params_.batch.page_table.given();
   }
 
-  // Arrays, and what their shapes say.
-  Extents extents;
-  const TensorView* rows = nullptr;  // the first array of the problem's dtype
-  if (opt.topk) extents.bind("K", *opt.topk);
-  if (opt.block_size) extents.bind("Bk", *opt.block_size);
-  nb::object first;
-  std::array<nb::object, 8> arrays;
-  for (size_t i = 0; i < table.size(); ++i) {
-    const Slot<Params>& slot = table[i];
-    arrays[i] = tensors[i];
-    if (arrays[i].is(nb::handle(Py_False))) arrays[i] = nb::none();
-    if (arrays[i].is_none() && slot.role == Role::kInput)
-      raise(PyExc_TypeError, slot.name, ": got None, expected an array of shape [",
-            paged ? slot.paged : slot.packed, "]");
-    if (arrays[i].is_none() || arrays[i].is(nb::handle(Py_True))) continue;
-    const bool written = slot.role != Role::kInput && slot.role != Role::kOptional;
-    TensorView& view = params.*slot.view;
-    view = view_of(arrays[i], slot.name, slot.content, written, &leases);
-    extents.bind(slot.name, view, paged ? slot.paged : slot.packed);
-    if (!first.is_valid()) first = arrays[i];
-    if (slot.content != kRows) continue;
-    if (rows == nullptr) rows = &view;
-    if (view.dtype != rows->dtype)
-      raise(PyExc_TypeError, slot.name, ": got dtype ", numpy_name(view.dtype), ", expected ",
-            numpy_name(rows->dtype), " like the other arrays");
-  }
-  if (!first.is_valid()) raise(PyExc_TypeError, table[0].name, ": got None, expected an array");
-
-  const Device device = (params.*table[0].view).given() ? (params.*table[0].view).device
-                        : rows != nullptr               ? rows->device
-                                                        : Device{};
-  const bool host = device.kind == DeviceKind::kCPU;
-  const KvLayout layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
-  const Problem problem =
-      problem_of(op, layout, rows != nullptr ? rows->dtype : DType::kF32, device, opt, extents);
-
-  // How much there is.
-  const int64_t tokens = extents.get("T", 0);
-  const int64_t block_size = std::max(1, problem.block_size);
-  Limits limits{.max_tokens = round_up(tokens)};
-  if constexpr (has_batch) {
-    const Batch& b = params.batch;
-    const Lengths q = lengths_of(b.cu_seqlens_q, true, block_size);
-    const Lengths k = paged ? lengths_of(b.seq_lens, false, block_size)
-                            : lengths_of(b.cu_seqlens_k, true, block_size);
-    const int64_t most =
-        paged ? (b.page_table.rank == 2 ? b.page_table.shape[1] * block_size : INT32_MAX)
-              : extents.get("S", INT32_MAX);
-    const char* source = paged ? "seq_lens" : "cu_seqlens_k";
-    const char* q_name = op == Op::kSparseDecode ? "max_q_len" : "max_seqlen_q";
-    limits.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
-    limits.max_q_len = round_up(bound(q_name, "cu_seqlens_q", opt.max_seqlen_q, q, host, tokens));
-    limits.max_kv_len = round_up(bound("max_seqlen_k", source, opt.max_seqlen_k, k, host, most));
-    const int64_t longest = opt.max_seqlen_k ? *opt.max_seqlen_k : std::min(k.longest, most);
-    extents.bind("blocks", (longest + block_size - 1) / block_size);
-    if (host) extents.bind("NB+1", k.blocks + 1);
-    extents.bind("T*K", tokens * problem.topk);
-    if constexpr (requires { params.softmax_scale; }) params.softmax_scale = opt.softmax_scale;
-  } else {
-    limits.max_kv_len = round_up(extents.get("blocks", 1) * block_size);
-  }
-
-  Plan chosen;
-  if (plan.is_none()) {
-    raise_unless_ok(num_threads(&limits.max_threads));
-    raise_unless_ok(cached_plan(problem, limits, backend, &chosen));
-  } else {
-    if (!nb::try_cast(plan, chosen))
-      raise(PyExc_TypeError, "plan: got ", nb::repr(plan.type()).c_str(),
-            ", expected a msa_cpp.Plan");
-    check_options(chosen.problem, opt);
-  }
-
-  // Outputs that were not given.
-  nb::list outputs;
-  for (size_t i = 0; i < table.size(); ++i) {
-    const Slot<Params>& slot = table[i];
-    if (slot.role != Role::kOutput && slot.role != Role::kExtra) continue;
-    const bool wanted =
-        arrays[i].is_none() ? slot.role == Role::kOutput : arrays[i].is(nb::handle(Py_True));
-    if (wanted) {
-      const DType dtype = slot.content == kI32   ? DType::kI32
-                          : slot.content == kF32 ? DType::kF32
-                                                 : problem.dtype;
-      arrays[i] = new_output(first, slot.name, slot.packed, dtype, extents);
-      params.*slot.view = view_of(arrays[i], slot.name, slot.content, true, &leases);
+  void read_arrays(const nb::tuple& given) {
+    for (size_t i = 0; i < slots<Params>().size(); ++i) {
+      const Slot<Params>& slot = slots<Params>()[i];
+      nb::object& array = arrays_[i];
+      array = given[i];
+      if (array.is_none() && slot.role == Role::kInput)
+        raise(PyExc_TypeError, slot.name, ": got None, expected an array [", letters(slot), "]");
+      if (array.is_none() || PyBool_Check(array.ptr())) continue;
+      TensorView& view = params_.*slot.view;
+      view = view_of(array, slot.name, slot.content, slot.written(), &leases_);
+      extents_.bind(slot.name, view, letters(slot));
+      if (!first_.is_valid()) first_ = array, problem_.device = view.device;
+      if (slot.content == kRows) same_dtype(slot.name, view.dtype);
     }
-    outputs.append(arrays[i]);
+    if (!first_.is_valid())
+      raise(PyExc_TypeError, slots<Params>()[0].name, ": got None, expected an array");
   }
 
-  // Scratch memory and threads, or the stream.
-  Workspace scratch;
-  Queue queue;
-  LanePtr lane;
-  if (host) {
-    lane = take_lane(chosen.limits.max_threads);
-    queue.threads = &lane->team;
-  } else {
-    queue.cuda_stream = current_stream(first, device);
-  }
-  if (workspace.is_none() && host) {
-    scratch.bytes = static_cast<size_t>(chosen.workspace_bytes);
-    scratch.data = lane->memory(scratch.bytes);
-  } else {
-    if (workspace.is_none())
-      workspace = empty_like(first, nb::make_tuple(chosen.workspace_bytes), "uint8");
-    const Bytes bytes = bytes_of(workspace, "workspace", &leases);
-    scratch = {bytes.data, bytes.count};
+  void same_dtype(const char* name, DType dtype) {
+    if (!dtype_) dtype_ = dtype;
+    if (dtype != *dtype_)
+      raise(PyExc_TypeError, name, ": got dtype ", numpy_name(dtype), ", expected ",
+            numpy_name(*dtype_), " like the other arrays");
   }
 
-  Status status;
-  {
-    const nb::gil_scoped_release no_gil;
-    status = run(chosen, params, scratch, queue);
-    lane.reset();
+  Problem problem() const {
+    Problem p = problem_;  // the device is known
+    p.op = op_;
+    p.dtype = dtype_.value_or(p.dtype);
+    p.layout = paged_ ? KvLayout::kPaged : KvLayout::kPacked;
+    p.heads_q = narrow("Hq", extents_.get("Hq", p.heads_q));
+    p.heads_kv = narrow("Hkv", extents_.get("Hkv", extents_.get("Hi", p.heads_kv)));
+    p.head_dim = narrow("D", extents_.get("D", p.head_dim));
+    p.index_dim = narrow("Di", extents_.get("Di", p.index_dim));
+    p.topk = narrow("K", extents_.get("K", p.topk));
+    p.block_size = options_.block_size.value_or(p.block_size);
+    p.init_blocks = options_.init_blocks.value_or(p.init_blocks);
+    p.local_blocks = options_.local_blocks.value_or(p.local_blocks);
+    return p;
   }
-  raise_unless_ok(renamed<Params>(status));
-  return nb::tuple(outputs);
+
+  /// The bounds of this call, and the letters that depend on them. `needed`: no plan was given.
+  Limits limits(bool needed) {
+    const int64_t tokens = extents_.get("T", 0);
+    const int64_t block_size = std::max(1, problem_.block_size);
+    Limits out{.max_tokens = round_up(tokens)};
+    if constexpr (kHasBatch) {
+      const Batch& b = params_.batch;
+      const Lengths q = lengths_of(b.cu_seqlens_q, true, block_size);
+      const Lengths k = paged_ ? lengths_of(b.seq_lens, false, block_size)
+                               : lengths_of(b.cu_seqlens_k, true, block_size);
+      const bool known = host() || !needed;
+      const int64_t most_k = !paged_                  ? extents_.get("S", INT32_MAX)
+                             : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
+                                                      : INT32_MAX;
+      const char* q_name = op_ == Op::kSparseDecode ? "max_q_len" : "max_seqlen_q";
+      out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
+      out.max_q_len =
+          round_up(bound(q_name, "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));
+      const int64_t longest = bound("max_seqlen_k", paged_ ? "seq_lens" : "cu_seqlens_k",
+                                    options_.max_seqlen_k, k.longest, known, most_k);
+      out.max_kv_len = round_up(longest);
+      if (host() || options_.max_seqlen_k)
+        extents_.bind("blocks",
+                      (options_.max_seqlen_k.value_or(longest) + block_size - 1) / block_size);
+      if (options_.num_blocks || host())
+        extents_.bind("NB+1", options_.num_blocks.value_or(k.blocks) + 1);
+      extents_.bind("T*K", tokens * problem_.topk);
+    } else {
+      out.max_kv_len = round_up(extents_.get("blocks", 1) * block_size);
+    }
+    return out;
+  }
+
+  void choose_plan(const Request& request) {
+    if (!request.plan.is_none()) {
+      if (!nb::try_cast(request.plan, plan_))
+        raise(PyExc_TypeError, "plan: got ", nb::type_name(request.plan.type()).c_str(),
+              ", expected a msa_cpp.Plan");
+      check_options(plan_.problem, options_);
+      return;
+    }
+    if (!nb::isinstance<nb::str>(request.backend))
+      raise(PyExc_TypeError, "backend: got ", nb::type_name(request.backend.type()).c_str(),
+            ", expected a name of msa_cpp.backends()");
+    raise_unless_ok(num_threads(&limits_.max_threads));
+    raise_unless_ok(cached_plan(problem_, limits_, nb::cast<std::string>(request.backend), &plan_));
+  }
+
+  /// Makes what was not given and is wanted; all outputs, None for the others.
+  nb::tuple make_outputs() {
+    nb::list outputs;
+    for (size_t i = 0; i < slots<Params>().size(); ++i) {
+      const Slot<Params>& slot = slots<Params>()[i];
+      if (slot.role != Role::kOutput && slot.role != Role::kExtra) continue;
+      nb::object& array = arrays_[i];
+      if (slot.role == Role::kOutput ? array.is_none() : array.is(nb::handle(Py_True))) {
+        array = new_output(slot);
+        params_.*slot.view = view_of(array, slot.name, slot.content, true, &leases_);
+      }
+      outputs.append(array.is(nb::handle(Py_False)) ? nb::none() : array);
+    }
+    return nb::tuple(outputs);
+  }
+
+  nb::object new_output(const Slot<Params>& slot) const {
+    nb::list shape;
+    for_each_letter(letters(slot), [&](std::string_view letter) {
+      const std::optional<int64_t> extent = extents_.find(letter);
+      if (!extent)
+        raise(PyExc_ValueError, slot.name, ": not given, and its shape [", letters(slot),
+              "] depends on lengths in CUDA memory, which are not read back");
+      shape.append(*extent);
+    });
+    const DType dtype = slot.content == kI32   ? DType::kI32
+                        : slot.content == kF32 ? DType::kF32
+                                               : problem_.dtype;
+    return empty_like(first_, nb::tuple(shape), numpy_name(dtype));
+  }
+
+  /// The library's message under the argument names of Python.
+  static Status renamed(const Status& status) {
+    const std::string& message = status.message();
+    const size_t end = std::min(message.find_first_of(":["), message.size());
+    for (const Slot<Params>& slot : slots<Params>()) {
+      if (std::string_view(message).substr(0, end) == slot.core)
+        return Status(status.code(), slot.name + message.substr(end));
+    }
+    return status;
+  }
+
+  const Op op_;
+  const Options options_;
+  bool paged_;
+  Params params_;
+  Extents extents_;
+  Leases leases_;
+  std::array<nb::object, 8> arrays_;  // of the slots
+  nb::object first_;                  // the first one given: the kind and the device of outputs
+  std::optional<DType> dtype_;        // of the rows
+  Problem problem_;
+  Limits limits_;
+  Plan plan_;
+};
+
+}  // namespace
+
+template <class Params>
+nb::tuple call(Op op, const Request& request) {
+  return Call<Params>(op, request).run(request.workspace);
 }
 
-template nb::tuple call<IndexScoresParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                           nb::object, const std::string&);
-template nb::tuple call<SelectBlocksParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                            nb::object, const std::string&);
-template nb::tuple call<IndexSelectParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                           nb::object, const std::string&);
-template nb::tuple call<SparseAttentionParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                               nb::object, const std::string&);
-template nb::tuple call<DenseAttentionParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                              nb::object, const std::string&);
-template nb::tuple call<MergeParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object, nb::object,
-                                     const std::string&);
-template nb::tuple call<BlockListsParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                          nb::object, const std::string&);
-template nb::tuple call<AppendPagedParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                           nb::object, const std::string&);
-template nb::tuple call<BlockMassParams>(Op, nb::tuple, nb::object, nb::tuple, nb::object,
-                                         nb::object, const std::string&);
+template nb::tuple call<IndexScoresParams>(Op, const Request&);
+template nb::tuple call<SelectBlocksParams>(Op, const Request&);
+template nb::tuple call<IndexSelectParams>(Op, const Request&);
+template nb::tuple call<SparseAttentionParams>(Op, const Request&);
+template nb::tuple call<DenseAttentionParams>(Op, const Request&);
+template nb::tuple call<MergeParams>(Op, const Request&);
+template nb::tuple call<BlockListsParams>(Op, const Request&);
+template nb::tuple call<AppendPagedParams>(Op, const Request&);
+template nb::tuple call<BlockMassParams>(Op, const Request&);
 
 }  // namespace msa::python

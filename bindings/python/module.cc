@@ -15,12 +15,12 @@ void add_op(nb::module_& module, Op op) {
   module.def(
       name_of(op),
       [op](nb::tuple tensors, nb::object batch, nb::tuple options, nb::object plan,
-           nb::object workspace, const std::string& backend) {
-        return call<Params>(op, std::move(tensors), std::move(batch), std::move(options),
-                            std::move(plan), std::move(workspace), backend);
+           nb::object workspace, nb::object backend) {
+        return call<Params>(op, {std::move(tensors), std::move(batch), std::move(options),
+                                 std::move(plan), std::move(workspace), std::move(backend)});
       },
       nb::arg("tensors"), nb::arg("batch").none(), nb::arg("options"), nb::arg("plan").none(),
-      nb::arg("workspace").none(), nb::arg("backend"));
+      nb::arg("workspace").none(), nb::arg("backend").none());
 }
 
 Op op_named(const std::string& name) {

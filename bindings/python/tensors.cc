@@ -172,7 +172,10 @@ Array array_of(nb::handle array, const char* name, bool written, Leases* leases)
   switch (source.route) {
     case Source::kExchange: {
       nb::dlpack::dltensor t;
-      if (source.api->view_from_py_object(array.ptr(), &t) != 0) throw nb::python_error();
+      if (source.api->view_from_py_object(array.ptr(), &t) != 0) {
+        nb::python_error cause;
+        nb::raise_from(cause, PyExc_TypeError, "%s: lends no memory", name);
+      }
       out = from_dlpack(name, t);
       break;
     }
@@ -231,20 +234,23 @@ TensorView view_of(nb::handle array, const char* name, Content content, bool wri
   return view;
 }
 
-Bytes bytes_of(nb::handle array, const char* name, Leases* leases) {
-  const Array a = array_of(array, name, true, leases);
+Workspace workspace_of(nb::handle array, Leases* leases) {
+  const Array a = array_of(array, "workspace", true, leases);
   if (a.rank != 1 || (a.shape[0] > 1 && a.stride[0] != 1))
-    raise(PyExc_ValueError, name, ": got rank ", a.rank,
-          " or strides, expected a contiguous vector");
-  return {a.data, static_cast<size_t>(a.shape[0]) * static_cast<size_t>(a.bits) / 8};
+    raise(PyExc_ValueError, "workspace: got rank ", a.rank, " innermost stride ",
+          a.rank > 0 ? a.stride[0] : 0, ", expected a contiguous vector");
+  return {a.data, static_cast<size_t>(a.shape[0] * a.bits / 8)};
 }
 
 void* current_stream(nb::handle array, Device device) {
-  if (device.kind == DeviceKind::kCPU) return nullptr;
   const Source source = source_of(array);
+  if (source.api == nullptr) {  // torch before 2.10 says it in Python
+    const nb::object stream =
+        nb::module_::import_("msa_cpp._arrays").attr("stream")(array, device.id);
+    return PyLong_AsVoidPtr(stream.ptr());
+  }
   void* stream = nullptr;
-  if (source.api != nullptr &&
-      source.api->current_stream(static_cast<int32_t>(device.kind), device.id, &stream) != 0)
+  if (source.api->current_stream(static_cast<int32_t>(device.kind), device.id, &stream) != 0)
     throw nb::python_error();
   return stream;
 }

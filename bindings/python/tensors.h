@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "msa/backend.h"
 #include "msa/tensor.h"
 
 namespace msa::python {
@@ -31,14 +32,10 @@ using Leases = std::vector<nb::ndarray<nb::ro>>;
 TensorView view_of(nb::handle array, const char* name, Content content, bool written,
                    Leases* leases);
 
-/// Bytes that an array of any dtype occupies from `data` on; it must be contiguous.
-struct Bytes {
-  void* data = nullptr;
-  size_t count = 0;
-};
-Bytes bytes_of(nb::handle array, const char* name, Leases* leases);
+/// The memory of a contiguous vector of any dtype. Errors: as above.
+Workspace workspace_of(nb::handle array, Leases* leases);
 
-/// torch's current stream on `device`, of the framework that `array` belongs to; null on the CPU.
+/// The current stream on a CUDA device of the framework that `array` belongs to.
 void* current_stream(nb::handle array, Device device);
 
 }  // namespace msa::python

@@ -17,3 +17,11 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
     raise TypeError(f"out: not given, expected one, since the inputs are {type(like).__name__}: "
                     "outputs are made for NumPy arrays and torch tensors only")
+
+
+def stream(like: Any, device: int) -> int:
+    """The handle of the current CUDA stream of torch for its tensors, of others the default one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.cuda.current_stream(device).cuda_stream
+    return 0

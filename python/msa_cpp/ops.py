@@ -55,7 +55,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 import numpy as np
 
 from . import _core
-from ._arrays import empty
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +114,7 @@ def index_scores(
     if _through_torch(q_idx, k_idx, plan=plan):
         return _into(out, _torch_op("index_scores")(
             q_idx, k_idx, *batch, causal, block_size, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
     return _core.index_scores((q_idx, k_idx, out), batch, options, plan, workspace, backend)[0]
 
 
@@ -149,7 +148,8 @@ def select_blocks(
     array([[[ 0, -1],
             [ 0, -1]]], dtype=int32)
     """
-    if isinstance(num_valid_blocks, (int, np.integer)):  # all rows alike: fewer columns
+    if isinstance(num_valid_blocks, (int, np.integer)) and hasattr(scores, "shape"):
+        # All rows alike: fewer columns.
         if not 0 <= num_valid_blocks <= scores.shape[-1]:
             raise ValueError(f"num_valid_blocks: got {num_valid_blocks}, expected "
                              f"0..{scores.shape[-1]}, the columns of scores")
@@ -157,7 +157,7 @@ def select_blocks(
     if _through_torch(scores, plan=plan):
         return _into(out, _torch_op("select_blocks")(
             scores, num_valid_blocks, topk, init_blocks, local_blocks, backend))
-    options = (None, None, topk, init_blocks, local_blocks, None, None, None)
+    options = (None, None, topk, init_blocks, local_blocks, None, None, None, None)
     return _core.select_blocks((scores, num_valid_blocks, out), None, options, plan, workspace,
                                backend)[0]
 
@@ -202,7 +202,7 @@ def index_select(
         _into(scores_out, scores)
         return _into(out, ids)
     options = (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q,
-               max_seqlen_k)
+               max_seqlen_k, None)
     return _core.index_select((q_idx, k_idx, out, scores_out), batch, options, plan, workspace,
                               backend)[0]
 
@@ -251,11 +251,12 @@ def sparse_attention(
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
     if _through_torch(q, k, v, plan=plan):
         o, l = _torch_op("sparse_attention")(
-            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, max_seqlen_q,
-            max_seqlen_k, backend)
+            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, _is_f32(out),
+            max_seqlen_q, max_seqlen_k, backend)
         out, lse = _into(out, o), _into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+                   None)
         out, lse = _core.sparse_attention(
             (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
             workspace, backend)
@@ -300,10 +301,11 @@ def sparse_decode(
     if _through_torch(q, k, v, plan=plan):
         o, l = _torch_op("sparse_decode")(
             q, k, v, block_ids, cu_seqlens_q, seq_lens, page_table, q_offset, block_offset, causal,
-            block_size, softmax_scale, max_q_len, max_seqlen_k, backend)
+            block_size, softmax_scale, _is_f32(out), max_q_len, max_seqlen_k, backend)
         out, lse = _into(out, o), _into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k)
+        options = (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k,
+                   None)
         out, lse = _core.sparse_decode(
             (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
             workspace, backend)
@@ -392,12 +394,13 @@ def dense_attention(
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
     if _through_torch(q, k, v, plan=plan):
         o, l, maxima = _torch_op("dense_attention")(
-            q, k, v, *batch, causal, block_size, softmax_scale, block_max is not None,
-            max_seqlen_q, max_seqlen_k, backend)
+            q, k, v, *batch, causal, block_size, softmax_scale, _is_f32(out),
+            block_max is not None, max_seqlen_q, max_seqlen_k, backend)
         _into(block_max, maxima)
         out, lse = _into(out, o), _into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+                   None)
         out, lse, _ = _core.dense_attention(
             (q, k, v, out, return_lse if lse is None else lse, block_max), batch, options, plan,
             workspace, backend)
@@ -429,7 +432,7 @@ def merge(
     2.0
     """
     if _through_torch(o_parts, lse_parts, plan=plan):
-        o, l = _torch_op("merge")(o_parts, lse_parts, backend)
+        o, l = _torch_op("merge")(o_parts, lse_parts, _is_f32(out), backend)
         out, lse = _into(out, o), _into(lse, l)
     else:
         out, lse = _core.merge(
@@ -478,9 +481,7 @@ def block_lists(
             block_ids, cu_seqlens_q, cu_seqlens_k, seq_lens, block_offset, block_size, num_blocks,
             max_seqlen_q, max_seqlen_k, backend)
         return _into(row_ptr, rows), _into(entries, found)
-    if num_blocks is not None and row_ptr is None and num_blocks >= 0:
-        row_ptr = empty(block_ids, (block_ids.shape[0], num_blocks + 1), "int32")
-    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, num_blocks)
     return _core.block_lists((block_ids, row_ptr, entries), batch, options, plan, workspace,
                              backend)
 
@@ -520,7 +521,7 @@ def append_paged(
                                   backend)
         return
     batch = (cu_seqlens_q, None, seq_lens, page_table, None, None)
-    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k)
+    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
     _core.append_paged((k, v, k_idx, k_pages, v_pages, k_idx_pages), batch, options, plan,
                        workspace, backend)
 
@@ -564,7 +565,8 @@ def block_mass(
         return _into(out, _torch_op("block_mass")(
             q, k, lse, *batch, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k,
             backend))
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k)
+    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+               None)
     return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
 
 
@@ -658,7 +660,7 @@ def set_num_threads(count: int) -> None:
 
 # ---- the way through torch -----------------------------------------------------------------------
 
-_NO_OPTIONS = (None,) * 8
+_NO_OPTIONS = (None,) * 9
 
 
 def _through_torch(first: Any, *others: Any, plan: Any) -> bool:
@@ -687,9 +689,18 @@ def _torch_op(name: str) -> Any:
     return getattr(torch_ops, name)
 
 
-def _into(out: Array | None, result: Array) -> Array:
+def _is_f32(out: torch.Tensor | None) -> bool:
+    return out is not None and out.dtype == sys.modules["torch"].float32
+
+
+def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
     """What a traced call returns; traced calls make their outputs, so a given one is copied to."""
-    return result if out is None else out.copy_(result)
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype:
+        raise ValueError(f"out: got shape {tuple(out.shape)} of {out.dtype}, expected "
+                         f"{tuple(result.shape)} of {result.dtype}")
+    return out.copy_(result)
 
 
 def _refuse_scales(k_scale: Any, v_scale: Any) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import _core
 
 _library = torch.library.Library("msa_cpp", "DEF")
-_NO_OPTIONS = (None,) * 8
+_NO_OPTIONS = (None,) * 9
 
 
 def _backward_of(name: str) -> Callable[..., Any]:
@@ -64,6 +64,11 @@ def _i32(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.int32)
 
 
+def _f32_out(like: Tensor, f32: bool, skip: int = 0) -> Optional[Tensor]:
+    """The output of an attention kernel: float32 on request, else what the kernel makes."""
+    return _f32(like, *like.shape[skip:]) if f32 else None
+
+
 def _blocks(a: Any) -> int:
     """Columns of a score matrix: known from the bound, else only when the lengths are read."""
     if a.max_seqlen_k is None:
@@ -76,8 +81,12 @@ def _fake_selected(a: Any) -> Tuple[Tensor, Tensor]:
     return _i32(a.q_idx, *shape), _f32(a.q_idx, *shape) if a.with_scores else _f32(a.q_idx, 0)
 
 
+def _out(like: Tensor, shape: Any, f32: bool) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32 if f32 else like.dtype)
+
+
 def _fake_attended(a: Any) -> Tuple[Tensor, Tensor]:
-    return a.q.new_empty(a.q.shape), _f32(a.q, *a.q.shape[:2])
+    return _out(a.q, a.q.shape, a.out_f32), _f32(a.q, *a.q.shape[:2])
 
 
 def _fake_dense(a: Any) -> Tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +115,7 @@ def index_scores(
     return _core.index_scores(
         (q_idx, k_idx, None),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k),
+        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
         None, None, backend)[0]
 
 
@@ -117,7 +126,7 @@ def select_blocks(
 ) -> Tensor:
     return _core.select_blocks(
         (scores, num_valid_blocks, None), None,
-        (None, None, topk, init_blocks, local_blocks, None, None, None), None, None, backend)[0]
+        (None, None, topk, init_blocks, local_blocks, None, None, None, None), None, None, backend)[0]
 
 
 @_operator(_fake_selected)
@@ -132,7 +141,8 @@ def index_select(
     ids, scores = _core.index_select(
         (q_idx, k_idx, None, with_scores),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q, max_seqlen_k),
+        (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q, max_seqlen_k,
+         None),
         None, None, backend)
     return ids, scores if with_scores else _f32(q_idx, 0)
 
@@ -146,13 +156,14 @@ def sparse_attention(
     cu_seqlens_k: Optional[Tensor] = None, seq_lens: Optional[Tensor] = None,
     page_table: Optional[Tensor] = None, q_offset: Optional[Tensor] = None,
     block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
-    softmax_scale: Optional[float] = None, max_seqlen_q: Optional[int] = None,
-    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+    softmax_scale: Optional[float] = None, out_f32: bool = False,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:
     return _core.sparse_attention(
-        (q, k, v, block_ids, None, True),
+        (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+         None),
         None, None, backend)
 
 
@@ -161,12 +172,14 @@ def sparse_decode(
     q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor,
     page_table: Tensor, q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None,
     causal: bool = True, block_size: int = 128, softmax_scale: Optional[float] = None,
-    max_q_len: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+    out_f32: bool = False, max_q_len: Optional[int] = None, max_seqlen_k: Optional[int] = None,
+    backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:
     return _core.sparse_decode(
-        (q, k, v, block_ids, None, True),
+        (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k),
+        (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k,
+         None),
         None, None, backend)
 
 
@@ -175,21 +188,26 @@ def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
     seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
     q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: Optional[float] = None, with_block_max: bool = False,
-    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+    block_size: int = 128, softmax_scale: Optional[float] = None, out_f32: bool = False,
+    with_block_max: bool = False, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor, Tensor]:
     out, lse, block_max = _core.dense_attention(
-        (q, k, v, None, True, with_block_max),
+        (q, k, v, _f32_out(q, out_f32), True, with_block_max),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+         None),
         None, None, backend)
     return out, lse, block_max if with_block_max else _f32(q, 0)
 
 
-@_operator(lambda a: (a.o_parts.new_empty(a.o_parts.shape[1:]),
+@_operator(lambda a: (_out(a.o_parts, a.o_parts.shape[1:], a.out_f32),
                       _f32(a.o_parts, *a.o_parts.shape[1:3])))
-def merge(o_parts: Tensor, lse_parts: Tensor, backend: str = "auto") -> Tuple[Tensor, Tensor]:
-    return _core.merge((o_parts, lse_parts, None, True), None, _NO_OPTIONS, None, None, backend)
+def merge(
+    o_parts: Tensor, lse_parts: Tensor, out_f32: bool = False, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    out = _f32_out(o_parts, out_f32, 1)
+    return _core.merge((o_parts, lse_parts, out, True), None, _NO_OPTIONS, None, None, backend)
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------
@@ -202,10 +220,10 @@ def block_lists(
     block_size: int = 128, num_blocks: Optional[int] = None, max_seqlen_q: Optional[int] = None,
     max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:
-    row_ptr = None if num_blocks is None else _i32(block_ids, block_ids.shape[0], num_blocks + 1)
     return _core.block_lists(
-        (block_ids, row_ptr, None), (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset),
-        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k), None, None, backend)
+        (block_ids, None, None), (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset),
+        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, num_blocks),
+        None, None, backend)
 
 
 @_operator(lambda a: None, mutates=("k_pages", "v_pages", "k_idx_pages"))
@@ -218,7 +236,8 @@ def append_paged(
     _core.append_paged(
         (k, v, k_idx, k_pages, v_pages, k_idx_pages),
         (cu_seqlens_q, None, seq_lens, page_table, None, None),
-        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k), None, None, backend)
+        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)
 
 
 def _append_without_gradients(*args: Any) -> None:
@@ -243,5 +262,6 @@ def block_mass(
     return _core.block_mass(
         (q, k, lse, None),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
+         None),
         None, None, backend)[0]
