@@ -1,0 +1,51 @@
+// Sizes and arguments of the dense attention kernels.
+//
+// A tile is tile_tokens query tokens of one sequence with all G heads of one KV head: row =
+// token*G + head. Its keys are walked block by block, from the last visible one down.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "cuda/batch.cuh"
+
+namespace msa::cuda::sm90::dense {
+
+inline constexpr int kDim = 128;      // D
+inline constexpr int kBlock = 128;    // Bk: keys of one shared-memory tile
+inline constexpr int kStages = 6;     // tiles of K or V in flight
+inline constexpr int kTileRows = 64;  // rows of one consumer warpgroup
+inline constexpr int kMaxCtas = 144;  // SMs of a whole GH100
+
+/// Output rows [T,Hq]: row (t, h) starts at data + t*token + h*head.
+template <class T>
+struct HeadRows {
+  T* data;  ///< null: not wanted
+  int64_t token;
+  int64_t head;
+
+  __device__ T* at(int64_t t, int64_t h) const { return data + t * token + h * head; }
+};
+
+/// By value into the kernels.
+struct Args {
+  DeviceBatch batch;
+  int heads_kv;     ///< Hkv
+  int group;        ///< G
+  int tile_tokens;  ///< query tokens of a tile
+  bool split;       ///< CTAs take equal shares of all blocks, else whole tiles
+  float scale;      ///< softmax_scale * log2(e)
+
+  HeadRows<__nv_bfloat16> o;  ///< either this
+  HeadRows<float> o_wide;     ///< or this
+  HeadRows<float> lse;
+  HeadRows<float> block_max;  ///< a row has block_columns
+  int block_columns;
+
+  int* next_tile;    ///< whole tiles: how many are taken
+  float* o_parts;    ///< split: [2*CTAs, rows of a tile, D], normalised
+  float* lse_parts;  ///< split: [2*CTAs, rows of a tile]
+};
+
+}  // namespace msa::cuda::sm90::dense

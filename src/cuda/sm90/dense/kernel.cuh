@@ -1,0 +1,436 @@
+// Dense attention on Hopper: one producer warp feeds tiles of Q, K and V by TMA, each consumer
+// warpgroup keeps 64 query rows in registers. The structure is FlashAttention-3's (Shah et al.,
+// arXiv 2407.08608): Q K^T of the next block is started before the softmax of this one, and two
+// consumers take turns at the tensor cores, so that one's softmax hides behind the other's
+// products.
+#pragma once
+
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/grid.cuh"
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/dense/config.h"
+#include "cuda/sm90/dense/schedule.cuh"
+#include "cuda/tile/online_softmax.cuh"
+#include "cuda/tile/ring.cuh"
+#include "cuda/tile/shared_tile.cuh"
+#include "cuda/tile/store_rows.cuh"
+
+namespace msa::cuda::sm90::dense {
+
+template <int kConsumers>
+struct Shared {
+  SharedTile<kTileRows * kConsumers, kDim> q;
+  SharedTile<kBlock, kDim>
+      kv[kStages];    // K of the last block, then K of the next and V of this ...
+  int keys[kStages];  // rows of a K tile that are keys; 0: no such page
+  Segment segment;    // what q belongs to
+  RingBarriers<1> q_ring;
+  RingBarriers<kStages> kv_ring;
+};
+static_assert(sizeof(Shared<2>) <= 227 * 1024, "shared memory of one SM");
+
+struct Maps {
+  CUtensorMap q, k, v;
+};
+
+// ---- the producer: one warp ---------------------------------------------------------------------
+
+/// Where the blocks of a sequence lie, asked for in descending order. Page numbers are fetched 32
+/// at a time, one batch ahead.
+class BlockPlaces {
+ public:
+  __device__ BlockPlaces(const DeviceBatch& batch, const DeviceSequence& s, int last)
+      : batch_(batch), sequence_(s), top_(last - 1), pages_(fetch(0)), ahead_(fetch(32)) {}
+
+  struct Place {
+    int token, page;  ///< coordinates of the tensor map
+    int keys;         ///< rows that hold keys
+  };
+  /// Block j, the one below the block of the call before.
+  __device__ Place next(int j) {
+    const int i = top_ - j;
+    const int keys = min(sequence_.kv_len - j * kBlock, kBlock);
+    if (sequence_.pages == nullptr) return {sequence_.k_begin + j * kBlock, 0, keys};
+    if (i > 0 && i % 32 == 0) {
+      pages_ = ahead_;
+      ahead_ = fetch(i + 32);
+    }
+    const int page = __shfl_sync(0xffffffff, pages_, i % 32);
+    return {0, page, page < 0 ? 0 : keys};  // a box outside the tensor arrives as zeros
+  }
+
+ private:
+  __device__ int fetch(int i) const {
+    const int j = top_ - i - static_cast<int>(threadIdx.x % 32);
+    return sequence_.pages != nullptr && j >= 0 ? batch_.page(sequence_, j) : -1;
+  }
+  const DeviceBatch& batch_;
+  const DeviceSequence& sequence_;
+  int top_;
+  int pages_, ahead_;
+};
+
+template <int kConsumers>
+__device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args& args) {
+  const auto load_tile = [&](auto& tile, const CUtensorMap& map, ptx::Barrier* full, int c1, int c2,
+                             int c3) {
+    for (int p = 0; p < kDim / kPanelColumns; ++p)
+      ptx::load_box(tile.panel(p), &map, full, p * kPanelColumns, c1, c2, c3);
+  };
+  Schedule schedule(args);
+  RingPosition<1> q;
+  RingPosition<kStages> kv;
+  while (true) {
+    DeviceSequence sequence;
+    const Segment segment = schedule.next(args, &sequence);
+    q.wait_empty(shared.q_ring);
+    if (ptx::elect_one()) {
+      shared.segment = segment;
+      ptx::Barrier* full = &shared.q_ring.full[q.stage];
+      if (segment.tokens == 0) {
+        ptx::arrive(full);
+      } else {
+        ptx::arrive_expect(full, args.tile_tokens * args.group * kDim * 2);
+        load_tile(shared.q, maps.q, full, segment.kv_head * args.group, segment.row, 0);
+      }
+    }
+    q.advance();
+    if (segment.tokens == 0) return;
+
+    BlockPlaces places(args.batch, sequence, segment.last);
+    const auto load = [&](const CUtensorMap& map, const BlockPlaces::Place& place) {
+      kv.wait_empty(shared.kv_ring);
+      if (ptx::elect_one()) {
+        shared.keys[kv.stage] = place.keys;
+        ptx::Barrier* full = &shared.kv_ring.full[kv.stage];
+        auto& tile = shared.kv[kv.stage];
+        ptx::arrive_expect(full, tile.kBytes);
+        load_tile(tile, map, full, place.token, segment.kv_head, place.page);
+      }
+      kv.advance();
+    };
+    BlockPlaces::Place above{};
+    for (int j = segment.last - 1; j >= segment.first; --j) {
+      const BlockPlaces::Place place = places.next(j);
+      load(maps.k, place);
+      if (j + 1 < segment.last) load(maps.v, above);
+      above = place;
+    }
+    if (segment.first < segment.last) load(maps.v, above);
+  }
+}
+
+// ---- the consumers: one warpgroup each ----------------------------------------------------------
+
+/// Named barriers; 0 is __syncthreads.
+constexpr uint32_t kTurnBarrier = 1, kConsumerBarrier = 3;
+
+/// Two consumers start their products alternately.
+template <int kConsumers>
+struct Turn {
+  int consumer;
+
+  __device__ void take() const {
+    if constexpr (kConsumers == 2) ptx::join(kTurnBarrier + consumer, 256);
+  }
+  __device__ void pass() const {
+    if constexpr (kConsumers == 2) ptx::announce(kTurnBarrier + (consumer ^ 1), 256);
+  }
+};
+
+/// A warp has read what the stage held.
+__device__ inline void release(ptx::Barrier* empty) {
+  __syncwarp();
+  if (ptx::elect_one()) ptx::arrive(empty);
+}
+
+/// Rows of a V tile behind the keys hold whatever lay there: 0 * NaN is NaN.
+__device__ inline void clear_rows(SharedTile<kBlock, kDim>& v, int keys, int consumer) {
+  const int thread = static_cast<int>(threadIdx.x % 128);
+  for (int row = keys + thread / 16; row < kBlock; row += 8)
+    *reinterpret_cast<uint4*>(v.at(row, thread % 16 * 8)) = {};
+  ptx::fence_async_proxy();
+  ptx::join(kConsumerBarrier + consumer, 128);
+}
+
+/// The thread's two rows of the tile, their place in the outputs and what they see.
+struct Rows {
+  int64_t token[2];  ///< query row, -1: no row
+  int head[2];
+  int limit[2];  ///< visible keys
+  int row[2];    ///< in the tile
+
+  __device__ Rows(const Args& args, const Segment& segment, int consumer) {
+    const int thread = static_cast<int>(threadIdx.x % 128);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      row[h] = consumer * kTileRows + thread / 32 * 16 + thread % 32 / 4 + 8 * h;
+      const int i = row[h] / args.group;
+      token[h] = i < segment.tokens ? segment.row + i : -1;
+      head[h] = segment.kv_head * args.group + row[h] % args.group;
+      limit[h] = segment.limit(i);
+    }
+  }
+};
+
+template <int kConsumers>
+__device__ void write_results(const Args& args, const Segment& segment, const Rows& rows,
+                              const float (&o)[kDim / 2], const float (&lse)[2]) {
+  const bool leader = threadIdx.x % 4 == 0;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const bool real = rows.token[h] >= 0;
+    if (segment.slot >= 0) {
+      const int64_t part = int64_t{segment.slot} * kTileRows * kConsumers + rows.row[h];
+      store_row(o, h, real ? args.o_parts + part * kDim : nullptr);
+      if (real && leader) args.lse_parts[part] = lse[h];
+      continue;
+    }
+    if (args.o.data != nullptr)
+      store_row(o, h, real ? args.o.at(rows.token[h], rows.head[h]) : nullptr);
+    else
+      store_row(o, h, real ? args.o_wide.at(rows.token[h], rows.head[h]) : nullptr);
+    if (real && leader && args.lse.data != nullptr)
+      *args.lse.at(rows.token[h], rows.head[h]) = lse[h];
+  }
+}
+
+template <int kConsumers>
+__device__ void consume(Shared<kConsumers>& shared, const Args& args, int consumer) {
+  const bool leader = threadIdx.x % 4 == 0;
+  const Turn<kConsumers> turn{consumer};
+  if (consumer == 1) turn.pass();
+  RingPosition<1> q;
+  RingPosition<kStages> kv;
+  while (true) {
+    q.wait_full(shared.q_ring);
+    const Segment segment = shared.segment;
+    if (segment.tokens == 0) return;
+    const Rows rows(args, segment, consumer);
+
+    float s[kBlock / 2], o[kDim / 2] = {}, factor[2];
+    uint32_t p[kBlock / 16][4];
+    OnlineSoftmax softmax;
+    // Scores of block j become probabilities.
+    const auto weigh = [&](int j, int keys) {
+      if ((j + 1) * kBlock > segment.visible || (j + 1) * kBlock > segment.kv_len || keys == 0) {
+        const int limit[2] = {keys > 0 ? rows.limit[0] - j * kBlock : 0,
+                              keys > 0 ? rows.limit[1] - j * kBlock : 0};
+        mask_columns(s, limit);
+      }
+      float block_max[2];
+      row_max(s, block_max);
+      if (args.block_max.data != nullptr && leader) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (rows.token[h] >= 0) args.block_max.at(rows.token[h], rows.head[h])[j] = block_max[h];
+        }
+      }
+      softmax.absorb(s, block_max, args.scale, factor);
+    };
+    const auto add = [&](const RingPosition<kStages>& v) {
+      ptx::wgmma_fence();
+      add_values(o, p, shared.kv[v.stage]);
+      ptx::wgmma_commit();
+    };
+    const auto score = [&](const RingPosition<kStages>& k) {
+      ptx::wgmma_fence();
+      score_keys(s, shared.q, consumer * kTileRows, shared.kv[k.stage]);
+      ptx::wgmma_commit();
+    };
+
+    if (segment.first < segment.last) {
+      kv.wait_full(shared.kv_ring);
+      const int keys = shared.keys[kv.stage];
+      score(kv);
+      ptx::wgmma_wait<0>();
+      ptx::pin(s);
+      release(&shared.kv_ring.empty[kv.stage]);
+      kv.advance();
+      if (0 < keys && keys < kBlock) {
+        RingPosition<kStages> v = kv;  // V of this block, behind K of the next one if there is one
+        if (segment.last - segment.first > 1) v.advance();
+        v.wait_full(shared.kv_ring);
+        clear_rows(shared.kv[v.stage], keys, consumer);
+      }
+      weigh(segment.last - 1, keys);
+      pack_operand(s, p);
+
+      for (int j = segment.last - 2; j >= segment.first; --j) {
+        const RingPosition<kStages> k = kv;
+        kv.advance();
+        const RingPosition<kStages> v = kv;
+        kv.advance();
+
+        k.wait_full(shared.kv_ring);
+        const int keys = shared.keys[k.stage];
+        turn.take();
+        score(k);
+        v.wait_full(shared.kv_ring);
+        add(v);
+        turn.pass();
+
+        ptx::wgmma_wait<1>();
+        ptx::pin(s);
+        release(&shared.kv_ring.empty[k.stage]);
+        weigh(j, keys);
+
+        ptx::wgmma_wait<0>();
+        ptx::pin(o);
+        release(&shared.kv_ring.empty[v.stage]);
+        scale_rows(o, factor);
+        pack_operand(s, p);
+      }
+      release(&shared.q_ring.empty[q.stage]);
+
+      kv.wait_full(shared.kv_ring);
+      add(kv);
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      release(&shared.kv_ring.empty[kv.stage]);
+      kv.advance();
+    } else {
+      release(&shared.q_ring.empty[q.stage]);
+    }
+    q.advance();
+
+    float inverse[2], lse[2];
+    softmax.finish(args.scale, inverse, lse);
+    scale_rows(o, inverse);
+    write_results<kConsumers>(args, segment, rows, o, lse);
+    if (segment.top && args.block_max.data != nullptr && leader) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        for (int j = blocks_of(segment.limit(segment.tokens - 1));
+             j < args.block_columns && rows.token[h] >= 0; ++j)
+          args.block_max.at(rows.token[h], rows.head[h])[j] = -INFINITY;
+      }
+    }
+  }
+}
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+/// Rows behind the last sequence: zeros, -inf.
+__device__ inline void clear_padding(const Args& args) {
+  const DeviceBatch& batch = args.batch;
+  const int heads = args.heads_kv * args.group;
+  const int begin = batch.clamp(batch.cu_seqlens_q[batch.sequences], 0, batch.tokens);
+  const int64_t first = int64_t{begin} * heads + blockIdx.x;
+  for (int64_t row = first; row < int64_t{batch.tokens} * heads; row += gridDim.x) {
+    const int64_t t = row / heads, h = row % heads;
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < kDim) {
+      if (args.o.data != nullptr)
+        args.o.at(t, h)[thread] = __float2bfloat16(0);
+      else
+        args.o_wide.at(t, h)[thread] = 0;
+    }
+    if (thread == 0 && args.lse.data != nullptr) *args.lse.at(t, h) = -INFINITY;
+    if (args.block_max.data == nullptr) continue;
+    for (int j = thread; j < args.block_columns; j += static_cast<int>(blockDim.x))
+      args.block_max.at(t, h)[j] = -INFINITY;
+  }
+}
+
+/// Grid: any number of CTAs up to kMaxCtas, one per SM. Warpgroup 0 produces.
+template <int kConsumers>
+__global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
+    attend(const __grid_constant__ Maps maps, const __grid_constant__ Args args) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Shared<kConsumers>& shared = *reinterpret_cast<Shared<kConsumers>*>(memory);
+  if (threadIdx.x == 0) {
+    shared.q_ring.init(4 * kConsumers);  // one arrival per warp
+    shared.kv_ring.init(4 * kConsumers);
+    ptx::fence_barrier_init();
+  }
+  clear_padding(args);
+  __syncthreads();
+  ptx::allow_next_grid();
+
+  const int warpgroup = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0);  // uniform
+  if (warpgroup == 0) {
+    if constexpr (kConsumers == 2) ptx::give_registers<56>();
+    if (threadIdx.x < 32) produce(shared, maps, args);
+  } else {
+    if constexpr (kConsumers == 2) ptx::take_registers<224>();
+    consume(shared, args, warpgroup - 1);
+  }
+}
+
+/// Combines the parts of the units that several CTAs computed, in the order of the CTAs. Grid: one
+/// CTA of 128 threads per row (t, h); `ctas` and `tile_rows` are attend's.
+__global__ void __launch_bounds__(128)
+    merge_parts(const __grid_constant__ Args args, int ctas, int tile_rows) {
+  const int heads = args.heads_kv * args.group;
+  const int t = static_cast<int>(blockIdx.x) / heads, head = static_cast<int>(blockIdx.x) % heads;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int b = args.batch.warp_sequence_of(t);
+
+  // CTAs first .. last took steps of the row's unit.
+  int64_t total = 0;
+  int first = 0, last = 0, row = 0;
+  if (b >= 0) {
+    const Cut c = cut(args, b);
+    const int token = t - args.batch.sequence(b).q_begin;
+    const int64_t unit =
+        int64_t{head / args.group} * c.tiles + (c.tiles - 1 - token / args.tile_tokens);
+    const int64_t begin = steps_before(args, b) + unit * c.unit;
+    total = steps_before(args, args.batch.sequences);
+    first = share_owner(total, begin, ctas);
+    last = share_owner(total, begin + c.unit - 1, ctas);
+    row = token % args.tile_tokens * args.group + head % args.group;
+  }
+  const auto part = [&](int cta) {
+    return int64_t{part_slot(cta, cta == first)} * tile_rows + row;
+  };
+  const auto took_steps = [&](int cta) {
+    return share_begin(total, cta, ctas) < share_begin(total, cta + 1, ctas);
+  };
+  ptx::wait_for_previous_grid();
+  if (first == last) return;  // a row of padding, or one CTA had it all
+
+  // Each warp adds every fourth part, then warp 0 adds the four.
+  __shared__ float4 sums[4][32];
+  __shared__ float weights[4];
+  float max = -INFINITY;
+  for (int cta = first + lane; cta <= last; cta += 32)
+    if (took_steps(cta)) max = fmaxf(max, args.lse_parts[part(cta)]);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
+  float weight = 0;
+  float4 sum{};
+#pragma unroll 8
+  for (int cta = first + warp; cta <= last; cta += 4) {
+    if (!took_steps(cta)) continue;
+    const float lse = args.lse_parts[part(cta)];
+    const float w = lse == -INFINITY ? 0 : expf(lse - max);
+    const float4 o = reinterpret_cast<const float4*>(args.o_parts + part(cta) * kDim)[lane];
+    weight += w;
+    sum.x += w * o.x, sum.y += w * o.y, sum.z += w * o.z, sum.w += w * o.w;
+  }
+  sums[warp][lane] = sum;
+  if (lane == 0) weights[warp] = weight;
+  __syncthreads();
+  if (warp != 0) return;
+  for (int i = 1; i < 4; ++i) {
+    const float4 o = sums[i][lane];
+    weight += weights[i];
+    sum.x += o.x, sum.y += o.y, sum.z += o.z, sum.w += o.w;
+  }
+  const float inverse = weight > 0 ? 1 / weight : 0;
+  const float4 o{sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+  if (args.o.data != nullptr) {
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o.x, o.y),
+                                     __floats2bfloat162_rn(o.z, o.w)};
+    reinterpret_cast<uint2*>(args.o.at(t, head))[lane] = reinterpret_cast<const uint2&>(pairs);
+  } else {
+    reinterpret_cast<float4*>(args.o_wide.at(t, head))[lane] = o;
+  }
+  if (lane == 0 && args.lse.data != nullptr)
+    *args.lse.at(t, head) = weight > 0 ? max + logf(weight) : -INFINITY;
+}
+
+}  // namespace msa::cuda::sm90::dense

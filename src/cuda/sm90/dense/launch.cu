@@ -1,0 +1,117 @@
+#include "cuda/sm90/dense/launch.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/sm90/dense/kernel.cuh"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda::sm90::dense {
+namespace {
+
+/// Rows of 16-byte units, so that boxes and wide stores can be used.
+bool aligned(const TensorView& rows) {
+  const auto whole = [&](int64_t elements) { return elements * size_of(rows.dtype) % 16 == 0; };
+  bool result = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
+  for (int i = 0; i + 1 < rows.rank; ++i) {
+    const auto axis = static_cast<size_t>(i);
+    result =
+        result && (rows.shape[axis] <= 1 || (rows.stride[axis] > 0 && whole(rows.stride[axis])));
+  }
+  return result;
+}
+
+template <class T>
+HeadRows<T> head_rows(const TensorView& view, int token_axis) {
+  if (!view.given()) return {};
+  return {view.at<T>(), view.stride[static_cast<size_t>(token_axis)],
+          view.stride[static_cast<size_t>(1 - token_axis)]};
+}
+
+/// One consumer is enough when a tile of 64 rows holds all new tokens of a sequence.
+int consumers(const Problem& problem, const Limits& limits) {
+  return limits.max_q_len * problem.group() <= kTileRows ? 1 : 2;
+}
+
+/// Whole tiles keep an SM busy only if every SM gets several; and tiles of a few tokens over a long
+/// prefix differ too much.
+bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
+  constexpr int64_t kTilesPerCta = 4;
+  const int64_t rows = tokens * problem.heads_q;
+  return limits.max_q_len <= 16 || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
+}
+
+/// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] LSEs, one counter.
+constexpr int64_t kPartRows = int64_t{2} * kMaxCtas * 2 * kTileRows;
+
+template <int kConsumers>
+Status launch_attend(const Maps& maps, const Args& args, int ctas, cudaStream_t stream) {
+  MSA_TRY(launch("dense_attention", attend<kConsumers>,
+                 {.grid = static_cast<uint32_t>(ctas),
+                  .block = 128 * (kConsumers + 1),
+                  .shared_bytes = sizeof(Shared<kConsumers>)},
+                 stream, maps, args));
+  if (!args.split) return {};
+  const int64_t rows = int64_t{args.batch.tokens} * args.heads_kv * args.group;
+  return launch("dense_attention merge", merge_parts,
+                {.grid = static_cast<uint32_t>(rows), .block = 128, .overlap = true}, stream, args,
+                ctas, kTileRows * kConsumers);
+}
+
+}  // namespace
+
+bool fits(const Problem& problem) {
+  return problem.op == Op::kDenseAttention && problem.dtype == DType::kBF16 &&
+         problem.head_dim == kDim && problem.block_size == kBlock && problem.group() <= kTileRows;
+}
+
+bool fits(const DenseAttentionParams& params) {
+  return params.softmax_scale >= 0 && aligned(params.q) && aligned(params.k) && aligned(params.v) &&
+         aligned(params.o);
+}
+
+int64_t workspace_bytes(const Problem&, const Limits&) { return kPartRows * (kDim + 1) * 4 + 256; }
+
+Status run(const Plan& plan, const DenseAttentionParams& params, Workspace workspace,
+           cudaStream_t stream) {
+  const Problem& problem = plan.problem;
+  const int64_t tokens = params.q.shape[0];
+  if (tokens == 0) return {};
+  const DeviceInfo* device = nullptr;
+  MSA_TRY(device_info(problem.device.id, &device));
+  const int count = consumers(problem, plan.limits);
+  const float scale = params.softmax_scale > 0 ? params.softmax_scale : 1 / std::sqrt(float{kDim});
+
+  Args args{};
+  args.batch = device_batch(params.batch, tokens, params.k, kBlock);
+  args.heads_kv = problem.heads_kv;
+  args.group = problem.group();
+  args.tile_tokens = count * kTileRows / args.group;
+  args.split = splits(problem, plan.limits, tokens);
+  args.scale = scale * 1.44269504088896341F;
+  if (params.o.dtype == DType::kBF16)
+    args.o = head_rows<__nv_bfloat16>(params.o, 0);
+  else
+    args.o_wide = head_rows<float>(params.o, 0);
+  args.lse = head_rows<float>(params.lse, 0);
+  args.block_max = head_rows<float>(params.block_max, 1);
+  args.block_columns = params.block_max.given() ? static_cast<int>(params.block_max.shape[2]) : 0;
+  args.o_parts = static_cast<float*>(workspace.data);
+  args.lse_parts = args.o_parts + kPartRows * kDim;
+  args.next_tile = reinterpret_cast<int*>(args.lse_parts + kPartRows);
+
+  Maps maps;
+  MSA_TRY(map_queries("q", params.q, static_cast<uint32_t>(args.group),
+                      static_cast<uint32_t>(args.tile_tokens), &maps.q));
+  MSA_TRY(map_keys("k", params.k, problem.layout, kBlock, &maps.k));
+  MSA_TRY(map_keys("v", params.v, problem.layout, kBlock, &maps.v));
+  if (!args.split)
+    MSA_TRY(check_cuda(cudaMemsetAsync(args.next_tile, 0, sizeof(int), stream), "dense_attention"));
+  const int ctas = std::min(device->sms, kMaxCtas);
+  return count == 1 ? launch_attend<1>(maps, args, ctas, stream)
+                    : launch_attend<2>(maps, args, ctas, stream);
+}
+
+}  // namespace msa::cuda::sm90::dense
