@@ -351,7 +351,7 @@ class Call {
       if (!nb::try_cast(request.plan, plan_))
         raise(PyExc_TypeError, "plan: got ", nb::type_name(request.plan.type()).c_str(),
               ", expected a msa_cpp.Plan");
-      check_options(plan_.problem, options_);
+      if (plan_.problem.op == op_) check_options(plan_.problem, options_);  // else refused by run
       return;
     }
     if (!nb::isinstance<nb::str>(request.backend))

@@ -231,6 +231,7 @@ TensorView view_of(nb::handle array, const char* name, Content content, bool wri
                   .stride = a.stride};
   if (a.rank == 0 || a.rank > kMaxRank)
     raise(PyExc_ValueError, name, ": got rank ", a.rank, ", expected 1 to ", kMaxRank);
+  if (view.numel() == 0) view.stride.fill(1);  // NumPy gives empty arrays any strides
   return view;
 }
 

@@ -1,0 +1,287 @@
+"""How operators are called: outputs, scratch memory, plans, threads, and the examples of the docs."""
+
+import doctest
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import msa_cpp
+import msa_cpp.ops
+from msa_arrays import Kind
+from msa_heap import growth
+from msa_oracle import Problem
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = msa_cpp.num_threads()
+    yield
+    msa_cpp.set_num_threads(before)
+
+
+def problem(**changes):
+    sizes = dict(q_lens=[40, 3], kv_lens=[70, 50], heads_kv=2, group=4, head_dim=64, index_dim=32,
+                 block_size=8, topk=4)
+    return Problem(**{**sizes, **changes})
+
+
+def attention_call(p, kind=Kind("numpy", "float32")):
+    """Positional and keyword arguments of sparse_attention."""
+    q, k, v = (kind.rows(p.normal(n, h, p.head_dim)) for n, h in (
+        (p.tokens, p.heads_q), (sum(p.kv_lens), p.heads_kv), (sum(p.kv_lens), p.heads_kv)))
+    return (q, k, v, kind.raw(p.block_ids())), {**p.metadata(kind.raw), "block_size": p.block_size}
+
+
+def test_examples_of_the_documentation():
+    result = doctest.testmod(msa_cpp.ops, verbose=False)
+    assert result.failed == 0 and result.attempted > 50
+
+
+def test_every_public_name_has_documentation():
+    for name in msa_cpp.__all__:
+        assert getattr(msa_cpp, name).__doc__, name
+
+
+def test_outputs_are_written_in_place():
+    args, kw = attention_call(problem())
+    want, want_lse = msa_cpp.sparse_attention(*args, **kw, return_lse=True)
+    wide = np.full((*want.shape[:2], 2 * want.shape[2]), 5, np.float32)
+    out, lse = wide[..., 3:3 + want.shape[2]], np.empty_like(want_lse)
+    got = msa_cpp.sparse_attention(*args, **kw, out=out, lse=lse)
+    assert got is out
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(lse, want_lse)
+    assert (wide[..., :3] == 5).all() and (wide[..., 3 + want.shape[2]:] == 5).all()
+    pair = msa_cpp.sparse_attention(*args, **kw, out=out, lse=lse, return_lse=True)
+    assert pair[0] is out and pair[1] is lse
+
+
+def test_numpy_and_torch_share_one_path_and_its_bits():
+    torch = pytest.importorskip("torch")
+    p = problem()
+    args, kw = attention_call(p)
+    want = msa_cpp.sparse_attention(*args, **kw)
+    kw = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in kw.items()}
+    got = msa_cpp.sparse_attention(*map(torch.from_numpy, args), **kw)
+    np.testing.assert_array_equal(got.numpy(), want)
+
+
+def test_any_exporter_of_dlpack_is_read():
+    class Exporter:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **kwargs):
+            return self.array.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    args, kw = attention_call(problem())
+    want = msa_cpp.sparse_attention(*args, **kw)
+    kw = {k: Exporter(v) if isinstance(v, np.ndarray) else v for k, v in kw.items()}
+    out = np.empty_like(want)
+    msa_cpp.sparse_attention(*map(Exporter, args), **kw, out=Exporter(out))
+    np.testing.assert_array_equal(out, want)
+    with pytest.raises(TypeError, match="out: not given, .* inputs are Exporter"):
+        msa_cpp.sparse_attention(*map(Exporter, args), **kw)
+
+
+def test_workspace_of_the_caller():
+    args, kw = attention_call(problem(q_lens=[4, 1]))
+    want = msa_cpp.sparse_attention(*args, **kw)
+    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8, topk=4,
+                        max_batch=2, max_tokens=5, max_seqlen_k=70)
+    memory = np.empty(plan.workspace_bytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    aligned = memory[start:start + plan.workspace_bytes]
+    got = msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=aligned)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(ValueError, match=f"workspace: got .* the plan needs {plan.workspace_bytes}"):
+        msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=aligned[:-1])
+    with pytest.raises(ValueError, match="workspace: the address must be a multiple of 64"):
+        msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=memory[start + 1:])
+    with pytest.raises(ValueError, match="workspace: got rank 2"):
+        msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=aligned[None])
+
+
+def test_explicit_plans():
+    args, kw = attention_call(problem())
+    sizes = dict(heads_q=8, heads_kv=2, head_dim=64, block_size=8, topk=4, max_batch=2,
+                 max_tokens=64, max_seqlen_k=128)
+    plan = msa_cpp.plan("sparse_attention", backend="reference", **sizes)
+    assert (plan.op, plan.backend) == ("sparse_attention", "reference")
+    assert "sparse_attention" in repr(plan)
+    got = msa_cpp.sparse_attention(*args, **kw, plan=plan)
+    np.testing.assert_array_equal(got, msa_cpp.sparse_attention(*args, **kw, backend="reference"))
+    for changes, message in [
+            (dict(block_size=16), "block_size: got 8, the plan was made for 16"),
+            (dict(topk=5), r"block_ids: got rank 3 .* expected \[Hkv,T,K\] = \[2,43,5\]"),
+            (dict(max_tokens=42), "T: got 43, the plan's max_tokens is 42"),
+            (dict(max_seqlen_k=69), "cu_seqlens_k.* the plan's max_kv_len is 69"),
+            (dict(dtype="bfloat16"), "q: got dtype f32, expected bf16"),
+            (dict(paged=True), "k: got rank 3")]:
+        other = msa_cpp.plan("sparse_attention", **{**sizes, **changes})
+        with pytest.raises(ValueError, match=message):
+            msa_cpp.sparse_attention(*args, **kw, plan=other)
+    with pytest.raises(ValueError, match="plan: made for merge"):
+        msa_cpp.sparse_attention(*args, **kw, plan=msa_cpp.plan("merge"))
+    with pytest.raises(TypeError, match="plan: got .*str"):
+        msa_cpp.sparse_attention(*args, **kw, plan="auto")
+
+
+def test_backends_explain_themselves():
+    names = [b.name for b in msa_cpp.backends()]
+    assert names.index("reference") < names.index("reference-f64")
+    for backend in msa_cpp.backends():
+        assert backend.usable == (backend.reason == "")
+        assert backend.requirement
+    assert [b.priority for b in msa_cpp.backends()] == sorted(
+        (b.priority for b in msa_cpp.backends()), reverse=True)
+
+
+def test_MSA_BACKEND_counts_when_it_changes(monkeypatch):
+    monkeypatch.setenv("MSA_BACKEND", "reference")
+    assert msa_cpp.plan("merge").backend == "reference"
+    args, kw = attention_call(problem())
+    slow = msa_cpp.sparse_attention(*args, **kw)
+    np.testing.assert_array_equal(slow, msa_cpp.sparse_attention(*args, **kw, backend="reference"))
+    monkeypatch.setenv("MSA_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match='MSA_BACKEND: got "nonsense", expected auto'):
+        msa_cpp.sparse_attention(*args, **kw)
+
+
+def test_growing_lengths_need_few_plans():
+    """Nothing is kept per length."""
+    q = np.ones((1, 2, 8), np.float32)
+    one = np.array([0, 1], np.int32)
+    keys = np.ones((4096, 1, 8), np.float32)
+    lengths = iter(range(2049, 4096))
+
+    def step():
+        length = next(lengths)
+        msa_cpp.dense_attention(q, keys[:length], keys[:length], cu_seqlens_q=one, block_size=8,
+                                cu_seqlens_k=np.array([0, length], np.int32))
+
+    in_heap, in_python = growth(step, 1000)
+    assert in_heap < 20_000 and in_python < 200
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_do_not_depend_on_threads(threads):
+    args, kw = attention_call(problem())
+    msa_cpp.set_num_threads(2)
+    want = msa_cpp.sparse_attention(*args, **kw)
+    msa_cpp.set_num_threads(threads)
+    assert msa_cpp.num_threads() == threads
+    np.testing.assert_array_equal(msa_cpp.sparse_attention(*args, **kw), want)
+
+
+def test_an_older_plan_keeps_its_threads():
+    msa_cpp.set_num_threads(3)
+    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8, topk=4,
+                        max_batch=2, max_tokens=64, max_seqlen_k=128)
+    msa_cpp.set_num_threads(1)
+    args, kw = attention_call(problem())
+    assert plan.num_threads == 3
+    msa_cpp.sparse_attention(*args, **kw, plan=plan)
+
+
+def in_child(code, **environment):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_threads_from_the_environment():
+    say = "import msa_cpp\nprint(msa_cpp.num_threads())"
+    assert in_child(say, MSA_THREADS="3") == ["3"]
+    assert int(in_child(say, MSA_THREADS="")[0]) >= 1
+    refused = "import msa_cpp\ntry: msa_cpp.num_threads()\nexcept ValueError as e: print(e)"
+    for bad in ("0", "two", "-1", "1.5"):
+        assert in_child(refused, MSA_THREADS=bad)[:3] == ["MSA_THREADS:", "got", f'"{bad}",']
+    with pytest.raises(ValueError, match="num_threads: got 0, expected >= 1"):
+        msa_cpp.set_num_threads(0)
+
+
+def test_two_threads_at_once():
+    """Different problems from many Python threads, each of which must get its own results."""
+    calls = [attention_call(problem(seed=i, q_lens=[40 + i, 3])) for i in range(4)]
+    want = [msa_cpp.sparse_attention(*args, **kw) for args, kw in calls]
+    wrong, barrier = [], threading.Barrier(4)
+
+    def work(i):
+        barrier.wait()
+        args, kw = calls[i]
+        for _ in range(100):
+            if not np.array_equal(msa_cpp.sparse_attention(*args, **kw), want[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_the_gil_is_free_during_the_work():
+    """Another Python thread works on in the first half of a long call."""
+    p = problem(q_lens=[800], kv_lens=[800])
+    (q, k, v, _), kw = attention_call(p)
+    msa_cpp.set_num_threads(1)
+
+    def call():
+        start = time.monotonic()
+        msa_cpp.dense_attention(q, k, v, **kw, backend="reference")
+        return start, time.monotonic() - start
+
+    seconds = min(call()[1] for _ in range(2))
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.monotonic())
+            time.sleep(0.001)
+
+    worker = threading.Thread(target=tick)
+    worker.start()
+    try:
+        start, _ = call()
+    finally:
+        stop.set()
+        worker.join()
+    assert any(start + 0.1 * seconds < t < start + 0.5 * seconds for t in ticks)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_a_forked_child_makes_its_own_threads():
+    args, kw = attention_call(problem(q_lens=[400], kv_lens=[400]))
+    msa_cpp.set_num_threads(2)
+    want = msa_cpp.sparse_attention(*args, **kw)  # the parent's team is there
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(msa_cpp.sparse_attention(*args, **kw), want)
+        os._exit(0 if same else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        threading.Event().wait(0.1)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs in its first call")
+    assert status == 0
+
+
+def test_importing_needs_numpy_alone():
+    loaded = in_child("import sys, msa_cpp\nprint(*(m for m in ('torch', 'transformers', "
+                      "'matplotlib', 'msa_cpp.torch_ops') if m in sys.modules))")
+    assert loaded == []
