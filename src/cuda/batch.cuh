@@ -104,6 +104,15 @@ struct DeviceBatch {
     }
     return low;
   }
+
+  /// The same asked by all lanes of a warp at once: independent loads instead of a chain of them.
+  __device__ int warp_sequence_of(int t) const {
+    int before = 0;  // sequences that end at or before row t
+    for (int b = static_cast<int>(threadIdx.x) % 32; b < sequences; b += 32)
+      before += cu_seqlens_q[b + 1] <= t;
+    before = __reduce_add_sync(0xffffffff, before);
+    return before < sequences ? before : -1;
+  }
 };
 
 /// Arguments passed check(): shapes agree. `block_size` is the problem's; `pool` is k, k_idx or,

@@ -29,6 +29,7 @@ struct LaunchShape {
   dim3 block;
   uint32_t shared_bytes = 0;
   bool overlap = false;
+  uint32_t cluster = 1;  ///< CTAs of one cluster, along x: 1..16, divides grid.x
 };
 
 /// Enqueues kernel(args...). Never waits; can be captured. An empty grid is no work.
@@ -42,16 +43,29 @@ Status launch(const char* name, void (*kernel)(Formal...), const LaunchShape& sh
                                             static_cast<int>(shape.shared_bytes)),
                        name));
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  constexpr uint32_t kPortableCluster = 8;
+  if (shape.cluster > kPortableCluster) {
+    MSA_TRY(check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                            cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                       name));
+  }
+  cudaLaunchAttribute attributes[2]{};
+  uint32_t count = 0;
+  if (shape.overlap) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {.x = shape.cluster, .y = 1, .z = 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = shape.overlap ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Formal>(args)...), name);
 }
 
