@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "model/host_view.h"
 #include "model/stopwatch.h"
 
 namespace msa::model {
@@ -15,14 +16,9 @@ constexpr int64_t kMaxDecodeTokens = 16;
 // Kept mass is measured at every 64th position.
 constexpr int64_t kProbeStep = 64;
 
-TensorView ints(const Buffer& buffer, int64_t offset, int64_t count) {
-  return TensorView::contiguous(static_cast<int32_t*>(buffer.data()) + offset, DType::kI32,
-                                {count});
-}
-
 }  // namespace
 
-Problem attention_problem(const Config& config, DType dtype, Op op) {
+Problem attention_problem(const Config& config, DType dtype, Device device, Op op) {
   return {.op = op,
           .dtype = dtype,
           .layout = KvLayout::kPaged,
@@ -33,14 +29,15 @@ Problem attention_problem(const Config& config, DType dtype, Op op) {
           .block_size = config.block_size,
           .topk = config.topk,
           .init_blocks = config.init_blocks,
-          .local_blocks = config.local_blocks};
+          .local_blocks = config.local_blocks,
+          .device = device};
 }
 
 Status SequenceAttention::create(Compute& compute, const Config& config, const LoadOptions& options,
                                  Attention kind, int64_t max_tokens, int64_t max_chunk) {
   compute_ = &compute;
   config_ = &config;
-  dtype_ = options.dtype;
+  dtype_ = *options.dtype;
   backend_ = options.backend;
   kind_ = kind;
   page_count_ = (max_tokens + config.block_size - 1) / config.block_size;
@@ -97,7 +94,8 @@ Status SequenceAttention::plan(Op op, int64_t max_batch, int64_t max_q_len, Plan
                       .max_q_len = max_q_len,
                       .max_kv_len = page_count_ * config_->block_size,
                       .max_threads = compute_->threads()};
-  return msa::plan(attention_problem(*config_, dtype_, op), limits, out, backend_);
+  return msa::plan(attention_problem(*config_, dtype_, compute_->device(), op), limits, out,
+                   backend_);
 }
 
 bool SequenceAttention::selects(int layer) const {
@@ -124,7 +122,7 @@ Status SequenceAttention::append(const Chunk& chunk) {
                            .k_pages = pages(cache.k),
                            .v_pages = pages(cache.v)};
   if (selects(chunk.layer)) {
-    params.k_idx = TensorView::contiguous(chunk.k_idx, dtype_, {chunk.tokens, config_->index_dim});
+    params.k_idx = tensor(chunk.k_idx, dtype_, {chunk.tokens, config_->index_dim});
     params.k_idx_pages = index_pages(cache.k_idx);
   }
   return run_operator(append_, params);
@@ -133,39 +131,33 @@ Status SequenceAttention::append(const Chunk& chunk) {
 Status SequenceAttention::attend_dense(const Chunk& chunk) {
   const Cache& cache = caches_[static_cast<size_t>(chunk.layer)];
   const int64_t heads = config_->heads_q, dim = config_->head_dim;
-  const DenseAttentionParams params{
-      .q = rows(chunk.q, chunk.tokens, heads, dim),
-      .k = pages(cache.k),
-      .v = pages(cache.v),
-      .batch = batch(chunk),
-      .o = TensorView::contiguous(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
-  const Stopwatch timer(&attention_seconds_[static_cast<size_t>(chunk.layer)]);
-  return run_operator(dense_, params);
+  const DenseAttentionParams params{.q = rows(chunk.q, chunk.tokens, heads, dim),
+                                    .k = pages(cache.k),
+                                    .v = pages(cache.v),
+                                    .batch = batch(chunk),
+                                    .o = tensor(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
+  return time_operator(dense_, params, &attention_seconds_[static_cast<size_t>(chunk.layer)]);
 }
 
 Status SequenceAttention::attend_selected(const Chunk& chunk, const Hooks& hooks) {
   const auto layer = static_cast<size_t>(chunk.layer);
   const int64_t heads = config_->heads_q, dim = config_->head_dim;
-  const TensorView ids = TensorView::contiguous(ids_.data(), DType::kI32,
-                                                {config_->heads_kv, chunk.tokens, config_->topk});
+  const TensorView ids =
+      tensor(ids_.data(), DType::kI32, {config_->heads_kv, chunk.tokens, config_->topk});
   MSA_TRY(select(chunk, ids));
   {
     const Stopwatch timer(&untimed_seconds_);
     call_selection_hooks(chunk, hooks, ids);
   }
-  SparseAttentionParams params{
-      .q = rows(chunk.q, chunk.tokens, heads, dim),
-      .k = pages(caches_[layer].k),
-      .v = pages(caches_[layer].v),
-      .ids = ids,
-      .batch = batch(chunk),
-      .o = TensorView::contiguous(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
-  if (hooks.kept_mass)
-    params.lse = TensorView::contiguous(lse_.data(), DType::kF32, {chunk.tokens, heads});
-  {
-    const Stopwatch timer(&attention_seconds_[layer]);
-    MSA_TRY(run_operator(chunk.tokens <= kMaxDecodeTokens ? decode_ : sparse_, params));
-  }
+  SparseAttentionParams params{.q = rows(chunk.q, chunk.tokens, heads, dim),
+                               .k = pages(caches_[layer].k),
+                               .v = pages(caches_[layer].v),
+                               .ids = ids,
+                               .batch = batch(chunk),
+                               .o = tensor(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
+  if (hooks.kept_mass) params.lse = tensor(lse_.data(), DType::kF32, {chunk.tokens, heads});
+  MSA_TRY(time_operator(chunk.tokens <= kMaxDecodeTokens ? decode_ : sparse_, params,
+                        &attention_seconds_[layer]));
   if (!hooks.kept_mass) return {};
   const Stopwatch timer(&untimed_seconds_);
   return measure_kept_mass(chunk);
@@ -179,26 +171,29 @@ Status SequenceAttention::select(const Chunk& chunk, const TensorView& ids) {
       .batch = batch(chunk),
       .ids = ids};
   double seconds = 0;
-  {
-    const Stopwatch timer(&seconds);
-    MSA_TRY(run_operator(index_, params));
-  }
+  MSA_TRY(time_operator(index_, params, &seconds));
   index_seconds_[layer] += seconds;
   attention_seconds_[layer] += seconds;
   return {};
 }
 
 void SequenceAttention::call_selection_hooks(const Chunk& chunk, const Hooks& hooks,
-                                             const TensorView& ids) const {
+                                             const TensorView& ids) {
   if (hooks.on_index) {
     const Cache& cache = caches_[static_cast<size_t>(chunk.layer)];
-    const TensorView keys = TensorView::contiguous(
-        cache.k_idx.data(), dtype_, {chunk.first + chunk.tokens, config_->index_dim});
-    hooks.on_index(chunk.layer, chunk.first,
-                   rows(chunk.q_idx, chunk.tokens, config_->heads_kv, config_->index_dim), keys);
+    const HostView queries(*compute_,
+                           rows(chunk.q_idx, chunk.tokens, config_->heads_kv, config_->index_dim));
+    const HostView keys(*compute_, tensor(cache.k_idx.data(), dtype_,
+                                          {chunk.first + chunk.tokens, config_->index_dim}));
+    hooks.on_index(chunk.layer, chunk.first, queries.view(), keys.view());
   }
-  if (hooks.force_selection) hooks.force_selection(chunk.layer, chunk.first, ids);
-  if (hooks.on_selection) hooks.on_selection(chunk.layer, chunk.first, ids);
+  if (!hooks.force_selection && !hooks.on_selection) return;
+  HostView lists(*compute_, ids);
+  if (hooks.force_selection) {
+    hooks.force_selection(chunk.layer, chunk.first, lists.view());
+    lists.write_back();
+  }
+  if (hooks.on_selection) hooks.on_selection(chunk.layer, chunk.first, lists.view());
 }
 
 // Every 64th query once more, densely: as a batch of one-token sequences that share the pages.
@@ -224,10 +219,9 @@ Status SequenceAttention::measure_kept_mass(const Chunk& chunk) {
       .v = pages(cache.v),
       .batch = {.cu_seqlens_q = ints(probe_lengths_, 0, probes + 1),
                 .seq_lens = ints(probe_lengths_, probes + 1, probes),
-                .page_table =
-                    TensorView::contiguous(page_table_.data(), DType::kI32, {probes, page_count_})},
-      .o = TensorView::contiguous(probe_o_.data(), DType::kF32, {probes, heads, dim}),
-      .lse = TensorView::contiguous(probe_lse_.data(), DType::kF32, {probes, heads})};
+                .page_table = tensor(page_table_.data(), DType::kI32, {probes, page_count_})},
+      .o = tensor(probe_o_.data(), DType::kF32, {probes, heads, dim}),
+      .lse = tensor(probe_lse_.data(), DType::kF32, {probes, heads})};
   params.q.data = params.q.at<std::byte>() + (start - chunk.first) * heads * dim * size_of(dtype_);
   params.q.shape[0] = probes;
   params.q.stride[0] = kProbeStep * heads * dim;
@@ -247,19 +241,28 @@ Status SequenceAttention::measure_kept_mass(const Chunk& chunk) {
   return {};
 }
 
+TensorView SequenceAttention::tensor(void* data, DType dtype,
+                                     std::initializer_list<int64_t> shape) const {
+  TensorView view = TensorView::contiguous(data, dtype, shape);
+  view.device = compute_->device();
+  return view;
+}
+
+TensorView SequenceAttention::ints(const Buffer& buffer, int64_t offset, int64_t count) const {
+  return tensor(static_cast<int32_t*>(buffer.data()) + offset, DType::kI32, {count});
+}
+
 TensorView SequenceAttention::rows(void* data, int64_t tokens, int64_t heads, int64_t dim) const {
-  return TensorView::contiguous(data, dtype_, {tokens, heads, dim});
+  return tensor(data, dtype_, {tokens, heads, dim});
 }
 
 TensorView SequenceAttention::pages(const Buffer& pool) const {
-  return TensorView::contiguous(
-      pool.data(), dtype_,
-      {page_count_, config_->heads_kv, config_->block_size, config_->head_dim});
+  return tensor(pool.data(), dtype_,
+                {page_count_, config_->heads_kv, config_->block_size, config_->head_dim});
 }
 
 TensorView SequenceAttention::index_pages(const Buffer& pool) const {
-  return TensorView::contiguous(pool.data(), dtype_,
-                                {page_count_, config_->block_size, config_->index_dim});
+  return tensor(pool.data(), dtype_, {page_count_, config_->block_size, config_->index_dim});
 }
 
 Batch SequenceAttention::batch(const Chunk& chunk) {
@@ -268,13 +271,21 @@ Batch SequenceAttention::batch(const Chunk& chunk) {
   compute_->copy(lengths_.data(), lengths.data(), sizeof lengths);
   return {.cu_seqlens_q = ints(lengths_, 0, 2),
           .seq_lens = ints(lengths_, 2, 1),
-          .page_table = TensorView::contiguous(page_table_.data(), DType::kI32, {1, page_count_})};
+          .page_table = tensor(page_table_.data(), DType::kI32, {1, page_count_})};
 }
 
 template <class Params>
 Status SequenceAttention::run_operator(const Plan& plan, const Params& params) {
   return msa::run(plan, params, {workspace_.data(), static_cast<size_t>(workspace_.bytes())},
                   compute_->queue());
+}
+
+template <class Params>
+Status SequenceAttention::time_operator(const Plan& plan, const Params& params, double* seconds) {
+  MSA_TRY(compute_->wait());
+  const Stopwatch timer(seconds);
+  MSA_TRY(run_operator(plan, params));
+  return compute_->wait();
 }
 
 }  // namespace msa::model

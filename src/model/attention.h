@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "model/compute.h"
@@ -10,7 +11,7 @@
 namespace msa::model {
 
 /// The operator problem of a model's attention.
-Problem attention_problem(const Config& config, DType dtype, Op op);
+Problem attention_problem(const Config& config, DType dtype, Device device, Op op);
 
 class SequenceAttention {
  public:
@@ -56,14 +57,20 @@ class SequenceAttention {
   Status attend_selected(const Chunk& chunk, const Hooks& hooks);
   Status select(const Chunk& chunk, const TensorView& ids);
   Status measure_kept_mass(const Chunk& chunk);
-  void call_selection_hooks(const Chunk& chunk, const Hooks& hooks, const TensorView& ids) const;
+  void call_selection_hooks(const Chunk& chunk, const Hooks& hooks, const TensorView& ids);
 
+  /// Contiguous device memory.
+  TensorView tensor(void* data, DType dtype, std::initializer_list<int64_t> shape) const;
+  TensorView ints(const Buffer& buffer, int64_t offset, int64_t count) const;
   TensorView rows(void* data, int64_t tokens, int64_t heads, int64_t dim) const;
   TensorView pages(const Buffer& pool) const;        ///< [P,Hkv,Bk,D]
   TensorView index_pages(const Buffer& pool) const;  ///< [P,Bk,Di]
   Batch batch(const Chunk& chunk);
   template <class Params>
   Status run_operator(const Plan& plan, const Params& params);
+  /// The same, and adds its seconds to *seconds.
+  template <class Params>
+  Status time_operator(const Plan& plan, const Params& params, double* seconds);
 
   Compute* compute_ = nullptr;
   const Config* config_ = nullptr;

@@ -2,7 +2,8 @@
 // on these and on the public operators, so that another device needs no new layers.
 //
 // Activations are f32, row-major and contiguous: x [rows,dim]. Pointers are device memory of the
-// Compute unless marked "host". A function returns when its work is enqueued (on the CPU: done).
+// Compute unless marked "host"; host memory may be reused when a function returns. A function
+// returns when its work is enqueued (on the CPU: done); work runs in the order it was enqueued.
 #pragma once
 
 #include <cstdint>
@@ -23,25 +24,47 @@ class Matrix {
   virtual int64_t columns() const = 0;  ///< k, inputs
 };
 
-/// RMS norm in Gemma's form: fp32, times (1 + weight).
-struct Norm {
-  std::vector<float> weight;
-  float eps = 0;
+class Compute;
+
+/// Device memory of a Compute, as an owner. Uninitialised.
+class Buffer {
+ public:
+  /// Errors: kUnavailable with the size that is not there.
+  static Status create(Compute& compute, int64_t bytes, Buffer* out);
+  /// A copy of host values.
+  static Status create(Compute& compute, std::span<const float> values, Buffer* out);
+
+  void* data() const { return data_.get(); }
+  float* f32() const { return static_cast<float*>(data_.get()); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Release {
+    Compute* compute;
+    void operator()(void* data) const;
+  };
+  std::unique_ptr<void, Release> data_;
+  int64_t bytes_ = 0;
 };
 
-/// Which rows go to which expert: rows and their weights, expert e has [begin[e], begin[e+1]).
-struct Routing {
-  std::vector<int64_t> begin;  ///< host [E+1]
-  std::vector<int32_t> rows;   ///< [rows * per_row]
-  std::vector<float> weights;  ///< [rows * per_row], normalised over the experts of a row
+/// RMS norm in Gemma's form: fp32, times (1 + weight).
+struct Norm {
+  Buffer weight;  ///< f32 [dim]
+  int64_t dim = 0;
+  float eps = 0;
 };
 
 class Compute {
  public:
   virtual ~Compute() = default;
 
-  virtual Queue queue() = 0;  ///< for the public operators
+  virtual Device device() const = 0;  ///< of every pointer that is not marked "host"
+  virtual Queue queue() = 0;          ///< for the public operators
   virtual int threads() const = 0;
+  /// Rows that keep the device busy without making the activations large.
+  virtual int64_t chunk_rows() const = 0;
+  /// Returns when all enqueued work is done. Errors: kInternal, with what failed on the device.
+  virtual Status wait() = 0;
 
   /// Uninitialised memory, 64-byte aligned (256 on CUDA), or null; freed with `release`.
   virtual void* allocate(int64_t bytes) = 0;
@@ -54,8 +77,7 @@ class Compute {
   /// y [rows,n] = x [rows,k] w^T.
   virtual void matmul(const Matrix& w, const float* x, int64_t rows, float* y) = 0;
   /// y[i] = table[ids[i]]; ids (host) are inside the table.
-  virtual void embed(const std::vector<float>& table, std::span<const int32_t> ids, int64_t dim,
-                     float* y) = 0;
+  virtual void embed(const Buffer& table, std::span<const int32_t> ids, int64_t dim, float* y) = 0;
   /// x += delta (may be null), then y = norm(x).
   virtual void add_norm(const Norm& norm, float* x, const float* delta, int64_t rows, float* y) = 0;
   /// turns [rows,rotary_dim]: cosines then sines of the angles of positions first..first+rows-1.
@@ -71,13 +93,9 @@ class Compute {
   /// holding gate then up.
   virtual void swiglu(const float* x, int64_t rows, int64_t n, float alpha, float limit,
                       float* y) = 0;
-  /// Sigmoid router over logits [rows,E]: the per_row best of sigmoid + bias, ties to the lower
-  /// expert; weights are the sigmoids, normalised.
-  virtual void route(const float* logits, const std::vector<float>& bias, int64_t rows,
-                     int32_t per_row, Routing* out) = 0;
-  /// y[i] = x[rows[i]].
+  /// y[i] = x[rows[i]]; rows on the host.
   virtual void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* y) = 0;
-  /// y[rows[i]] += scale * weights[i] * x[i]; rows are distinct.
+  /// y[rows[i]] += scale * weights[i] * x[i]; rows are distinct; rows and weights on the host.
   virtual void scatter_add(const float* x, std::span<const int32_t> rows,
                            std::span<const float> weights, float scale, int64_t dim, float* y) = 0;
   /// nats[i] (host) = -ln softmax(logits[i])[targets[i]].
@@ -88,23 +106,8 @@ class Compute {
 /// The CPU, with a team of `threads` (0 = all of the machine's).
 std::unique_ptr<Compute> make_cpu_compute(int threads);
 
-/// Device memory of a Compute, as an owner. Uninitialised.
-class Buffer {
- public:
-  /// Errors: kUnavailable with the size that is not there.
-  static Status create(Compute& compute, int64_t bytes, Buffer* out);
-
-  void* data() const { return data_.get(); }
-  float* f32() const { return static_cast<float*>(data_.get()); }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  struct Release {
-    Compute* compute;
-    void operator()(void* data) const { compute->release(data); }
-  };
-  std::unique_ptr<void, Release> data_;
-  int64_t bytes_ = 0;
-};
+/// The current CUDA device; matrix products round both operands to `dtype` (bf16, or f32: exact).
+/// Errors: kUnavailable without a device, in a build without CUDA, or without cuBLASLt.
+Status make_cuda_compute(DType dtype, std::unique_ptr<Compute>* out);
 
 }  // namespace msa::model

@@ -11,7 +11,6 @@
 #include <numeric>
 
 #include "core/half.h"
-#include "core/text.h"
 #include "cpu/linear.h"
 #include "model/compute.h"
 
@@ -59,11 +58,11 @@ float sum_of_squares(const float* x, int64_t dim) {
   return std::accumulate(lanes.begin(), lanes.end(), 0.0f);
 }
 
-void norm_row(const Norm& norm, int64_t dim, float* x) {
-  const float mean = sum_of_squares(x, dim) / static_cast<float>(dim);
+void norm_row(const Norm& norm, float* x) {
+  const float mean = sum_of_squares(x, norm.dim) / static_cast<float>(norm.dim);
   const float scale = 1.0f / std::sqrt(mean + norm.eps);
-  const float* weight = norm.weight.data();
-  for (int64_t i = 0; i < dim; ++i) x[i] = x[i] * scale * (1.0f + weight[i]);
+  const float* weight = norm.weight.f32();
+  for (int64_t i = 0; i < norm.dim; ++i) x[i] = x[i] * scale * (1.0f + weight[i]);
 }
 
 void turn_row(const float* turns, int32_t rotary_dim, float* x) {
@@ -123,8 +122,12 @@ class CpuCompute final : public Compute {
  public:
   explicit CpuCompute(int threads) : team_(threads) {}
 
+  Device device() const override { return {}; }
   Queue queue() override { return {.threads = &team_}; }
   int threads() const override { return team_.count(); }
+  // Enough for full matrix tiles and for many queries per key block.
+  int64_t chunk_rows() const override { return 2048; }
+  Status wait() override { return {}; }
 
   void* allocate(int64_t bytes) override {
     return ::operator new(static_cast<size_t>(bytes), std::align_val_t{kAlignment}, std::nothrow);
@@ -144,20 +147,19 @@ class CpuCompute final : public Compute {
     matrix.multiply(x, matrix.columns(), rows, y, matrix.rows(), team_);
   }
 
-  void embed(const std::vector<float>& table, std::span<const int32_t> ids, int64_t dim,
-             float* y) override {
+  void embed(const Buffer& table, std::span<const int32_t> ids, int64_t dim, float* y) override {
     for (size_t i = 0; i < ids.size(); ++i)
-      std::copy_n(table.data() + ids[i] * dim, dim, y + static_cast<int64_t>(i) * dim);
+      std::copy_n(table.f32() + ids[i] * dim, dim, y + static_cast<int64_t>(i) * dim);
   }
 
   void add_norm(const Norm& norm, float* x, const float* delta, int64_t rows, float* y) override {
-    const auto dim = static_cast<int64_t>(norm.weight.size());
+    const int64_t dim = norm.dim;
     for_rows(rows, [&](int64_t row) {
       float* to = x + row * dim;
       if (delta != nullptr)
         for (int64_t i = 0; i < dim; ++i) to[i] += delta[row * dim + i];
       std::copy_n(to, dim, y + row * dim);
-      norm_row(norm, dim, y + row * dim);
+      norm_row(norm, y + row * dim);
     });
   }
 
@@ -180,10 +182,10 @@ class CpuCompute final : public Compute {
 
   void norm_rope(const Norm& norm, float* x, int64_t rows, int64_t heads, const float* turns,
                  int32_t rotary_dim, void* y, DType dtype) override {
-    const auto dim = static_cast<int64_t>(norm.weight.size());
+    const int64_t dim = norm.dim;
     for_rows(rows, [&](int64_t row) {
       for (int64_t h = row * heads; h < (row + 1) * heads; ++h) {
-        norm_row(norm, dim, x + h * dim);
+        norm_row(norm, x + h * dim);
         turn_row(turns + row * rotary_dim, rotary_dim, x + h * dim);
       }
       const int64_t width = heads * dim;
@@ -207,38 +209,6 @@ class CpuCompute final : public Compute {
       const float* gate = x + row * 2 * n;
       swiglu_row(gate, gate + n, n, alpha, limit, y + row * n);
     });
-  }
-
-  void route(const float* logits, const std::vector<float>& bias, int64_t rows, int32_t per_row,
-             Routing* out) override {
-    const size_t experts = bias.size();
-    const auto chosen = static_cast<size_t>(per_row);
-    std::vector<std::vector<std::pair<int32_t, float>>> lists(experts);  // (row, weight)
-    std::vector<float> gates(experts);
-    std::vector<size_t> order(experts);
-    for (int64_t row = 0; row < rows; ++row) {
-      const float* line = logits + row * static_cast<int64_t>(experts);
-      for (size_t e = 0; e < experts; ++e) gates[e] = 1.0f / (1.0f + std::exp(-line[e]));
-      std::iota(order.begin(), order.end(), size_t{0});
-      const auto better = [&](size_t a, size_t b) {
-        const float x = gates[a] + bias[a], y = gates[b] + bias[b];
-        return x > y || (x == y && a < b);
-      };
-      std::partial_sort(order.begin(), order.begin() + per_row, order.end(), better);
-      float sum = 0;
-      for (size_t i = 0; i < chosen; ++i) sum += gates[order[i]];
-      for (size_t i = 0; i < chosen; ++i)
-        lists[order[i]].emplace_back(static_cast<int32_t>(row), gates[order[i]] / sum);
-    }
-    *out = {};
-    out->begin.push_back(0);
-    for (const auto& list : lists) {
-      for (const auto& [row, weight] : list) {
-        out->rows.push_back(row);
-        out->weights.push_back(weight);
-      }
-      out->begin.push_back(static_cast<int64_t>(out->rows.size()));
-    }
   }
 
   void gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* y) override {
@@ -279,13 +249,6 @@ class CpuCompute final : public Compute {
 
 std::unique_ptr<Compute> make_cpu_compute(int threads) {
   return std::make_unique<CpuCompute>(threads);
-}
-
-Status Buffer::create(Compute& compute, int64_t bytes, Buffer* out) {
-  out->data_ = {compute.allocate(std::max<int64_t>(bytes, 1)), {&compute}};
-  out->bytes_ = bytes;
-  if (out->data() != nullptr) return {};
-  return error(StatusCode::kUnavailable, "cannot allocate ", bytes, " bytes");
 }
 
 }  // namespace msa::model

@@ -1,16 +1,38 @@
 #include "model/model.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "core/text.h"
 #include "model/attention.h"
 #include "model/loaded_model.h"
 #include "model/safetensors.h"
 
 namespace msa::model {
+namespace {
+
+/// Where a model runs: on the named backend's device; with "auto" on the GPU if there is one.
+Device device_of(std::string_view name) {
+  const char* forced = std::getenv("MSA_BACKEND");
+  if ((name.empty() || name == "auto") && forced != nullptr) name = forced;
+  const bool automatic = name.empty() || name == "auto";
+  for (const Backend* backend : backends()) {
+    if (automatic ? backend->usable().ok() : name == backend->name())
+      return {.kind = backend->device()};
+  }
+  return {};  // choose_backend() explains unknown names
+}
+
+}  // namespace
 
 Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptions& options) {
   options_ = options;
-  if (options.dtype != DType::kF32 && options.dtype != DType::kBF16)
-    return error(StatusCode::kUnsupported, "dtype: got ", name_of(options.dtype),
+  const Device device = device_of(options.backend);
+  const bool cuda = device.kind == DeviceKind::kCUDA;
+  const DType dtype = options.dtype.value_or(cuda ? DType::kBF16 : DType::kF32);
+  options_.dtype = dtype;
+  if (dtype != DType::kF32 && dtype != DType::kBF16)
+    return error(StatusCode::kUnsupported, "dtype: got ", name_of(dtype),
                  ", supported are f32 and bf16");
   const std::filesystem::path path = directory / "config.json";
   std::unique_ptr<MappedFile> file;
@@ -26,8 +48,12 @@ Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptio
 
   const Op op = config_.sparse_layers() > 0 ? Op::kSparseAttention : Op::kDenseAttention;
   MSA_TRY(
-      choose_backend(attention_problem(config_, options.dtype, op), options.backend, &backend_));
-  compute_ = make_cpu_compute(options.threads);
+      choose_backend(attention_problem(config_, dtype, device, op), options.backend, &backend_));
+  if (cuda) {
+    MSA_TRY(make_cuda_compute(dtype, &compute_));
+  } else {
+    compute_ = make_cpu_compute(options.threads);
+  }
   return load_weights(directory, config_, *compute_, &weights_);
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,9 +18,10 @@ namespace msa::model {
 enum class Attention { kDense, kMsa };
 
 struct LoadOptions {
-  DType dtype =
-      DType::kF32;  ///< of q, k, v and the caches: f32 or bf16 (weights keep their values)
-  std::string backend = "auto";  ///< of the attention operators
+  /// Of q, k, v and the caches: f32 or bf16; default f32 on the CPU, bf16 on CUDA. On the CPU the
+  /// weights keep their values, on CUDA they are rounded to it.
+  std::optional<DType> dtype = std::nullopt;
+  std::string backend = "auto";  ///< of the attention operators; also decides the device
   int threads = 0;               ///< 0 = all of the machine's
   int32_t topk = 0;              ///< 0 = the checkpoint's
 };
@@ -32,7 +34,7 @@ struct Timings {
 };
 
 /// What a caller may watch or steer during extend(). Empty functions cost nothing; none is timed as
-/// attention. Tensors are views that end with the call.
+/// attention. Tensors are views of host memory that end with the call.
 struct Hooks {
   /// ids [Hi,t,K] of sparse layer `layer` for tokens first..first+t-1 (dense sessions have none).
   std::function<void(int layer, int64_t first, const TensorView& ids)> on_selection;

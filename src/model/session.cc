@@ -3,15 +3,14 @@
 
 #include "core/text.h"
 #include "model/attention.h"
+#include "model/host_view.h"
 #include "model/loaded_model.h"
+#include "model/routing.h"
 #include "model/stopwatch.h"
 
 namespace msa::model {
 namespace {
 
-// Large enough for full matrix tiles and for many queries per key block, small enough that the
-// activations of a chunk stay far below the caches.
-constexpr int64_t kMaxChunk = 2048;
 // Logits exist for as many rows at once as fit into this many floats.
 constexpr int64_t kMaxLogits = int64_t{1} << 22;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
@@ -68,9 +67,9 @@ class ModelSession final : public Session {
 Status ModelSession::create(const LoadOptions& options, Attention kind, int64_t max_tokens) {
   if (max_tokens < 1 || max_tokens > kMaxTokens)
     return invalid("max_tokens: got ", max_tokens, ", expected 1 to ", kMaxTokens);
-  dtype_ = options.dtype;
+  dtype_ = *options.dtype;
   max_tokens_ = max_tokens;
-  max_chunk_ = std::min(kMaxChunk, max_tokens);
+  max_chunk_ = std::min(compute_.chunk_rows(), max_tokens);
   MSA_TRY(attention_.create(compute_, config_, options, kind, max_tokens, max_chunk_));
   timings_.attention.assign(config_.layers.size(), 0);
   timings_.index.assign(config_.layers.size(), 0);
@@ -152,7 +151,7 @@ Status ModelSession::extend_timed(std::span<const int32_t> tokens, std::span<flo
     done += rows;
     if (done == total && !logits_last.empty()) last_logits(rows, logits_last);
   }
-  return {};
+  return compute_.wait();
 }
 
 // All layers over one chunk; leaves normed_ ready for the head.
@@ -225,9 +224,10 @@ void ModelSession::gated(const MlpWeights& weights, const float* x, int64_t rows
 // delta_ += the routed experts of normed_, each over the rows that chose it.
 void ModelSession::experts(const MoeWeights& weights, int64_t rows) {
   const int64_t hidden = config_.hidden_size;
-  Routing routing;
   compute_.matmul(*weights.router, normed_.f32(), rows, router_.f32());
-  compute_.route(router_.f32(), weights.bias, rows, config_.experts_per_token, &routing);
+  std::vector<float> logits(static_cast<size_t>(rows * config_.experts));
+  compute_.copy(logits.data(), router_.data(), static_cast<int64_t>(logits.size() * sizeof(float)));
+  const Routing routing = route(logits, weights.bias, config_.experts_per_token);
   for (size_t e = 0; e < weights.experts.size(); ++e) {
     const auto begin = static_cast<size_t>(routing.begin[e]);
     const auto count = static_cast<size_t>(routing.begin[e + 1]) - begin;
@@ -259,9 +259,10 @@ void ModelSession::head(int64_t rows, std::span<const int32_t> next, const Hooks
                              vocab, nats.data());
     const Stopwatch timer(&hook_seconds_);
     if (scored > 0) hooks.on_loss(length_ + row + 1, nats);
-    if (hooks.on_logits)
-      hooks.on_logits(length_ + row,
-                      TensorView::contiguous(logits_.data(), DType::kF32, {count, vocab}));
+    if (!hooks.on_logits) continue;
+    TensorView logits = TensorView::contiguous(logits_.data(), DType::kF32, {count, vocab});
+    logits.device = compute_.device();
+    hooks.on_logits(length_ + row, HostView(compute_, logits).view());
   }
 }
 

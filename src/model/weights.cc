@@ -166,9 +166,17 @@ class Loader {
     return {};
   }
 
+  // The same in device memory.
+  Status vector(const std::string& name, std::initializer_list<int64_t> shape, Buffer* out) {
+    std::vector<float> values;
+    MSA_TRY(floats(name, shape, &values));
+    return Buffer::create(compute_, values, out);
+  }
+
   Status norm(const std::string& name, int64_t dim, Norm* out) {
+    out->dim = dim;
     out->eps = static_cast<float>(config_.norm_eps);
-    return floats(name, {dim}, &out->weight);
+    return vector(name, {dim}, &out->weight);
   }
 
   // gate_up_proj, or gate_proj and up_proj.
@@ -267,7 +275,7 @@ Status load_weights(const fs::path& directory, const Config& config, Compute& co
   MSA_TRY(checkpoint.open(directory));
   Loader loader(checkpoint, compute, config);
   const int64_t vocab = config.vocab_size, hidden = config.hidden_size;
-  MSA_TRY(loader.floats("model.embed_tokens.weight", {vocab, hidden}, &out->embedding));
+  MSA_TRY(loader.vector("model.embed_tokens.weight", {vocab, hidden}, &out->embedding));
   out->layers.resize(config.layers.size());
   for (size_t i = 0; i < config.layers.size(); ++i)
     MSA_TRY(

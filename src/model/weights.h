@@ -19,7 +19,7 @@ struct MlpWeights {
 
 struct MoeWeights {
   MatrixPtr router;         ///< [E,H]
-  std::vector<float> bias;  ///< [E], steers the choice of experts only
+  std::vector<float> bias;  ///< host [E], steers the choice of experts only
   std::vector<MlpWeights> experts;
   MlpWeights shared;
 };
@@ -35,7 +35,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  std::vector<float> embedding;  ///< [vocab,H]
+  Buffer embedding;  ///< f32 [vocab,H]
   std::vector<LayerWeights> layers;
   Norm norm;
   MatrixPtr head;  ///< [vocab,H]

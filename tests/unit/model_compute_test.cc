@@ -9,6 +9,7 @@
 #include <random>
 
 #include "core/half.h"
+#include "model/routing.h"
 
 namespace msa::model {
 namespace {
@@ -25,6 +26,12 @@ double d(float value) { return static_cast<double>(value); }
 
 class ComputeTest : public testing::Test {
  protected:
+  Norm make_norm(const std::vector<float>& weight, float eps) {
+    Norm norm{.weight = {}, .dim = static_cast<int64_t>(weight.size()), .eps = eps};
+    EXPECT_TRUE(Buffer::create(*compute_, weight, &norm.weight).ok());
+    return norm;
+  }
+
   std::unique_ptr<Compute> compute_ = make_cpu_compute(3);
 };
 
@@ -49,7 +56,8 @@ TEST_F(ComputeTest, AddNormIsGemmaForm) {
   const size_t rows = 21, dim = 70;
   auto x = random_floats(rows * dim, 3);
   const auto delta = random_floats(rows * dim, 4);
-  const Norm norm{random_floats(dim, 5), 1e-3f};
+  const auto weight = random_floats(dim, 5);
+  const Norm norm = make_norm(weight, 1e-3f);
   std::vector<float> y(rows * dim), sum(rows * dim);
   for (size_t i = 0; i < sum.size(); ++i) sum[i] = x[i] + delta[i];
   compute_->add_norm(norm, x.data(), delta.data(), rows, y.data());
@@ -59,7 +67,7 @@ TEST_F(ComputeTest, AddNormIsGemmaForm) {
     for (size_t c = 0; c < dim; ++c) squares += d(sum[row * dim + c]) * d(sum[row * dim + c]);
     const double scale = 1 / std::sqrt(squares / dim + 1e-3);
     for (size_t c = 0; c < dim; ++c)
-      EXPECT_NEAR(y[row * dim + c], d(sum[row * dim + c]) * scale * (1 + d(norm.weight[c])), 1e-5);
+      EXPECT_NEAR(y[row * dim + c], d(sum[row * dim + c]) * scale * (1 + d(weight[c])), 1e-5);
   }
   compute_->add_norm(norm, x.data(), nullptr, rows, y.data());
   EXPECT_EQ(x, sum);
@@ -71,7 +79,8 @@ TEST_F(ComputeTest, NormRopeTurnsTheFirstChannelsOfEachHead) {
   const int64_t first = 1000;
   const double theta = 500;
   const auto x = random_floats(rows * heads * dim, 6);
-  const Norm norm{random_floats(dim, 7), 1e-6f};
+  const auto weight = random_floats(dim, 7);
+  const Norm norm = make_norm(weight, 1e-6f);
   std::vector<float> turns(rows * rotary), used = x, y(x.size());
   compute_->rope_angles(first, rows, rotary, theta, turns.data());
   compute_->norm_rope(norm, used.data(), rows, heads, turns.data(), rotary, y.data(), DType::kF32);
@@ -82,7 +91,7 @@ TEST_F(ComputeTest, NormRopeTurnsTheFirstChannelsOfEachHead) {
       std::vector<double> head(dim);
       for (size_t c = 0; c < dim; ++c) squares += d(x[at + c]) * d(x[at + c]);
       for (size_t c = 0; c < dim; ++c)
-        head[c] = d(x[at + c]) / std::sqrt(squares / dim + 1e-6) * (1 + d(norm.weight[c]));
+        head[c] = d(x[at + c]) / std::sqrt(squares / dim + 1e-6) * (1 + d(weight[c]));
       for (int32_t c = 0; c < half; ++c) {
         const double angle = static_cast<double>(first + static_cast<int64_t>(row)) *
                              std::pow(theta, -2.0 * c / rotary);
@@ -118,14 +127,13 @@ TEST_F(ComputeTest, SwigluClampsAndStaysFinite) {
     }
 }
 
-TEST_F(ComputeTest, RouteTakesTheBestByBiasedScore) {
+TEST(RoutingTest, RouteTakesTheBestByBiasedScore) {
   const size_t rows = 40, experts = 6;
   auto logits = random_floats(rows * experts, 9);
   std::fill_n(logits.begin(), experts, 0.25f);  // a row of ties
   std::vector<float> bias = random_floats(experts, 10, 0.3f);
   std::fill_n(bias.begin(), 3, 0.9f);
-  Routing routing;
-  compute_->route(logits.data(), bias, rows, 2, &routing);
+  const Routing routing = route(logits, bias, 2);
   ASSERT_EQ(routing.begin.size(), experts + 1);
   ASSERT_EQ(routing.rows.size(), rows * 2);
   std::vector<double> weight_of_row(rows);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "model/tokens.h"
 
 namespace msa::cli {
@@ -9,18 +11,20 @@ namespace msa::cli {
 void add_model_flags(CLI::App* command, ModelFlags* flags) {
   command->add_option("--model", flags->directory, "Directory with config.json and safetensors")
       ->required();
-  command->add_option("--dtype", flags->dtype, "Of q, k, v and the caches")
+  command
+      ->add_option("--dtype", flags->dtype,
+                   "Of q, k, v and the caches (default f32 on the CPU, bf16 on CUDA)")
       ->check(CLI::IsMember({"f32", "bf16"}));
 }
 
 Status load_model(const ModelFlags& flags, const Common& common,
                   std::unique_ptr<model::Model>* out) {
-  return model::Model::load(flags.directory,
-                            {.dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32,
-                             .backend = common.backend,
-                             .threads = common.threads,
-                             .topk = flags.topk},
-                            out);
+  std::optional<DType> dtype;
+  if (!flags.dtype.empty()) dtype = flags.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  return model::Model::load(
+      flags.directory,
+      {.dtype = dtype, .backend = common.backend, .threads = common.threads, .topk = flags.topk},
+      out);
 }
 
 Status require_byte_vocabulary(const model::Config& config) {

@@ -13,7 +13,7 @@ namespace msa::cli {
 
 struct ModelFlags {
   std::string directory;
-  std::string dtype = "f32";
+  std::string dtype;  ///< empty = the device's default
   int topk = 0;
 };
 
