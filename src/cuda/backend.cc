@@ -1,34 +1,66 @@
 // The CUDA backends. "cuda-plain" runs the kernels of smxx/, which take any legal shape on any GPU
 // from compute capability 8.0 on. "cuda" is the same plus the tuned families of sm90/: each has a
 // predicate and a launch function, and takes a call on a Hopper device when its predicate says so.
-#include <algorithm>
+#include <cstdint>
 
-#include "core/partial_backend.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/smxx/plain.h"
 
 namespace msa {
 namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace)
 
-class PlainBackend : public PartialBackend {
+class PlainBackend : public Backend {
  public:
   const char* name() const override { return "cuda-plain"; }
-  const char* requirement() const override { return "an NVIDIA GPU from compute capability 8.0"; }
+  const char* requirement() const override { return "NVIDIA GPU of sm_80 or newer"; }
   int priority() const override { return 90; }
   DeviceKind device() const override { return DeviceKind::kCUDA; }
   Status usable() const override { return usable_device(); }
 
   Status supports(const Problem& problem) const override {
+    if (problem.device.kind != DeviceKind::kCUDA)
+      return error(StatusCode::kUnsupported, "device: got CPU tensors, supported are CUDA ones");
     const DeviceInfo* device = nullptr;
     MSA_TRY(device_info(problem.device.id, &device));
-    return error(StatusCode::kUnsupported, "no CUDA kernels in this build yet");
+    return plain::supports(problem, *device);
   }
 
-  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
+  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    return plain::workspace_bytes(problem, limits);
+  }
+
+  Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const SelectBlocksParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const IndexSelectParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const MergeParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const BlockListsParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const AppendPagedParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
 
  protected:
   /// launch(stream) with the problem's device as the current one.
@@ -50,9 +82,7 @@ class PlainBackend : public PartialBackend {
 class CudaBackend final : public PlainBackend {
  public:
   const char* name() const override { return "cuda"; }
-  const char* requirement() const override {
-    return "an NVIDIA GPU from compute capability 8.0; tuned for 9.0";
-  }
+  const char* requirement() const override { return "NVIDIA GPU of sm_80 or newer"; }
   int priority() const override { return 100; }
 };
 

@@ -4,9 +4,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include "cuda/device.h"
 #include "msa/backend.h"
 
 namespace msa::cuda::plain {
+
+/// Ok, or kUnsupported: what does not fit into a grid or into the device's shared memory.
+Status supports(const Problem& problem, const DeviceInfo& device);
 
 /// Scratch bytes for any call within limits, 0 for most operators.
 int64_t workspace_bytes(const Problem& problem, const Limits& limits);
@@ -21,5 +25,11 @@ Status run(const Plan&, const MergeParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const BlockListsParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const AppendPagedParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const BlockMassParams&, Workspace, cudaStream_t stream);
+
+// Parts of the above.
+int64_t index_select_bytes(const Problem& problem, const Limits& limits);
+int64_t block_lists_bytes(const Problem& problem, const Limits& limits);
+/// Shared memory of one CTA of sparse or dense attention; no other operator takes more.
+uint32_t attention_shared_bytes(const Problem& problem);
 
 }  // namespace msa::cuda::plain

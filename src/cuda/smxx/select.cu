@@ -1,0 +1,196 @@
+// Block selection: a warp per row. The K-th best score is found bit by bit, so K and the number of
+// blocks are free; then the row is walked once in ascending order, which writes ascending ids and
+// gives ties to the lower ones.
+#include <algorithm>
+
+#include "cuda/launch.h"
+#include "cuda/smxx/plain.h"
+#include "cuda/smxx/scores.h"
+#include "cuda/smxx/tile.cuh"
+
+namespace msa::cuda::plain {
+namespace {
+
+/// The blocks a row may choose from: ids first .. first+blocks-1.
+struct Choice {
+  int first;
+  int blocks;
+  int64_t last_local;  ///< the query's own block
+
+  __device__ bool forced(int j, int init, int local) const {
+    const int64_t id = int64_t{first} + j;
+    return id < init || (id > last_local - local && id <= last_local);
+  }
+};
+
+/// By the caller's count of valid blocks.
+struct CountedRows {
+  const int32_t* valid;  ///< [T], or null: all columns
+  int columns;
+
+  __device__ Choice operator()(int t) const {
+    const int blocks = valid == nullptr ? columns : max(0, min(valid[t], columns));
+    return {0, blocks, blocks - 1};
+  }
+};
+
+/// By what the query sees.
+struct BatchRows {
+  DeviceBatch batch;
+  int first;  ///< query row of row 0
+  int columns;
+
+  __device__ Choice operator()(int t) const {
+    const Query query = query_at(batch, first + t);
+    const int blocks = (query.visible + batch.block_size - 1) / batch.block_size;
+    const int64_t position = query.position();
+    return {query.s.block0, min(blocks, columns), position < 0 ? -1 : position / batch.block_size};
+  }
+};
+
+struct Select {
+  Tensor scores;      ///< f32 [Hi,tokens,columns]
+  Tensor ids;         ///< [Hi,T,K]
+  Tensor ids_scores;  ///< f32 [Hi,T,K], or not given
+  int first;          ///< row of ids that row 0 of scores is
+  int tokens, heads, topk, init, local;
+};
+
+/// Unsigned order = order of the scores. NaN counts as -inf, -0 as +0.
+__device__ uint32_t order_of(float score) {
+  if (isnan(score)) score = -infinity();
+  if (score == 0) score = 0;
+  const uint32_t bits = __float_as_uint(score);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+template <class Rows>
+__global__ void __launch_bounds__(128) select_kernel(Select a, Rows rows) {
+  const int64_t row = int64_t{blockIdx.x} * warps() + warp();
+  if (row >= int64_t{a.tokens} * a.heads) return;
+  const int t = static_cast<int>(row / a.heads), r = static_cast<int>(row % a.heads);
+  const Choice choice = rows(t);
+  const int blocks = choice.blocks, wanted = min(a.topk, blocks);
+  constexpr uint32_t kForced = 0xffffffff;  // no score's
+  const auto key_of = [&](int j) {
+    return choice.forced(j, a.init, a.local) ? kForced : order_of(a.scores.at<float>(r, t, j));
+  };
+
+  // The largest threshold that `wanted` keys reach.
+  uint32_t threshold = 0;
+  for (uint32_t bit = 0x80000000u; bit != 0 && wanted > 0 && wanted < blocks; bit /= 2) {
+    int reach = 0;
+    for (int j = lane(); j < blocks; j += 32) reach += key_of(j) >= (threshold | bit);
+    if (__reduce_add_sync(0xffffffff, reach) >= wanted) threshold |= bit;
+  }
+  int above = 0;
+  for (int j = lane(); j < blocks; j += 32) above += key_of(j) > threshold;
+  int equal_left = wanted - __reduce_add_sync(0xffffffff, above);
+
+  const uint32_t lanes_before = (1u << lane()) - 1;
+  int used = 0;
+  for (int j0 = 0; j0 < blocks && used < wanted; j0 += 32) {
+    const int j = j0 + lane();
+    const uint32_t key = j < blocks ? key_of(j) : 0;
+    const bool equal = j < blocks && key == threshold;
+    const uint32_t equals = __ballot_sync(0xffffffff, equal);
+    const bool taken =
+        j < blocks && (key > threshold || (equal && __popc(equals & lanes_before) < equal_left));
+    const uint32_t all_taken = __ballot_sync(0xffffffff, taken);
+    if (taken) {
+      const int slot = used + __popc(all_taken & lanes_before);
+      a.ids.at<int32_t>(r, a.first + t, slot) = choice.first + j;
+      if (a.ids_scores.data != nullptr)
+        a.ids_scores.at<float>(r, a.first + t, slot) =
+            key == kForced ? infinity() : a.scores.at<float>(r, t, j);
+    }
+    equal_left -= min(equal_left, __popc(equals));
+    used += __popc(all_taken);
+  }
+  for (int slot = wanted + lane(); slot < a.topk; slot += 32) {
+    a.ids.at<int32_t>(r, a.first + t, slot) = -1;
+    if (a.ids_scores.data != nullptr) a.ids_scores.at<float>(r, a.first + t, slot) = -infinity();
+  }
+}
+
+template <class Rows>
+Status select(const Select& a, const Rows& rows, cudaStream_t stream) {
+  constexpr int64_t kWarps = 4;
+  const int64_t grid = ceil_div(int64_t{a.tokens} * a.heads, kWarps);
+  const LaunchShape shape{.grid = dim3(static_cast<uint32_t>(grid)), .block = dim3(32 * kWarps)};
+  return launch("select_blocks", select_kernel<Rows>, shape, stream, a, rows);
+}
+
+// index_select scores and selects this many query rows at a time, so that scores never take more
+// memory than this (or one row's).
+constexpr int64_t kMostScoreBytes = int64_t{64} << 20;
+
+int64_t rows_at_once(const Problem& p, int64_t columns, int64_t tokens) {
+  const int64_t row_bytes = std::max<int64_t>(1, p.heads_kv * columns * 4);
+  return std::clamp<int64_t>(kMostScoreBytes / row_bytes, 1, std::max<int64_t>(tokens, 1));
+}
+
+}  // namespace
+
+int64_t index_select_bytes(const Problem& p, const Limits& limits) {
+  const int64_t columns = ceil_div(limits.max_kv_len, int64_t{p.block_size});
+  return rows_at_once(p, columns, limits.max_tokens) * p.heads_kv * columns * 4;
+}
+
+Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const Select args{.scores = tensor(a.scores),
+                    .ids = tensor(a.ids),
+                    .ids_scores = {},
+                    .first = 0,
+                    .tokens = static_cast<int>(a.scores.shape[1]),
+                    .heads = p.heads_kv,
+                    .topk = p.topk,
+                    .init = p.init_blocks,
+                    .local = p.local_blocks};
+  const CountedRows rows{
+      .valid = a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,
+      .columns = static_cast<int>(a.scores.shape[2])};
+  return select(args, rows, stream);
+}
+
+Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const int64_t tokens = a.q_idx.shape[0];
+  const int64_t columns = most_blocks(plan, a.batch, a.k_idx);
+  const int64_t most = rows_at_once(p, ceil_div(plan.limits.max_kv_len, int64_t{p.block_size}),
+                                    plan.limits.max_tokens);
+  const DeviceBatch batch = device_batch(a.batch, tokens, a.k_idx, p.block_size);
+  for (int64_t first = 0; first < tokens; first += most) {
+    const int64_t count = std::min(most, tokens - first);
+    const Tensor scores =
+        tensor(TensorView::contiguous(workspace.data, DType::kF32, {p.heads_kv, count, columns}));
+    MSA_TRY(block_scores({.batch = batch,
+                          .q = tensor(a.q_idx),
+                          .keys = key_tensor(a.k_idx, p.layout),
+                          .scores = scores,
+                          .heads = p.heads_kv,
+                          .group = p.heads_kv,
+                          .dim = p.index_dim,
+                          .first = static_cast<int>(first),
+                          .tokens = static_cast<int>(count),
+                          .columns = static_cast<int>(columns)},
+                         stream));
+    MSA_TRY(select(
+        Select{.scores = scores,
+               .ids = tensor(a.ids),
+               .ids_scores = tensor(a.scores),
+               .first = static_cast<int>(first),
+               .tokens = static_cast<int>(count),
+               .heads = p.heads_kv,
+               .topk = p.topk,
+               .init = p.init_blocks,
+               .local = p.local_blocks},
+        BatchRows{
+            .batch = batch, .first = static_cast<int>(first), .columns = static_cast<int>(columns)},
+        stream));
+  }
+  return {};
+}
+
+}  // namespace msa::cuda::plain
