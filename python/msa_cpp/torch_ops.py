@@ -97,8 +97,9 @@ def _fake_dense(a: Any) -> Tuple[Tensor, Tensor, Tensor]:
 
 def _fake_lists(a: Any) -> Tuple[Tensor, Tensor]:
     heads, tokens, topk = a.block_ids.shape
-    blocks = torch.library.get_ctx().new_dynamic_size() if a.num_blocks is None else a.num_blocks
-    return _i32(a.block_ids, heads, blocks + 1), _i32(a.block_ids, heads, tokens * topk)
+    rows = (torch.library.get_ctx().new_dynamic_size() if a.num_blocks is None
+            else a.num_blocks + 1)
+    return _i32(a.block_ids, heads, rows), _i32(a.block_ids, heads, tokens * topk)
 
 
 # ---- the index branch ----------------------------------------------------------------------------

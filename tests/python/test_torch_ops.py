@@ -1,0 +1,255 @@
+"""torch.ops.msa_cpp.*: registration, fake kernels, torch.compile, and the places of autograd."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import msa_cpp  # noqa: E402
+import msa_cpp.torch_ops  # noqa: E402
+from msa_arrays import Kind  # noqa: E402
+from msa_oracle import Problem  # noqa: E402
+
+OPS = torch.ops.msa_cpp
+NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "sparse_decode",
+         "dense_attention", "merge", "block_lists", "append_paged", "block_mass"]
+FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
+
+
+def arguments(name, dtype="float32"):
+    """(positional, keyword) arguments of the operator over a ragged batch."""
+    p = Problem([5, 3], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
+                topk=3, paged=name in ("sparse_decode", "append_paged"))
+    kind = Kind("torch", dtype)
+    meta = p.metadata(kind.raw)
+    q = kind.rows(p.normal(p.tokens, p.heads_q, p.head_dim))
+    k, v = (kind.rows(p.store(p.normal(sum(p.kv_lens), p.heads_kv, p.head_dim))) for _ in range(2))
+    q_idx = kind.rows(p.normal(p.tokens, p.heads_kv, p.index_dim))
+    k_idx = kind.rows(p.store(p.normal(sum(p.kv_lens), p.index_dim)))
+    ids = kind.raw(p.block_ids())
+    size = {"block_size": p.block_size}
+    if name == "select_blocks":
+        scores = kind.raw(p.normal(2, p.tokens, 6))
+        return (scores, torch.full((p.tokens,), 5, dtype=torch.int32), 3), {"init_blocks": 1}
+    if name == "merge":
+        return (torch.stack([q, 2 * q]), torch.randn(2, p.tokens, p.heads_q)), {}
+    if name == "block_lists":
+        return (ids,), {**meta, **size, "num_blocks": sum(p.blocks(b) for b in range(2))}
+    if name == "append_paged":
+        new = [kind.rows(p.normal(p.tokens, p.heads_kv, p.head_dim)) for _ in range(2)]
+        index = kind.rows(p.normal(p.tokens, p.index_dim))
+        pages = [torch.zeros_like(x) for x in (k, v, k_idx)]
+        return (*new, index, *pages), {**meta, **size}
+    bounds = {"max_seqlen_k": 21}
+    return {
+        "index_scores": ((q_idx, k_idx), {**meta, **size, **bounds}),
+        "index_select": ((q_idx, k_idx), {**meta, **size, "topk": 3, "with_scores": True}),
+        "sparse_attention": ((q, k, v, ids), {**meta, **size, "softmax_scale": 0.3}),
+        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_q_len": 5}),
+        "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
+        "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
+    }[name]
+
+
+def direct(name, args, kwargs):
+    """The same call by msa_cpp.<name>, as a tuple of what the operator returns."""
+    kwargs = dict(kwargs)
+    if name == "select_blocks":
+        scores, valid, topk = args
+        return (msa_cpp.select_blocks(scores, topk, num_valid_blocks=valid, **kwargs),)
+    if name == "index_select":
+        kwargs.pop("with_scores")
+        best = torch.empty(args[0].shape[1], args[0].shape[0], kwargs["topk"])
+        return msa_cpp.index_select(*args, scores_out=best, **kwargs), best
+    if name == "dense_attention":
+        kwargs.pop("with_block_max")
+        maxima = torch.empty(args[0].shape[1], args[0].shape[0], 6)
+        return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
+    if name in ("sparse_attention", "sparse_decode", "merge"):
+        return getattr(msa_cpp, name)(*args, return_lse=True, **kwargs)
+    if name == "append_paged":
+        k, v, k_idx, *pages = args
+        pages = [page.clone() for page in pages]
+        msa_cpp.append_paged(k, v, k_idx, k_pages=pages[0], v_pages=pages[1], k_idx_pages=pages[2],
+                             **kwargs)
+        return tuple(pages)
+    result = getattr(msa_cpp, name)(*args, **kwargs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def results(name, args, kwargs):
+    """What the registered operator returns, as a tuple; append_paged: the pages."""
+    if name == "append_paged":
+        pages = [page.clone() for page in args[3:]]
+        assert getattr(OPS, name)(*args[:3], *pages, **kwargs) is None
+        return tuple(pages)
+    result = getattr(OPS, name)(*args, **kwargs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def same(got, want):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_operator_and_function_agree(name, dtype):
+    args, kwargs = arguments(name, dtype)
+    same(results(name, args, kwargs), direct(name, args, kwargs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    args, kwargs = arguments(name)
+    outcome = torch.library.opcheck(getattr(OPS, name).default, args, kwargs)
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["index_scores", "block_mass", "block_lists"])
+def test_opcheck_with_a_shape_that_depends_on_lengths(name):
+    args, kwargs = arguments(name)
+    for bound in ("max_seqlen_k", "num_blocks"):
+        kwargs.pop(bound, None)
+    outcome = torch.library.opcheck(getattr(OPS, name).default, args, kwargs)
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_functions_agree(name):
+    """fullgraph: the canonical function is one operator of the graph, whatever its Python does."""
+    torch._dynamo.reset()
+    args, kwargs = arguments(name)
+    compiled = torch.compile(lambda *a, **k: direct(name, a, k), fullgraph=True,
+                             backend="aot_eager")
+    same(compiled(*args, **kwargs), direct(name, args, kwargs))
+
+
+def layer(q, k, v, q_idx, k_idx, lengths, out=None, **options):
+    """A sparse layer between ordinary operators."""
+    batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=8, **options)
+    ids = msa_cpp.index_select(q_idx * 2, k_idx, topk=2, **batch)
+    o, lse = msa_cpp.sparse_attention(q + 1, k, v, ids, out=out, return_lse=True, **batch)
+    return torch.relu(o) + 1, lse
+
+
+def layer_inputs(tokens):
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(tokens, 4, 16), (tokens, 2, 16), (tokens, 2, 16), (tokens, 2, 8), (tokens, 8)]
+    return [*(torch.randn(s, generator=generator) for s in shapes),
+            torch.tensor([0, tokens], dtype=torch.int32)]
+
+
+def test_inductor_compiles_a_layer_for_any_length():
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for tokens in (40, 41, 77):
+        inputs = layer_inputs(tokens)
+        for a, b in zip(compiled(*inputs), layer(*inputs)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_compiled_calls_write_a_given_output():
+    torch._dynamo.reset()
+    inputs = layer_inputs(40)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, *rest = inputs
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        got, want = (torch.full((40, 4, 16), 5.0) for _ in range(2))
+        compiled(q, k, v, *rest, out=got)
+        layer(q, k, v, *rest, out=want)
+        assert torch.equal(got, want)
+    with pytest.raises(Exception, match="out: got shape"):
+        compiled(*inputs, out=torch.empty(3, 40, 4, 16))
+
+
+def test_msa_layer_decode_compiles():
+    torch._dynamo.reset()
+    p = Problem([1, 2], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
+                topk=3, paged=True)
+    kind = Kind("torch", "float32")
+    k, v = (kind.raw(p.store(p.normal(33, 2, 16))) for _ in range(2))
+    args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
+            kind.raw(p.store(p.normal(33, 8))))
+    kwargs = dict(p.metadata(kind.raw), max_q_len=2, topk=3, block_size=4, return_lse=True)
+    compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
+    same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
+
+
+def test_fake_tensors_get_shapes_alone():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        inputs = [torch.empty(40, 4, 16), torch.empty(40, 2, 16), torch.empty(40, 2, 16),
+                  torch.empty(40, 2, 8), torch.empty(40, 8), torch.empty(2, dtype=torch.int32)]
+        out, lse = layer(*inputs)
+    assert out.shape == (40, 4, 16) and lse.shape == (40, 4) and lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_no_backward_yet_says_so_by_name(name):
+    """Forward works with inputs that need gradients; only backward() is an error."""
+    args, kwargs = arguments(name)
+    args = tuple(a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+                 for a in args)
+    outputs = results(name, args, kwargs)
+    plain = [o for o in outputs if o.is_floating_point()]
+    assert all(o.requires_grad for o in plain)
+    assert not any(o.requires_grad for o in outputs if not o.is_floating_point())
+    same([o.detach() for o in outputs],
+         results(name, [a.detach() if isinstance(a, torch.Tensor) else a for a in args], kwargs))
+    if plain:
+        with pytest.raises(NotImplementedError, match=f"msa_cpp.{name} has no backward in this"):
+            plain[0].sum().backward()
+
+
+def test_the_canonical_functions_take_part_in_autograd():
+    inputs = layer_inputs(40)
+    inputs[0].requires_grad_()
+    out, _ = layer(*inputs)
+    with pytest.raises(NotImplementedError, match="msa_cpp.sparse_attention has no backward"):
+        out.sum().backward()
+    with torch.no_grad():
+        out, _ = layer(*inputs)
+    assert not out.requires_grad
+
+
+def test_a_cache_refuses_gradients():
+    args, kwargs = arguments("append_paged")
+    before = [page.clone() for page in args[3:]]
+    args[0].requires_grad_()
+    for call in (results, direct):
+        with pytest.raises(NotImplementedError, match="append_paged has no backward"):
+            call("append_paged", args, kwargs)
+    same(args[3:], before)
+    with torch.no_grad():
+        results("append_paged", args, kwargs)
+
+
+def test_errors_pass_through_torch():
+    args, kwargs = arguments("sparse_attention")
+    with pytest.raises(ValueError, match="q: got innermost stride 4, expected 1"):
+        OPS.sparse_attention(args[0].transpose(1, 2).contiguous().transpose(1, 2), *args[1:],
+                             **kwargs)
+    with pytest.raises(TypeError, match="block_ids: got dtype torch.int64"):
+        OPS.sparse_attention(*args[:3], args[3].long(), **kwargs)
+    q = args[0].requires_grad_()
+    plan = msa_cpp.plan("dense_attention")
+    kwargs.pop("softmax_scale")
+    with pytest.raises(ValueError, match="plan: given, expected None under torch.compile"):
+        msa_cpp.dense_attention(q, *args[1:3], plan=plan, **kwargs)
+
+
+def test_parameters_and_views_need_no_detour():
+    """nn.Parameter without gradients and strided views go the direct way."""
+    args, kwargs = arguments("sparse_attention")
+    want = msa_cpp.sparse_attention(*args, **kwargs)
+    parameter = torch.nn.Parameter(args[0], requires_grad=False)
+    assert torch.equal(msa_cpp.sparse_attention(parameter, *args[1:], **kwargs), want)
+    wide = torch.cat([args[0], args[0]], dim=-1)
+    got = msa_cpp.sparse_attention(wide[..., :16], *args[1:], **kwargs)
+    assert isinstance(got, torch.Tensor) and got.is_contiguous()
+    np.testing.assert_array_equal(got.numpy(), want.numpy())
