@@ -1,0 +1,1 @@
+"""Adapters for other libraries; each is imported by name, and imports its library itself."""
