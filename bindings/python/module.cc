@@ -14,10 +14,9 @@ template <class Params>
 void add_op(nb::module_& module, Op op) {
   module.def(
       name_of(op),
-      [op](nb::tuple tensors, nb::object batch, nb::tuple options, nb::object plan,
-           nb::object workspace, nb::object backend) {
-        return call<Params>(op, {std::move(tensors), std::move(batch), std::move(options),
-                                 std::move(plan), std::move(workspace), std::move(backend)});
+      [op](const nb::tuple& tensors, nb::handle batch, const nb::tuple& options, nb::handle plan,
+           nb::object workspace, nb::handle backend) {
+        return Call<Params>(op, tensors, batch, options, plan, backend).run(workspace);
       },
       nb::arg("tensors"), nb::arg("batch").none(), nb::arg("options"), nb::arg("plan").none(),
       nb::arg("workspace").none(), nb::arg("backend").none());

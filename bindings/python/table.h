@@ -1,7 +1,8 @@
 // The arguments of every operator, in the order that Python passes them.
 #pragma once
 
-#include <span>
+#include <array>
+#include <string_view>
 
 #include "msa/ops.h"
 #include "tensors.h"
@@ -16,17 +17,20 @@ enum class Role {
   kUpdated,   ///< memory of the caller that is written in part; may be missing
 };
 
-/// One array argument. Shapes are letters of problem.h; `paged` is the one with paged keys.
+/// One array argument. Shapes are letters of problem.h; behind a bar, those with paged keys.
 template <class Params>
 struct Slot {
   const char* name;  ///< in Python
   const char* core;  ///< in the library and its messages
   Role role;
   Content content;
-  const char* packed;
-  const char* paged;
+  std::string_view shape;
   TensorView Params::* view;
 
+  std::string_view letters(bool paged) const {
+    const size_t bar = shape.find('|');
+    return bar == shape.npos ? shape : paged ? shape.substr(bar + 1) : shape.substr(0, bar);
+  }
   bool written() const { return role != Role::kInput && role != Role::kOptional; }
 };
 
@@ -42,109 +46,75 @@ inline constexpr BatchSlot kBatch[] = {
 inline constexpr Content kRows = Content::kRows, kF32 = Content::kF32, kI32 = Content::kI32;
 
 template <class Params>
-std::span<const Slot<Params>> slots();
+inline constexpr int kSlots = 0;  // one array of slots per operator:
 
 template <>
-inline std::span<const Slot<IndexScoresParams>> slots() {
-  using P = IndexScoresParams;
-  static constexpr Slot<P> table[] = {
-      {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", "T,Hi,Di", &P::q_idx},
-      {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", "P,Bk,Di", &P::k_idx},
-      {"out", "scores", Role::kOutput, kF32, "Hi,T,blocks", "Hi,T,blocks", &P::scores}};
-  return table;
-}
+inline constexpr auto kSlots<IndexScoresParams> = std::to_array<Slot<IndexScoresParams>>(
+    {{"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", &IndexScoresParams::q_idx},
+     {"k_idx", "k_idx", Role::kInput, kRows, "S,Di|P,Bk,Di", &IndexScoresParams::k_idx},
+     {"out", "scores", Role::kOutput, kF32, "Hi,T,blocks", &IndexScoresParams::scores}});
 
 template <>
-inline std::span<const Slot<SelectBlocksParams>> slots() {
-  using P = SelectBlocksParams;
-  static constexpr Slot<P> table[] = {
-      {"scores", "scores", Role::kInput, kF32, "Hi,T,blocks", "Hi,T,blocks", &P::scores},
-      {"num_valid_blocks", "num_valid_blocks", Role::kOptional, kI32, "T", "T",
-       &P::num_valid_blocks},
-      {"out", "ids", Role::kOutput, kI32, "Hi,T,K", "Hi,T,K", &P::ids}};
-  return table;
-}
+inline constexpr auto kSlots<SelectBlocksParams> = std::to_array<Slot<SelectBlocksParams>>(
+    {{"scores", "scores", Role::kInput, kF32, "Hi,T,blocks", &SelectBlocksParams::scores},
+     {"num_valid_blocks", "num_valid_blocks", Role::kOptional, kI32, "T",
+      &SelectBlocksParams::num_valid_blocks},
+     {"out", "ids", Role::kOutput, kI32, "Hi,T,K", &SelectBlocksParams::ids}});
 
 template <>
-inline std::span<const Slot<IndexSelectParams>> slots() {
-  using P = IndexSelectParams;
-  static constexpr Slot<P> table[] = {
-      {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", "T,Hi,Di", &P::q_idx},
-      {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", "P,Bk,Di", &P::k_idx},
-      {"out", "ids", Role::kOutput, kI32, "Hi,T,K", "Hi,T,K", &P::ids},
-      {"scores_out", "scores", Role::kExtra, kF32, "Hi,T,K", "Hi,T,K", &P::scores}};
-  return table;
-}
+inline constexpr auto kSlots<IndexSelectParams> = std::to_array<Slot<IndexSelectParams>>(
+    {{"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", &IndexSelectParams::q_idx},
+     {"k_idx", "k_idx", Role::kInput, kRows, "S,Di|P,Bk,Di", &IndexSelectParams::k_idx},
+     {"out", "ids", Role::kOutput, kI32, "Hi,T,K", &IndexSelectParams::ids},
+     {"scores_out", "scores", Role::kExtra, kF32, "Hi,T,K", &IndexSelectParams::scores}});
 
 template <>
-inline std::span<const Slot<SparseAttentionParams>> slots() {
-  using P = SparseAttentionParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"v", "v", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::v},
-      {"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", "Hkv,T,K", &P::ids},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "T,Hq,D", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "T,Hq", &P::lse}};
-  return table;
-}
+inline constexpr auto kSlots<SparseAttentionParams> = std::to_array<Slot<SparseAttentionParams>>(
+    {{"q", "q", Role::kInput, kRows, "T,Hq,D", &SparseAttentionParams::q},
+     {"k", "k", Role::kInput, kRows, "S,Hkv,D|P,Hkv,Bk,D", &SparseAttentionParams::k},
+     {"v", "v", Role::kInput, kRows, "S,Hkv,D|P,Hkv,Bk,D", &SparseAttentionParams::v},
+     {"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", &SparseAttentionParams::ids},
+     {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", &SparseAttentionParams::o},
+     {"lse", "lse", Role::kExtra, kF32, "T,Hq", &SparseAttentionParams::lse}});
 
 template <>
-inline std::span<const Slot<DenseAttentionParams>> slots() {
-  using P = DenseAttentionParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"v", "v", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::v},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "T,Hq,D", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "T,Hq", &P::lse},
-      {"block_max", "block_max", Role::kExtra, kF32, "Hq,T,blocks", "Hq,T,blocks", &P::block_max}};
-  return table;
-}
+inline constexpr auto kSlots<DenseAttentionParams> = std::to_array<Slot<DenseAttentionParams>>(
+    {{"q", "q", Role::kInput, kRows, "T,Hq,D", &DenseAttentionParams::q},
+     {"k", "k", Role::kInput, kRows, "S,Hkv,D|P,Hkv,Bk,D", &DenseAttentionParams::k},
+     {"v", "v", Role::kInput, kRows, "S,Hkv,D|P,Hkv,Bk,D", &DenseAttentionParams::v},
+     {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", &DenseAttentionParams::o},
+     {"lse", "lse", Role::kExtra, kF32, "T,Hq", &DenseAttentionParams::lse},
+     {"block_max", "block_max", Role::kExtra, kF32, "Hq,T,blocks",
+      &DenseAttentionParams::block_max}});
 
 template <>
-inline std::span<const Slot<MergeParams>> slots() {
-  using P = MergeParams;
-  static constexpr Slot<P> table[] = {
-      {"o_parts", "o_parts", Role::kInput, kRows, "parts,T,Hq,D", "", &P::o_parts},
-      {"lse_parts", "lse_parts", Role::kInput, kF32, "parts,T,Hq", "", &P::lse_parts},
-      {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", "", &P::o},
-      {"lse", "lse", Role::kExtra, kF32, "T,Hq", "", &P::lse}};
-  return table;
-}
+inline constexpr auto kSlots<MergeParams> = std::to_array<Slot<MergeParams>>(
+    {{"o_parts", "o_parts", Role::kInput, kRows, "parts,T,Hq,D", &MergeParams::o_parts},
+     {"lse_parts", "lse_parts", Role::kInput, kF32, "parts,T,Hq", &MergeParams::lse_parts},
+     {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", &MergeParams::o},
+     {"lse", "lse", Role::kExtra, kF32, "T,Hq", &MergeParams::lse}});
 
 template <>
-inline std::span<const Slot<BlockListsParams>> slots() {
-  using P = BlockListsParams;
-  static constexpr Slot<P> table[] = {
-      {"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", "Hkv,T,K", &P::ids},
-      {"row_ptr", "row_ptr", Role::kOutput, kI32, "Hkv,NB+1", "Hkv,NB+1", &P::row_ptr},
-      {"entries", "entries", Role::kOutput, kI32, "Hkv,T*K", "Hkv,T*K", &P::entries}};
-  return table;
-}
+inline constexpr auto kSlots<BlockListsParams> = std::to_array<Slot<BlockListsParams>>(
+    {{"block_ids", "ids", Role::kInput, kI32, "Hkv,T,K", &BlockListsParams::ids},
+     {"row_ptr", "row_ptr", Role::kOutput, kI32, "Hkv,NB+1", &BlockListsParams::row_ptr},
+     {"entries", "entries", Role::kOutput, kI32, "Hkv,T*K", &BlockListsParams::entries}});
 
 template <>
-inline std::span<const Slot<AppendPagedParams>> slots() {
-  using P = AppendPagedParams;
-  static constexpr Slot<P> table[] = {
-      {"k", "k", Role::kOptional, kRows, "", "T,Hkv,D", &P::k},
-      {"v", "v", Role::kOptional, kRows, "", "T,Hkv,D", &P::v},
-      {"k_idx", "k_idx", Role::kOptional, kRows, "", "T,Di", &P::k_idx},
-      {"k_pages", "k_pages", Role::kUpdated, kRows, "", "P,Hkv,Bk,D", &P::k_pages},
-      {"v_pages", "v_pages", Role::kUpdated, kRows, "", "P,Hkv,Bk,D", &P::v_pages},
-      {"k_idx_pages", "k_idx_pages", Role::kUpdated, kRows, "", "P,Bk,Di", &P::k_idx_pages}};
-  return table;
-}
+inline constexpr auto kSlots<AppendPagedParams> = std::to_array<Slot<AppendPagedParams>>(
+    {{"k", "k", Role::kOptional, kRows, "T,Hkv,D", &AppendPagedParams::k},
+     {"v", "v", Role::kOptional, kRows, "T,Hkv,D", &AppendPagedParams::v},
+     {"k_idx", "k_idx", Role::kOptional, kRows, "T,Di", &AppendPagedParams::k_idx},
+     {"k_pages", "k_pages", Role::kUpdated, kRows, "P,Hkv,Bk,D", &AppendPagedParams::k_pages},
+     {"v_pages", "v_pages", Role::kUpdated, kRows, "P,Hkv,Bk,D", &AppendPagedParams::v_pages},
+     {"k_idx_pages", "k_idx_pages", Role::kUpdated, kRows, "P,Bk,Di",
+      &AppendPagedParams::k_idx_pages}});
 
 template <>
-inline std::span<const Slot<BlockMassParams>> slots() {
-  using P = BlockMassParams;
-  static constexpr Slot<P> table[] = {
-      {"q", "q", Role::kInput, kRows, "T,Hq,D", "T,Hq,D", &P::q},
-      {"k", "k", Role::kInput, kRows, "S,Hkv,D", "P,Hkv,Bk,D", &P::k},
-      {"lse", "lse", Role::kInput, kF32, "T,Hq", "T,Hq", &P::lse},
-      {"out", "mass", Role::kOutput, kF32, "Hkv,T,blocks", "Hkv,T,blocks", &P::mass}};
-  return table;
-}
+inline constexpr auto kSlots<BlockMassParams> = std::to_array<Slot<BlockMassParams>>(
+    {{"q", "q", Role::kInput, kRows, "T,Hq,D", &BlockMassParams::q},
+     {"k", "k", Role::kInput, kRows, "S,Hkv,D|P,Hkv,Bk,D", &BlockMassParams::k},
+     {"lse", "lse", Role::kInput, kF32, "T,Hq", &BlockMassParams::lse},
+     {"out", "mass", Role::kOutput, kF32, "Hkv,T,blocks", &BlockMassParams::mass}});
 
 }  // namespace msa::python

@@ -1,4 +1,4 @@
-"""MiniMax Sparse Attention (arXiv 2606.13392) on NumPy arrays and torch tensors; see msa_cpp.ops."""
+"""MiniMax Sparse Attention (arXiv 2606.13392) on NumPy and torch; see msa_cpp.ops."""
 
 from . import ops
 from ._core import __version__

@@ -510,7 +510,8 @@ def append_paged(
     >>> pages = np.zeros((2, 2, 1), np.float32)  # P = 2, Bk = 2, Di = 1
     >>> msa_cpp.append_paged(None, None, np.array([[7.0]], np.float32), k_idx_pages=pages,
     ...                      page_table=np.array([[1, 0]], np.int32), block_size=2,
-    ...                      seq_lens=np.array([3], np.int32), cu_seqlens_q=np.array([0, 1], np.int32))
+    ...                      seq_lens=np.array([3], np.int32),
+    ...                      cu_seqlens_q=np.array([0, 1], np.int32))
     >>> pages.ravel()  # token 2 is the first of block 1, which lies in page 0
     array([7., 0., 0., 0.], dtype=float32)
     """
@@ -608,8 +609,8 @@ def plan(
     Args:
         op: the name of a function of this module.
         dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
-        heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq, Hkv,
-            D, Di, Bk, K and the forced blocks; those that the operator does not use are ignored.
+        heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq,
+            Hkv, D, Di, Bk, K and the forced blocks; what the operator does not use is ignored.
         device: "cpu", "cuda", "cuda:1" or a torch.device.
         max_batch, max_tokens: bounds of B and T.
         max_seqlen_q, max_seqlen_k: bounds of the lengths of one sequence; `max_seqlen_q` defaults
@@ -669,14 +670,16 @@ def _through_torch(first: Any, *others: Any, plan: Any) -> bool:
     Tensor subclasses (fake tensors and the like) have no memory of their own to work on either.
     """
     torch = sys.modules.get("torch")
-    if torch is None or isinstance(first, np.ndarray) or not isinstance(first, torch.Tensor):
+    if torch is None or not isinstance(first, torch.Tensor):
         return False
-    tensors = (first, *others)
-    if not (torch.compiler.is_compiling()
-            or type(first) not in (torch.Tensor, torch.nn.Parameter)
-            or torch.is_grad_enabled()
-            and any(t.requires_grad for t in tensors if isinstance(t, torch.Tensor))):
-        return False
+    if not (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)):
+        if not torch.is_grad_enabled():
+            return False
+        for tensor in (first, *others):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                break
+        else:
+            return False
     if plan is not None:
         raise ValueError("plan: given, expected None under torch.compile and for tensors that "
                          "require gradients; give max_seqlen_q, max_seqlen_k and backend")

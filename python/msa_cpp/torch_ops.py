@@ -127,7 +127,8 @@ def select_blocks(
 ) -> Tensor:
     return _core.select_blocks(
         (scores, num_valid_blocks, None), None,
-        (None, None, topk, init_blocks, local_blocks, None, None, None, None), None, None, backend)[0]
+        (None, None, topk, init_blocks, local_blocks, None, None, None, None),
+        None, None, backend)[0]
 
 
 @_operator(_fake_selected)

@@ -1,6 +1,6 @@
 """What every operator computes, in float64 NumPy over one sequence at a time, and random problems.
 
-Slow and plain on purpose: nothing here uses msa_cpp, so that a mistake of the binding cannot cancel.
+Slow and plain on purpose: nothing here uses msa_cpp, so that no mistake of the binding cancels.
 Shapes are written with the letters of include/msa/problem.h.
 """
 
@@ -119,14 +119,15 @@ class Problem:
         return self.rng.integers(-3, 4, shape).astype(np.float32)
 
     def store(self, keys, interleaved=False):
-        """Packed keys [S,...] as the operators get them: packed or in pages, with garbage elsewhere.
+        """Packed keys [S,...] as operators get them: packed or in pages, with garbage elsewhere.
 
         `interleaved`: heads and tokens of a page lie token-major, in a pool of twice the width.
         """
         if not self.paged:
             return keys
         inner = keys.shape[1:]
-        pool = np.full((self.pages, self.block_size, *inner[:-1], 2 * inner[-1]), np.nan, keys.dtype)
+        shape = (self.pages, self.block_size, *inner[:-1], 2 * inner[-1])
+        pool = np.full(shape, np.nan, keys.dtype)
         view = pool[..., :inner[-1]]
         for b in range(self.batch):
             for s in range(self.kv_lens[b]):
@@ -290,8 +291,8 @@ def block_lists(p, ids):
 def tolerance(p, q, k, v, dtype):
     """Bounds of |error| of (out, lse, mass) for inputs of `dtype` computed in float32.
 
-    A logit is a sum of D products: its error is at most D eps sum|q k| scale, and a softmax moves by
-    at most twice the largest error of a logit. exp and the sums add a few eps. 16-bit kernels may
+    A logit is a sum of D products: its error is at most D eps sum|q k| scale, and a softmax moves
+    by at most twice the largest error of a logit. exp and the sums add a few eps. 16-bit kernels may
     round probabilities and results to the storage type.
     """
     eps = 2.0 ** -23

@@ -83,7 +83,7 @@ CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass
 class Bad:
-    """`op` called with the good arguments but for `changes`, values or functions of the good one."""
+    """`op` called with good arguments but for `changes`, values or functions of the good one."""
 
     name: str
     op: str
@@ -166,12 +166,13 @@ CASES = [
     Bad("mixed devices", "sparse_attention", ValueError,
         "k: got device kind 2 id 0, expected the problem's, kind 1 id 0", {"k": Device}),
     Bad("metadata on another device", "dense_attention", ValueError,
-        "page_table: got device kind 2 id 0, expected the problem's, kind 1", {"page_table": Device}),
+        "page_table: got device kind 2 id 0, expected the problem's, kind 1",
+        {"page_table": Device}),
     Bad("an unknown device", "sparse_attention", ValueError,
         "q: got DLPack device 8, expected CPU or CUDA memory", {"q": lambda a: Device(a, 8)}),
     Bad("CUDA tensors without a bound", "dense_attention", ValueError,
-        "max_seqlen_q: not given, expected the longest length in cu_seqlens_q, since lengths in CUDA "
-        "memory are not read back", {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens",
+        "max_seqlen_q: not given, expected the longest length in cu_seqlens_q, since lengths in "
+        "CUDA memory are not read back", {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens",
                                                          "page_table")} | {"out": None}),
     Bad("CUDA tensors without a backend", "dense_attention", NotImplementedError,
         "no backend can compute dense_attention here",
@@ -236,7 +237,8 @@ CASES = [
     Bad("valid blocks beyond the scores", "select_blocks", ValueError,
         "num_valid_blocks: got 6, expected 0..5", {"num_valid_blocks": 6}),
     Bad("valid blocks of a row beyond the scores", "select_blocks", ValueError,
-        "num_valid_blocks[1]: got 6", {"num_valid_blocks": lambda _: np.array([1, 6, 1], np.int32)}),
+        "num_valid_blocks[1]: got 6",
+        {"num_valid_blocks": lambda _: np.array([1, 6, 1], np.int32)}),
     Bad("scores in a list", "select_blocks", TypeError, "scores: got list",
         {"scores": [[[1.0]]], "num_valid_blocks": 1}),
     Bad("another number of blocks", "block_lists", ValueError,
@@ -426,12 +428,14 @@ def test_torch_errors_are_the_same():
     kw = {n: torch.from_numpy(a[n]) for n in names} | {"block_size": 4}
     q, k, v, ids = (torch.from_numpy(a[n]) for n in ("q", "k", "v", "block_ids"))
     for args, changes, error, message in [
-            ((q.double(), k, v, ids), {}, TypeError, "q: got dtype torch.float64, expected float32"),
+            ((q.double(), k, v, ids), {}, TypeError,
+             "q: got dtype torch.float64, expected float32"),
             ((q, k, v, ids.long()), {}, TypeError, "block_ids: got dtype torch.int64"),
             ((q, k.half(), v, ids), {}, TypeError, "k: got dtype float16, expected float32"),
             ((q, k, v, ids), {"seq_lens": kw["seq_lens"].long()}, TypeError,
              "seq_lens: got dtype torch.int64, expected int32"),
-            ((q.transpose(1, 2), k, v, ids), {}, ValueError, "q: got innermost stride 8, expected 1"),
+            ((q.transpose(1, 2), k, v, ids), {}, ValueError,
+             "q: got innermost stride 8, expected 1"),
             ((q[0], k, v, ids), {}, ValueError, "q: got rank 2"),
             ((q.to_sparse(), k, v, ids), {}, TypeError, "q: lends no memory"),
             ((q, k, v, ids), {"out": torch.empty(2, 4, 8)}, ValueError, "out: got rank 3"),

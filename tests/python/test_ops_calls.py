@@ -1,4 +1,4 @@
-"""How operators are called: outputs, scratch memory, plans, threads, and the examples of the docs."""
+"""How operators are called: outputs, scratch memory, plans, threads, examples of the docs."""
 
 import doctest
 import os
@@ -95,14 +95,15 @@ def test_any_exporter_of_dlpack_is_read():
 def test_workspace_of_the_caller():
     args, kw = attention_call(problem(q_lens=[4, 1]))
     want = msa_cpp.sparse_attention(*args, **kw)
-    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8, topk=4,
-                        max_batch=2, max_tokens=5, max_seqlen_k=70)
+    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8,
+                        topk=4, max_batch=2, max_tokens=5, max_seqlen_k=70)
     memory = np.empty(plan.workspace_bytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     aligned = memory[start:start + plan.workspace_bytes]
     got = msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=aligned)
     np.testing.assert_allclose(got, want, atol=1e-5)
-    with pytest.raises(ValueError, match=f"workspace: got .* the plan needs {plan.workspace_bytes}"):
+    needs = f"workspace: got .* the plan needs {plan.workspace_bytes}"
+    with pytest.raises(ValueError, match=needs):
         msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=aligned[:-1])
     with pytest.raises(ValueError, match="workspace: the address must be a multiple of 64"):
         msa_cpp.sparse_attention(*args, **kw, plan=plan, workspace=memory[start + 1:])
@@ -184,8 +185,8 @@ def test_results_do_not_depend_on_threads(threads):
 
 def test_an_older_plan_keeps_its_threads():
     msa_cpp.set_num_threads(3)
-    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8, topk=4,
-                        max_batch=2, max_tokens=64, max_seqlen_k=128)
+    plan = msa_cpp.plan("sparse_attention", heads_q=8, heads_kv=2, head_dim=64, block_size=8,
+                        topk=4, max_batch=2, max_tokens=64, max_seqlen_k=128)
     msa_cpp.set_num_threads(1)
     args, kw = attention_call(problem())
     assert plan.num_threads == 3

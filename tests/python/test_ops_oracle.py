@@ -1,4 +1,4 @@
-"""Every operator against float64 NumPy, through NumPy and torch, on the fast backend and the reference.
+"""Every operator against float64 NumPy, through NumPy and torch, fast backend and reference.
 
 Ragged batches, padded and empty sequences, packed and paged keys, strided views, all drawn by
 hypothesis from fixed seeds.

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""What a call from Python costs beyond the same call of the C interface, as JSON rows.
+
+    python3 bench/python_overhead.py --library build/release/src/libmsa.so [--output FILE]
+
+One query over one key (Hq 2, Hkv 1, D 16), one thread: next to no work, so that the call is what
+is measured. Rounds of the C call and of each way from Python alternate on one machine; a round's
+overhead is the difference of their mean CPU times. The C call goes through ctypes, whose own cost,
+that of a call that does nothing, is subtracted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ["MSA_THREADS"] = "1"
+import numpy as np  # noqa: E402
+
+import msa_cpp  # noqa: E402
+
+F32, I32 = 0, 3
+BLOCK = 16
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("dtype", ctypes.c_int32),
+                ("data", ctypes.c_void_p), ("device_kind", ctypes.c_int32),
+                ("device_id", ctypes.c_int32), ("rank", ctypes.c_int32),
+                ("reserved", ctypes.c_int32), ("shape", ctypes.c_int64 * 4),
+                ("stride", ctypes.c_int64 * 4)]
+
+    @staticmethod
+    def of(array):
+        strides = [s // array.itemsize for s in array.strides]
+        return Tensor(ctypes.sizeof(Tensor), F32 if array.dtype == np.float32 else I32,
+                      array.ctypes.data, 1, 0, array.ndim, 0,
+                      (ctypes.c_int64 * 4)(*array.shape), (ctypes.c_int64 * 4)(*strides))
+
+
+TensorPointer = ctypes.POINTER(Tensor)
+
+
+class Batch(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("non_causal", ctypes.c_int32),
+                *((name, TensorPointer) for name in ("cu_seqlens_q", "cu_seqlens_k", "seq_lens",
+                                                     "page_table", "q_offset", "block_offset"))]
+
+
+class Params(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
+                ("q", TensorPointer), ("k", TensorPointer), ("v", TensorPointer),
+                ("ids", TensorPointer), ("batch", ctypes.POINTER(Batch)), ("o", TensorPointer),
+                ("lse", TensorPointer)]
+
+
+class Problem(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), *((name, ctypes.c_int32) for name in (
+        "op", "dtype", "layout", "heads_q", "heads_kv", "head_dim", "index_dim", "block_size",
+        "topk", "init_blocks", "local_blocks", "device_kind", "device_id"))]
+
+
+class Limits(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("max_threads", ctypes.c_int32),
+                *((name, ctypes.c_int64) for name in ("max_batch", "max_tokens", "max_q_len",
+                                                      "max_kv_len"))]
+
+
+def c_call(library, q, k, v, ids, lengths, out):
+    """(a function that runs sparse_attention through the C interface, one that does nothing)"""
+    lib = ctypes.CDLL(library)
+    lib.msa_last_error.restype = ctypes.c_char_p
+    lib.msa_plan_workspace_bytes.restype = ctypes.c_int64
+    problem = Problem(ctypes.sizeof(Problem), 3, F32, 0, q.shape[1], k.shape[1], q.shape[2], 128,
+                      BLOCK, ids.shape[2], 0, 1, 1, 0)
+    limits = Limits(ctypes.sizeof(Limits), 1, 1, 1, 1, 1)
+    plan = ctypes.c_void_p()
+    if lib.msa_plan_create(ctypes.byref(problem), ctypes.byref(limits), b"auto",
+                           ctypes.byref(plan)) != 0:
+        sys.exit(lib.msa_last_error().decode())
+    bytes_needed = lib.msa_plan_workspace_bytes(plan)
+    memory = np.zeros(bytes_needed + 64, np.uint8)
+    workspace = ctypes.c_void_p(memory.ctypes.data + -memory.ctypes.data % 64)
+    tensors = [Tensor.of(a) for a in (q, k, v, ids, lengths, out)]
+    pointers = [ctypes.pointer(t) for t in tensors]
+    batch = Batch(ctypes.sizeof(Batch), 0, pointers[4], pointers[4])
+    params = Params(ctypes.sizeof(Params), 0, *pointers[:4], ctypes.pointer(batch), pointers[5])
+    arguments = (plan, ctypes.byref(params), workspace, ctypes.c_size_t(bytes_needed), None)
+    run, nothing = lib.msa_run_sparse_attention, lib.msa_threads_destroy
+    run.keepalive = (memory, tensors, pointers, batch, params)
+    if run(*arguments) != 0:
+        sys.exit(lib.msa_last_error().decode())
+    return lambda: run(*arguments), lambda: nothing(None)
+
+
+def python_calls(q, k, v, ids, lengths, out):
+    """name -> (call, most microseconds that it may cost)"""
+    batch = {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths, "block_size": BLOCK}
+    calls = {
+        "numpy, out given": (lambda: msa_cpp.sparse_attention(q, k, v, ids, out=out, **batch), 15),
+        "numpy": (lambda: msa_cpp.sparse_attention(q, k, v, ids, **batch), 15),
+    }
+    try:
+        import torch
+
+        import msa_cpp.torch_ops  # noqa: F401
+    except ImportError:
+        print("torch is not installed: its rows are left out", file=sys.stderr)
+        return calls
+    t = [torch.from_numpy(a) for a in (q, k, v, ids)]
+    length, result = torch.from_numpy(lengths), torch.from_numpy(out)
+    in_torch = {"cu_seqlens_q": length, "cu_seqlens_k": length, "block_size": BLOCK}
+    op = torch.ops.msa_cpp.sparse_attention
+    return calls | {
+        "torch, out given": (lambda: msa_cpp.sparse_attention(*t, out=result, **in_torch), 15),
+        "torch": (lambda: msa_cpp.sparse_attention(*t, **in_torch), 15),
+        "torch.ops": (lambda: op(*t, length, length, block_size=BLOCK), 40),
+    }
+
+
+def seconds(call, count):
+    """CPU time of this thread, which other programs on the machine do not lengthen."""
+    start = time.thread_time()
+    for _ in range(count):
+        call()
+    return (time.thread_time() - start) / count
+
+
+def spread(prefix, values):
+    cuts = statistics.quantiles(values, n=10)
+    return {f"{prefix}_median": round(statistics.median(values), 3),
+            f"{prefix}_p10": round(cuts[0], 3), f"{prefix}_p90": round(cuts[-1], 3)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", required=True, type=Path, help="libmsa.so of the same build")
+    parser.add_argument("--output", type=Path, help="JSON file (default: standard output)")
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--calls", type=int, default=50, help="calls of each kind in a round")
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, h, 16), dtype=np.float32) for h in (2, 1, 1))
+    ids, lengths = np.zeros((1, 1, 1), np.int32), np.array([0, 1], np.int32)
+    out = np.empty_like(q)
+    run, nothing = c_call(str(args.library.resolve()), q, k, v, ids, lengths, out)
+    rows = []
+    for name, (call, limit) in python_calls(q, k, v, ids, lengths, out).items():
+        for _ in range(200):
+            call()
+        out[:] = 0
+        run()
+        np.testing.assert_array_equal(out, np.asarray(msa_cpp.sparse_attention(
+            q, k, v, ids, cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=BLOCK)))
+        in_c, in_python = [], []
+        for _ in range(args.rounds):
+            in_c.append(1e6 * (seconds(run, args.calls) - seconds(nothing, args.calls)))
+            in_python.append(1e6 * seconds(call, args.calls))
+        over = [p - c for p, c in zip(in_python, in_c)]
+        rows.append({"run": "python overhead", "op": "sparse_attention", "call": name,
+                     "clock": "thread CPU time", "rounds": args.rounds,
+                     "calls_per_round": args.calls, "limit_us": limit,
+                     **spread("overhead_us", over), **spread("python_us", in_python),
+                     **spread("c_us", in_c)})
+        print(f"{name:18} {rows[-1]['overhead_us_median']:6.2f} us over C "
+              f"({rows[-1]['overhead_us_p10']:.2f} to {rows[-1]['overhead_us_p90']:.2f}), "
+              f"limit {limit}", file=sys.stderr)
+    text = json.dumps({"rows": rows}, indent=1) + "\n"
+    if args.output is None:
+        sys.stdout.write(text)
+    else:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
