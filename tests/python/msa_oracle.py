@@ -292,8 +292,8 @@ def tolerance(p, q, k, v, dtype):
     """Bounds of |error| of (out, lse, mass) for inputs of `dtype` computed in float32.
 
     A logit is a sum of D products: its error is at most D eps sum|q k| scale, and a softmax moves
-    by at most twice the largest error of a logit. exp and the sums add a few eps. 16-bit kernels may
-    round probabilities and results to the storage type.
+    by at most twice the largest error of a logit. exp and the sums add a few eps. 16-bit kernels
+    may round probabilities and results to the storage type.
     """
     eps = 2.0 ** -23
     unit = {"float32": 0.0, "bfloat16": 2.0 ** -8, "float16": 2.0 ** -11}[dtype]

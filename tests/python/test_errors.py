@@ -172,8 +172,9 @@ CASES = [
         "q: got DLPack device 8, expected CPU or CUDA memory", {"q": lambda a: Device(a, 8)}),
     Bad("CUDA tensors without a bound", "dense_attention", ValueError,
         "max_seqlen_q: not given, expected the longest length in cu_seqlens_q, since lengths in "
-        "CUDA memory are not read back", {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens",
-                                                         "page_table")} | {"out": None}),
+        "CUDA memory are not read back",
+        {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens", "page_table")}
+        | {"out": None}),
     Bad("CUDA tensors without a backend", "dense_attention", NotImplementedError,
         "no backend can compute dense_attention here",
         {n: Device for n in ("q", "k", "v", "out", "lse", "cu_seqlens_q", "seq_lens", "page_table")}
