@@ -60,10 +60,12 @@ Status encode(const char* name, const TensorView& view, int64_t columns,
                  "newer");
   // An empty tensor has no address, and nobody reads it.
   void* address = view.data != nullptr ? view.data : reinterpret_cast<void*>(uintptr_t{256});
+  // No promotion: whole boxes are read anyway, and promotion to 256 bytes costs 7 % of the read
+  // bandwidth (4.13 against 4.42 TB/s on an H200).
   const CUresult result =
       encoder()(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, address, extents.data(), strides.data(),
                 box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     return error(StatusCode::kInternal, name, ": the driver refused a tensor map, error ",
                  static_cast<int>(result));
