@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ._command import InputError
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PIECE_BYTES = 32 << 20
 SHARD_BYTES = 4 << 30
-
-
-class CheckpointError(ValueError):
-    """Bad input: one line that names file, key or tensor, what was given and what is supported."""
 
 
 STORAGE = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
@@ -71,15 +69,15 @@ def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
             count = math.prod(entry["shape"])
             item = STORAGE[entry["dtype"]].itemsize if entry["dtype"] in STORAGE else None
             if not 0 <= begin <= end <= size - 8 - length or item and end - begin != count * item:
-                raise CheckpointError(
+                raise InputError(
                     f"{path}: tensor {name}: its bytes do not fit its shape or the file"
                 )
-    except CheckpointError:
+    except InputError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: not a safetensors file") from None
+        raise InputError(f"{path}: not a safetensors file") from None
     return header, metadata, 8 + length
 
 
@@ -87,11 +85,11 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text())
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror}") from None
     except ValueError:
-        raise CheckpointError(f"{path}: not valid JSON") from None
+        raise InputError(f"{path}: not valid JSON") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
+        raise InputError(f"{path}: expected a JSON object")
     return value
 
 
@@ -104,14 +102,14 @@ class Checkpoint:
             if not isinstance(shards, dict) or not all(
                 isinstance(s, str) and s == Path(s).name for s in shards.values()
             ):
-                raise CheckpointError(
+                raise InputError(
                     f"{directory / INDEX_FILE}: expected a weight_map of plain file names"
                 )
             files = sorted(set(shards.values()))
         elif (directory / SINGLE_FILE).exists():
             shards, files = None, [SINGLE_FILE]
         else:
-            raise CheckpointError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}")
+            raise InputError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}")
         self._entries: dict[str, tuple[Path, int, dict]] = {}
         self.taken: set[str] = set()
         for name in files:
@@ -119,11 +117,11 @@ class Checkpoint:
             entries, _, data = read_header(path)
             for key, entry in entries.items():
                 if key in self._entries:
-                    raise CheckpointError(f"{path}: tensor {key}: given twice")
+                    raise InputError(f"{path}: tensor {key}: given twice")
                 self._entries[key] = (path, data + entry["data_offsets"][0], entry)
         for key in shards or ():
             if key not in self._entries:
-                raise CheckpointError(
+                raise InputError(
                     f"{directory}: tensor {key}: missing, though {INDEX_FILE} lists it"
                 )
 
@@ -136,17 +134,13 @@ class Checkpoint:
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor `name`, whose shape must be the given one and whose values must be finite."""
         if name not in self._entries:
-            raise CheckpointError(f"tensor {name}: missing in the checkpoint")
+            raise InputError(f"tensor {name}: missing in the checkpoint")
         path, begin, entry = self._entries[name]
         dtype = entry["dtype"]
         if dtype not in STORAGE:
-            raise CheckpointError(
-                f"tensor {name}: dtype: got {dtype}, supported are F32, BF16 and F16"
-            )
+            raise InputError(f"tensor {name}: dtype: got {dtype}, supported are F32, BF16 and F16")
         if tuple(entry["shape"]) != shape:
-            raise CheckpointError(
-                f"tensor {name}: shape: got {entry['shape']}, expected {list(shape)}"
-            )
+            raise InputError(f"tensor {name}: shape: got {entry['shape']}, expected {list(shape)}")
         self.taken.add(name)
         count, step = math.prod(shape), PIECE_BYTES // STORAGE[dtype].itemsize
 
@@ -156,9 +150,9 @@ class Checkpoint:
                 at = begin + first * STORAGE[dtype].itemsize
                 values = to_f32(np.fromfile(path, STORAGE[dtype], size, offset=at), dtype)
                 if len(values) != size:
-                    raise CheckpointError(f"{path}: ends inside tensor {name}")
+                    raise InputError(f"{path}: ends inside tensor {name}")
                 if not np.isfinite(values).all():
-                    raise CheckpointError(f"tensor {name}: holds NaN or infinity")
+                    raise InputError(f"tensor {name}: holds NaN or infinity")
                 yield values
 
         return Tensor(dtype, shape, pieces)

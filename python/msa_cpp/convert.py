@@ -40,7 +40,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from ._checkpoint import Checkpoint, CheckpointError, Tensor, read_json, write_checkpoint
+from ._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
+from ._command import InputError, Parser, exit_code
 
 MODEL_TYPES = ("llama", "mistral", "qwen3")
 COMPANIONS = (  # files that go along
@@ -118,7 +119,7 @@ def random_normal(shape: tuple[int, int], dtype: str, *seeds: int) -> Tensor:
 def refuse(key: str, value: object, why: str) -> NoReturn:
     given = json.dumps(value)
     given = given if len(given) <= 60 else given[:60] + "..."
-    raise CheckpointError(f"config.json: {key}: got {given}, {why}")
+    raise InputError(f"config.json: {key}: got {given}, {why}")
 
 
 def integer(config: dict, key: str, default: int | None = None, most: int = 1 << 24) -> int:
@@ -178,13 +179,13 @@ def converted_config(source: dict, full_attention: list[int], topk: int) -> dict
     if head_dim % 2:
         refuse("head_dim", head_dim, "expected an even number")
     if wrong := [layer for layer in full_attention if not 0 <= layer < layers]:
-        raise CheckpointError(
+        raise InputError(
             f"full attention in layer {wrong[0]}: expected layers from 0 to {layers - 1}"
         )
     if len(set(full_attention)) == layers:
-        raise CheckpointError(f"full attention in all {layers} layers: some must be sparse")
+        raise InputError(f"full attention in all {layers} layers: some must be sparse")
     if topk < 1:
-        raise CheckpointError(f"topk: got {topk}, expected at least 1")
+        raise InputError(f"topk: got {topk}, expected at least 1")
     rope = source.get("rope_parameters") or source
     config = {
         "architectures": ["MiniMaxM3VLForCausalLM"],
@@ -312,7 +313,7 @@ def converted_tensors(
         idle = name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
         if name not in source.taken and not idle:
             why = "M3's layer has no biases" if name.endswith(".bias") else "unknown"
-            raise CheckpointError(f"tensor {name}: {why}")
+            raise InputError(f"tensor {name}: {why}")
     return {name: out[name] for name in shapes}
 
 
@@ -329,14 +330,14 @@ def convert(
 
     full_attention lists the layers that get no index branch; topk is the number of blocks of 128
     tokens that a query of the others reads; seed makes the index branch. on_progress gets bytes
-    written and to be written. Returns the new configuration. Raises CheckpointError, one line, and
+    written and to be written. Returns the new configuration. Raises InputError, one line, and
     leaves nothing behind.
     """
     source, output = Path(source), Path(output)
     if output.exists():
-        raise CheckpointError(f"{output}: exists already")
+        raise InputError(f"{output}: exists already")
     if not output.parent.is_dir():
-        raise CheckpointError(f"{output.parent}: no such directory")
+        raise InputError(f"{output.parent}: no such directory")
     source_config = read_json(source / "config.json")
     config = converted_config(source_config, full_attention, topk)
     checkpoint = Checkpoint(source)
@@ -346,7 +347,7 @@ def convert(
 
     total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
     if (free := shutil.disk_usage(output.parent).free) < total:
-        raise CheckpointError(f"{output}: needs {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise InputError(f"{output}: needs {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
     def on_bytes(count: int) -> None:
         nonlocal done
@@ -369,7 +370,7 @@ def convert(
 
 
 def check(directory: str | os.PathLike) -> dict:
-    """Raises CheckpointError unless `directory` holds a whole model of M3's shape with dense MLPs.
+    """Raises InputError unless `directory` holds a whole model of M3's shape with dense MLPs.
 
     Every tensor that the configuration asks for is there, in a supported dtype, in its shape and
     finite, the index branch of every sparse layer included, and none besides. Returns the
@@ -400,18 +401,11 @@ def check(directory: str | os.PathLike) -> dict:
         for _ in checkpoint.take(name, shape).pieces():
             pass
     if extra := sorted(set(checkpoint) - checkpoint.taken):
-        raise CheckpointError(f"tensor {extra[0]}: no part of the model that config.json describes")
+        raise InputError(f"tensor {extra[0]}: no part of the model that config.json describes")
     return config
 
 
 # --- the command ----------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """Its errors are one line, as all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CheckpointError(message)
 
 
 def layer_list(text: str) -> list[int]:
@@ -423,7 +417,21 @@ def draw_progress(done: int, total: int) -> None:
     print(f"\r{bar}" if done < total else "\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def run(parser: Parser, arguments: list[str] | None) -> str:
+def run(arguments: list[str] | None) -> str:
+    parser = Parser(
+        prog="python -m msa_cpp.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", nargs="?", help="directory with config.json and safetensors")
+    add("output", nargs="?", help="directory to make")
+    add("--full-attention", metavar="L,L,...", type=layer_list, default=[0, 1, 2],
+        help="layers that get no index branch (0,1,2, as in M3)")  # fmt: skip
+    add("--topk", type=int, default=16, help="blocks of 128 tokens per query (16)")
+    add("--seed", type=int, default=0, help="of the index branch (0)")
+    add("--check", metavar="DIR", help="check a converted checkpoint instead")
+    add("--quiet", action="store_true", help="no progress bar on the terminal")
     options = parser.parse_args(arguments)
     if options.check is not None:
         if options.source is not None:
@@ -452,26 +460,7 @@ def run(parser: Parser, arguments: list[str] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m msa_cpp.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("source", nargs="?", help="directory with config.json and safetensors")
-    add("output", nargs="?", help="directory to make")
-    add("--full-attention", metavar="L,L,...", type=layer_list, default=[0, 1, 2],
-        help="layers that get no index branch (0,1,2, as in M3)")  # fmt: skip
-    add("--topk", type=int, default=16, help="blocks of 128 tokens per query (16)")
-    add("--seed", type=int, default=0, help="of the index branch (0)")
-    add("--check", metavar="DIR", help="check a converted checkpoint instead")
-    add("--quiet", action="store_true", help="no progress bar on the terminal")
-    try:
-        print(run(parser, arguments))
-    except (CheckpointError, OSError) as error:
-        print(f"msa_cpp.convert: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("msa_cpp.convert", lambda: run(arguments))
 
 
 if __name__ == "__main__":

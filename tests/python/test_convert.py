@@ -343,7 +343,7 @@ def refused(llama, tmp_path):
         change(tensors)
         save_file(tensors, source / "model.safetensors")
         (tmp_path / "out").mkdir(exist_ok=True)
-        with pytest.raises(convert.CheckpointError, match=says) as error:
+        with pytest.raises(convert.InputError, match=says) as error:
             convert.convert(source, tmp_path / "out/msa", full_attention=[0])
         assert "\n" not in str(error.value)
         assert list((tmp_path / "out").iterdir()) == []
@@ -423,11 +423,11 @@ def test_damaged_files(llama, tmp_path):
     (source / "config.json").write_text((llama / "config.json").read_text())
     for what, content in damaged.items():
         (source / "model.safetensors").write_bytes(content)
-        with pytest.raises(convert.CheckpointError, match="safetensors"):
+        with pytest.raises(convert.InputError, match="safetensors"):
             convert.convert(source, tmp_path / "out", full_attention=[0])
         assert not (tmp_path / "out").exists(), what
     (source / "model.safetensors").unlink()
-    with pytest.raises(convert.CheckpointError, match="has neither"):
+    with pytest.raises(convert.InputError, match="has neither"):
         convert.convert(source, tmp_path / "out", full_attention=[0])
     index = source / "model.safetensors.index.json"
     for shards, says in (
@@ -436,10 +436,10 @@ def test_damaged_files(llama, tmp_path):
         ([], "plain file names"),
     ):
         index.write_text(json.dumps({"weight_map": shards}))
-        with pytest.raises(convert.CheckpointError, match=says):
+        with pytest.raises(convert.InputError, match=says):
             convert.convert(source, tmp_path / "out", full_attention=[0])
     index.write_text("{")
-    with pytest.raises(convert.CheckpointError, match="not valid JSON"):
+    with pytest.raises(convert.InputError, match="not valid JSON"):
         convert.convert(source, tmp_path / "out", full_attention=[0])
 
 
@@ -478,5 +478,5 @@ def test_check_finds(config, change, says, llama, tmp_path, capsys):
     assert convert.main(["--check", str(out)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    with pytest.raises(convert.CheckpointError, match=says):
+    with pytest.raises(convert.InputError, match=says):
         convert.check(out)
