@@ -141,12 +141,15 @@ def test_roofline_holds_every_row():
         assert point[1] <= 1.05 * bench["machine"]["peak_gflops"][row["backend"]]
 
 
-@pytest.mark.parametrize("name", ["selection", "speedup", "roofline"])
-def test_pictures_of_the_readme(name):
+@pytest.mark.parametrize(
+    "name, page",
+    [("selection", "README.md"), ("speedup", "README.md"), ("roofline", "docs/python.md")],
+)
+def test_pictures_of_the_pages(name, page):
     path = ROOT / f"docs/images/{name}.png"
     assert path.stat().st_size <= 200_000
     assert 600 <= png_size(path)[0] <= 1200
-    assert f"docs/images/{name}.png" in (ROOT / "README.md").read_text()
+    assert f"({path.relative_to((ROOT / page).parent)})" in (ROOT / page).read_text()
 
 
 # --- bad input ------------------------------------------------------------------------------------
