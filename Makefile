@@ -6,6 +6,9 @@ PRESET ?= $(shell nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null &&
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BUILD := build/$(PRESET)
 MODEL := models/code-11m
+CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING -D MSA_BUILD_PYTHON=$(EXTENSION) >/dev/null
+EXTENSION := AUTO
+PLOT = PYTHONPATH=$(BUILD)/python .venv/bin/python3 -m msa_cpp.plot
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_C_COMPILER_LAUNCHER CMAKE_CXX_COMPILER_LAUNCHER CMAKE_CUDA_COMPILER_LAUNCHER
@@ -13,28 +16,37 @@ CMAKE_C_COMPILER_LAUNCHER ?= $(shell command -v ccache)
 CMAKE_CXX_COMPILER_LAUNCHER ?= $(shell command -v ccache)
 CMAKE_CUDA_COMPILER_LAUNCHER ?= $(shell command -v ccache)
 
-.PHONY: demo test test-goldens build lint fuzz bench clean
+test pictures: EXTENSION := ON
+
+.PHONY: demo test build pictures lint fuzz bench clean
 
 demo:  ## dense attention against MSA on a trained model and real text
 	@scripts/setup.sh build
-	@cmake --preset $(PRESET) --log-level=WARNING >/dev/null
+	@$(CONFIGURE)
 	@cmake --build --preset $(PRESET) --parallel $(JOBS) --target msa_cli
 	$(BUILD)/msa eval --model $(MODEL) --text $(MODEL)/sample.txt --context 16384 --attention both
 
 test:  ## every test that needs no GPU
 	@scripts/setup.sh test
-	@$(MAKE) --no-print-directory build
+	@$(CONFIGURE)
+	@cmake --build --preset $(PRESET) --parallel $(JOBS)
 	ctest --preset $(PRESET)
 	@sed -n 's/^SKIPPED/skipped:/p' $(BUILD)/Testing/Temporary/LastTest.log
 
-test-goldens:  ## the tests against Hugging Face; installs torch and transformers into .venv
-	@scripts/setup.sh goldens
-	@$(MAKE) --no-print-directory build
-	ctest --preset $(PRESET) -R test_goldens
-
-build:
-	@cmake --preset $(PRESET) --log-level=WARNING >/dev/null
+build:  ## with the Python extension where it can be built
+	@$(CONFIGURE)
 	@cmake --build --preset $(PRESET) --parallel $(JOBS)
+
+pictures:  ## those of README and docs
+	@scripts/setup.sh test
+	@$(CONFIGURE)
+	@cmake --build --preset $(PRESET) --parallel $(JOBS) --target msa_cli _core
+	$(BUILD)/msa eval --model $(MODEL) --text $(MODEL)/sample.txt --context 32768 \
+	  --attention msa --trace $(BUILD)/trace.safetensors
+	$(PLOT) selection $(BUILD)/trace.safetensors --layer 3 --output docs/images/selection.png \
+	  --title "Which blocks each query of layer 3 reads (code-11m, Python source code)"
+	$(PLOT) speedup bench/results/xeon-16.json --output docs/images/speedup.png
+	$(PLOT) roofline bench/results/xeon-16.json --output docs/images/roofline.png
 
 lint:  ## format, clang-tidy, header budget, symbols
 	@scripts/setup.sh dev

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, clang-tidy and the line budget of the public headers. LINT_FIX=1 formats in place.
+# Format, clang-tidy, ruff and the line budget of the public headers. LINT_FIX=1 formats in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +10,9 @@ else
   clang-format-19 --dry-run --Werror "${sources[@]}"
 fi
 echo "format: ${#sources[@]} files"
+
+.venv/bin/ruff check --quiet .
+echo "ruff: $(git ls-files '*.py' | wc -l) files"
 
 lines=$(cat include/msa/*.h | wc -l)
 if ((lines > 1000)); then

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what is missing: scripts/setup.sh [build|test|goldens|dev]
+# Installs what is missing: scripts/setup.sh [build|test|dev]
 #   build    compiler, CMake, Ninja and the libraries of the msa command
-#   test     the same, and .venv with the Python packages of the tests (default)
-#   goldens  the same, and torch and transformers in .venv
+#   test     the same, and .venv with the Python packages of the tests, torch and transformers among
+#            them: some 6 GB, once (default)
 #   dev      the same as test, and clang, clang-tidy and clang-format 19
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,9 +11,9 @@ profile=${1:-test}
 packages=(g++ make cmake ninja-build pkg-config git libcli11-dev libfmt-dev nlohmann-json3-dev
           libgtest-dev)
 case $profile in
-  build | test | goldens) ;;
+  build | test) ;;
   dev) packages+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev) ;;
-  *) echo "setup: got \"$profile\", expected build, test, goldens or dev" >&2; exit 2 ;;
+  *) echo "setup: got \"$profile\", expected build, test or dev" >&2; exit 2 ;;
 esac
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null) == ii* ]]; }
@@ -44,7 +44,7 @@ check_tools() {
   exit 1
 }
 
-# A Python environment with the packages of the given requirement files.
+# A Python environment.
 make_venv() {
   if [[ ! -x .venv/bin/pip ]]; then
     rm -rf .venv
@@ -58,12 +58,21 @@ make_venv() {
       }
     fi
   fi
-  local file
-  for file in "$@"; do
-    cmp -s "$file" ".venv/$(basename "$file")" && continue
+}
+
+# The Python packages of the tests, and the headers that the extension is compiled with.
+install_python() {
+  local file=scripts/requirements-test.txt header
+  make_venv
+  if ! cmp -s "$file" .venv/requirements-test.txt; then
+    echo "setup: installing Python packages into .venv; torch is large"
     .venv/bin/pip install --quiet --requirement "$file"
     cp "$file" .venv/
-  done
+  fi
+  header=$(.venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+  [[ -e $header ]] && return
+  command -v apt-get >/dev/null && install_packages python3-dev
+  [[ -e $header ]] || { echo "setup: missing: $header, the headers of Python" >&2; exit 1; }
 }
 
 if command -v apt-get >/dev/null; then
@@ -72,10 +81,7 @@ else
   check_tools c++ cmake ninja pkg-config
 fi
 
-case $profile in
-  test | dev) make_venv scripts/requirements-test.txt ;;
-  goldens) make_venv scripts/requirements-test.txt scripts/requirements-goldens.txt ;;
-esac
+[[ $profile == build ]] || install_python
 
 cmake_version=$(cmake --version | sed -n '1s/[^0-9]*//p')
 if [[ $(printf '%s\n' 3.25 "$cmake_version" | sort -V | head -1) != 3.25 ]]; then

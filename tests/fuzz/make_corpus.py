@@ -121,9 +121,11 @@ def attend_seeds():
     seed("select", [1, 1, 4, 2, 1, 1, 0, 0], index | lengths)
     seed("sparse", [2, 0, 4, 2, 0, 1, 4, 2], packed | ids)
     seed("paged", [3, 0, 4, 0, 0, 1, 0, 2], pages)
-    seed("paged_bad_page", [3, 1, 4, 0, 0, 1, 0, 0], pages | {"page_table": i32([2, 9, 3, 1], 2, 2)})
+    bad_page = {"page_table": i32([2, 9, 3, 1], 2, 2)}
+    seed("paged_bad_page", [3, 1, 4, 0, 0, 1, 0, 0], pages | bad_page)
     seed("unknown_name", [0, 0, 0, 0, 0, 1, 0, 0], {"query": f32(2, 2, 8)})
-    seed("no_rows", [3, 0, 4, 0, 0, 1, 0, 0], {"q": f32(0, 2, 8), "k": f32(4, 1, 8), "v": f32(4, 1, 8)})
+    no_rows = {"q": f32(0, 2, 8), "k": f32(4, 1, 8), "v": f32(4, 1, 8)}
+    seed("no_rows", [3, 0, 4, 0, 0, 1, 0, 0], no_rows)
 
 
 safetensors_seeds()

@@ -53,7 +53,7 @@ def load_code_11m(dense=False):
 
 @torch.no_grad()
 def run(model, tokens):
-    """logits [T,V] f32, {layer: selected blocks as bit masks [Hi,T]} and the pieces they came in."""
+    """logits [T,V] f32, {layer: selected blocks as bit masks [Hi,T]}, the pieces they came in."""
     masks = {}
 
     def watch(layer):
@@ -205,7 +205,8 @@ def released_names(name, value):
         prefix = name.removesuffix("gate_up_proj")
         halves = [expert.chunk(2) for expert in value]
         return {f"{prefix}{e}.{w}.weight": half.clone()
-                for e, pair in enumerate(halves) for w, half in zip(("w1", "w3"), pair)}  # fmt: skip
+                for e, pair in enumerate(halves)
+                for w, half in zip(("w1", "w3"), pair)}  # fmt: skip
     if name.endswith(".experts.down_proj"):
         prefix = name.removesuffix("down_proj")
         return {f"{prefix}{e}.w2.weight": expert.clone() for e, expert in enumerate(value)}
