@@ -145,7 +145,8 @@ struct Case {
   int max_q_len = 0;  // of the plan; 0: the longest
   std::vector<int> q_offset{};
   std::vector<int> block_offset{};
-  bool stale = false;  // NaN behind kv_len, one invalid page
+  bool stale = false;    // NaN behind kv_len, one invalid page
+  bool shuffled = true;  // pages in random order
 };
 
 /// A batch in device memory, ready to run.
@@ -205,7 +206,7 @@ struct Instance {
       pool = std::max(pool, 1);
       std::vector<int> order(pool);
       for (int i = 0; i < pool; ++i) order[i] = i;
-      std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+      if (c.shuffled) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
       table.assign(size_t(B) * max_pages, -7);
       int next = 0;
       for (int b = 0; b < B; ++b)
@@ -527,12 +528,15 @@ void time_all(const std::string& filter) {
     measure({.name = name, .paged = paged, .q_lens = {n}, .kv_lens = {n}, .block_max = maxima}, 1,
             repeats, pairs * 4 * 128 * 64, 0);
   };
-  const auto decode = [&](const char* name, int batch, int n, int buffers, int tokens = 1) {
+  enum Layout { kShuffled, kInOrder, kPacked };
+  const auto decode = [&](const char* name, int batch, int n, int buffers, int tokens = 1,
+                          Layout layout = kShuffled) {
     if (!wanted(name)) return;
     measure({.name = name,
-             .paged = true,
+             .paged = layout != kPacked,
              .q_lens = std::vector<int>(batch, tokens),
-             .kv_lens = std::vector<int>(batch, n)},
+             .kv_lens = std::vector<int>(batch, n),
+             .shuffled = layout == kShuffled},
             buffers, 20, 0, double(batch) * n * 4 * 128 * 2 * 2);
   };
   prefill("prefill 8K", 8192, 20);
@@ -540,11 +544,16 @@ void time_all(const std::string& filter) {
   prefill("prefill 32K packed", 32768, 5, false, false);
   prefill("prefill 32K block_max", 32768, 3, true);
   prefill("prefill 128K", 131072, 3);
+  if (!filter.empty()) prefill("prefill long run of 32K", 32768, 50);
   decode("decode 1 x 32K", 1, 32768, 8);
   decode("decode 1 x 128K", 1, 131072, 3);
   decode("decode 1 x 1M", 1, 1 << 20, 1);
+  decode("decode 1 x 1M in order", 1, 1 << 20, 1, 1, kInOrder);
+  decode("decode 1 x 1M packed", 1, 1 << 20, 1, 1, kPacked);
   decode("decode 8 x 128K", 8, 131072, 1);
   decode("decode 32 x 32K", 32, 32768, 1);
+  decode("decode 32 x 32K in order", 32, 32768, 1, 1, kInOrder);
+  decode("decode 32 x 32K packed", 32, 32768, 1, 1, kPacked);
   decode("decode 32 x 32K, 4 tokens", 32, 32768, 1, 4);
   decode("decode 32 x 32K, 8 tokens", 32, 32768, 1, 8);
 }

@@ -73,6 +73,7 @@ class BlockPlaces {
 
 template <int kConsumers>
 __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args& args) {
+  for (const CUtensorMap* map : {&maps.q, &maps.k, &maps.v}) ptx::prefetch_map(map);
   const auto load_tile = [&](auto& tile, const CUtensorMap& map, ptx::Barrier* full, int c1, int c2,
                              int c3) {
     for (int p = 0; p < kDim / kPanelColumns; ++p)
@@ -123,21 +124,8 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
 
 // ---- the consumers: one warpgroup each ----------------------------------------------------------
 
-/// Named barriers; 0 is __syncthreads.
-constexpr uint32_t kTurnBarrier = 1, kConsumerBarrier = 3;
-
-/// Two consumers start their products alternately.
-template <int kConsumers>
-struct Turn {
-  int consumer;
-
-  __device__ void take() const {
-    if constexpr (kConsumers == 2) ptx::join(kTurnBarrier + consumer, 256);
-  }
-  __device__ void pass() const {
-    if constexpr (kConsumers == 2) ptx::announce(kTurnBarrier + (consumer ^ 1), 256);
-  }
-};
+/// Named barriers, one per consumer; 0 is __syncthreads.
+constexpr uint32_t kConsumerBarrier = 1;
 
 /// A warp has read what the stage held.
 __device__ inline void release(ptx::Barrier* empty) {
@@ -158,8 +146,9 @@ __device__ inline void clear_rows(SharedTile<kBlock, kDim>& v, int keys, int con
 struct Rows {
   int64_t token[2];  ///< query row, -1: no row
   int head[2];
-  int limit[2];  ///< visible keys
-  int row[2];    ///< in the tile
+  int limit[2];         ///< visible keys
+  int row[2];           ///< in the tile
+  float* block_max[2];  ///< null where this thread writes none
 
   __device__ Rows(const Args& args, const Segment& segment, int consumer) {
     const int thread = static_cast<int>(threadIdx.x % 128);
@@ -170,6 +159,8 @@ struct Rows {
       token[h] = i < segment.tokens ? segment.row + i : -1;
       head[h] = segment.kv_head * args.group + row[h] % args.group;
       limit[h] = segment.limit(i);
+      const bool writes = args.block_max.data != nullptr && thread % 4 == 0 && token[h] >= 0;
+      block_max[h] = writes ? args.block_max.at(token[h], head[h]) : nullptr;
     }
   }
 };
@@ -198,9 +189,6 @@ __device__ void write_results(const Args& args, const Segment& segment, const Ro
 
 template <int kConsumers>
 __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consumer) {
-  const bool leader = threadIdx.x % 4 == 0;
-  const Turn<kConsumers> turn{consumer};
-  if (consumer == 1) turn.pass();
   RingPosition<1> q;
   RingPosition<kStages> kv;
   while (true) {
@@ -221,12 +209,9 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       }
       float block_max[2];
       row_max(s, block_max);
-      if (args.block_max.data != nullptr && leader) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if (rows.token[h] >= 0) args.block_max.at(rows.token[h], rows.head[h])[j] = block_max[h];
-        }
-      }
+      for (int h = 0; h < 2; ++h)
+        if (rows.block_max[h] != nullptr) rows.block_max[h][j] = block_max[h];
       softmax.absorb(s, block_max, args.scale, factor);
     };
     const auto add = [&](const RingPosition<kStages>& v) {
@@ -265,21 +250,23 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
 
         k.wait_full(shared.kv_ring);
         const int keys = shared.keys[k.stage];
-        turn.take();
         score(k);
         v.wait_full(shared.kv_ring);
         add(v);
-        turn.pass();
 
         ptx::wgmma_wait<1>();
         ptx::pin(s);
         release(&shared.kv_ring.empty[k.stage]);
         weigh(j, keys);
+        if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) {
+          ptx::wgmma_wait<0>();
+          ptx::pin(o);
+          scale_rows(o, factor);
+        }
 
         ptx::wgmma_wait<0>();
         ptx::pin(o);
         release(&shared.kv_ring.empty[v.stage]);
-        scale_rows(o, factor);
         pack_operand(s, p);
       }
       release(&shared.q_ring.empty[q.stage]);
@@ -299,38 +286,33 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
     softmax.finish(args.scale, inverse, lse);
     scale_rows(o, inverse);
     write_results<kConsumers>(args, segment, rows, o, lse);
-    if (segment.top && args.block_max.data != nullptr && leader) {
+    const int blocks = blocks_of(segment.limit(segment.tokens - 1));
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        for (int j = blocks_of(segment.limit(segment.tokens - 1));
-             j < args.block_columns && rows.token[h] >= 0; ++j)
-          args.block_max.at(rows.token[h], rows.head[h])[j] = -INFINITY;
-      }
-    }
+    for (int h = 0; h < 2; ++h)  // behind what the tile sees
+      for (int j = blocks; segment.top && rows.block_max[h] != nullptr && j < args.block_columns;
+           ++j)
+        rows.block_max[h][j] = -INFINITY;
   }
 }
 
 // ---- kernels ------------------------------------------------------------------------------------
 
-/// Rows behind the last sequence: zeros, -inf.
+/// Rows behind the last sequence: zeros, -inf. One warp.
 __device__ inline void clear_padding(const Args& args) {
   const DeviceBatch& batch = args.batch;
-  const int heads = args.heads_kv * args.group;
-  const int begin = batch.clamp(batch.cu_seqlens_q[batch.sequences], 0, batch.tokens);
-  const int64_t first = int64_t{begin} * heads + blockIdx.x;
-  for (int64_t row = first; row < int64_t{batch.tokens} * heads; row += gridDim.x) {
-    const int64_t t = row / heads, h = row % heads;
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread < kDim) {
-      if (args.o.data != nullptr)
-        args.o.at(t, h)[thread] = __float2bfloat16(0);
-      else
-        args.o_wide.at(t, h)[thread] = 0;
+  const int heads = args.heads_kv * args.group, lane = static_cast<int>(threadIdx.x % 32);
+  for (int t = batch.clamp(batch.cu_seqlens_q[batch.sequences], 0, batch.tokens); t < batch.tokens;
+       ++t) {
+    for (int h = static_cast<int>(blockIdx.x); h < heads; h += static_cast<int>(gridDim.x)) {
+      for (int d = lane; d < kDim; d += 32) {
+        if (args.o.data != nullptr)
+          args.o.at(t, h)[d] = __float2bfloat16(0);
+        else
+          args.o_wide.at(t, h)[d] = 0;
+      }
+      if (lane == 0 && args.lse.data != nullptr) *args.lse.at(t, h) = -INFINITY;
+      for (int j = lane; j < args.block_columns; j += 32) args.block_max.at(t, h)[j] = -INFINITY;
     }
-    if (thread == 0 && args.lse.data != nullptr) *args.lse.at(t, h) = -INFINITY;
-    if (args.block_max.data == nullptr) continue;
-    for (int j = thread; j < args.block_columns; j += static_cast<int>(blockDim.x))
-      args.block_max.at(t, h)[j] = -INFINITY;
   }
 }
 
@@ -345,28 +327,31 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     shared.kv_ring.init(4 * kConsumers);
     ptx::fence_barrier_init();
   }
-  clear_padding(args);
   __syncthreads();
   ptx::allow_next_grid();
 
   const int warpgroup = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0);  // uniform
   if (warpgroup == 0) {
     if constexpr (kConsumers == 2) ptx::give_registers<56>();
-    if (threadIdx.x < 32) produce(shared, maps, args);
+    if (threadIdx.x < 32)
+      produce(shared, maps, args);
+    else if (threadIdx.x < 64)
+      clear_padding(args);
   } else {
     if constexpr (kConsumers == 2) ptx::take_registers<224>();
     consume(shared, args, warpgroup - 1);
   }
 }
 
-/// Combines the parts of the units that several CTAs computed, in the order of the CTAs. Grid: one
-/// CTA of 128 threads per row (t, h); `ctas` and `tile_rows` are attend's.
+/// Combines the parts of the units that several CTAs computed, in the order of the CTAs. One warp
+/// per row (t, h); `ctas` and `tile_rows` are attend's.
 __global__ void __launch_bounds__(128)
     merge_parts(const __grid_constant__ Args args, int ctas, int tile_rows) {
   const int heads = args.heads_kv * args.group;
-  const int t = static_cast<int>(blockIdx.x) / heads, head = static_cast<int>(blockIdx.x) % heads;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int b = args.batch.warp_sequence_of(t);
+  const int warp = static_cast<int>(blockIdx.x * 4 + threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int t = warp / heads, head = warp % heads;
+  const int b = t < args.batch.tokens ? args.batch.warp_sequence_of(t) : -1;
 
   // CTAs first .. last took steps of the row's unit.
   int64_t total = 0;
@@ -385,43 +370,43 @@ __global__ void __launch_bounds__(128)
   const auto part = [&](int cta) {
     return int64_t{part_slot(cta, cta == first)} * tile_rows + row;
   };
-  const auto took_steps = [&](int cta) {
-    return share_begin(total, cta, ctas) < share_begin(total, cta + 1, ctas);
+  const auto lse_of = [&](int cta) {
+    const bool written =
+        cta <= last && share_begin(total, cta, ctas) < share_begin(total, cta + 1, ctas);
+    return written ? args.lse_parts[part(cta)] : -INFINITY;
   };
   ptx::wait_for_previous_grid();
-  if (first == last) return;  // a row of padding, or one CTA had it all
+  if (first == last) return;  // no row, or one CTA had it all
 
-  // Each warp adds every fourth part, then warp 0 adds the four.
-  __shared__ float4 sums[4][32];
-  __shared__ float weights[4];
   float max = -INFINITY;
-  for (int cta = first + lane; cta <= last; cta += 32)
-    if (took_steps(cta)) max = fmaxf(max, args.lse_parts[part(cta)]);
+  for (int cta = first + lane; cta <= last; cta += 32) max = fmaxf(max, lse_of(cta));
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
+  constexpr int kAtOnce = 8;  // loads in flight
   float weight = 0;
-  float4 sum{};
-#pragma unroll 8
-  for (int cta = first + warp; cta <= last; cta += 4) {
-    if (!took_steps(cta)) continue;
-    const float lse = args.lse_parts[part(cta)];
-    const float w = lse == -INFINITY ? 0 : expf(lse - max);
-    const float4 o = reinterpret_cast<const float4*>(args.o_parts + part(cta) * kDim)[lane];
-    weight += w;
-    sum.x += w * o.x, sum.y += w * o.y, sum.z += w * o.z, sum.w += w * o.w;
-  }
-  sums[warp][lane] = sum;
-  if (lane == 0) weights[warp] = weight;
-  __syncthreads();
-  if (warp != 0) return;
-  for (int i = 1; i < 4; ++i) {
-    const float4 o = sums[i][lane];
-    weight += weights[i];
-    sum.x += o.x, sum.y += o.y, sum.z += o.z, sum.w += o.w;
+  float4 o{};
+  for (int base = first; base <= last; base += 32) {
+    const float lse = lse_of(base + lane);
+    const float mine = lse > -INFINITY ? expf(lse - max) : 0;
+    for (int begin = 0; begin < 32 && base + begin <= last; begin += kAtOnce) {
+      float w[kAtOnce];
+      float4 x[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        w[i] = __shfl_sync(0xffffffff, mine, begin + i);
+        const int cta = w[i] > 0 ? base + begin + i : first;  // what nobody wrote is not read
+        x[i] = reinterpret_cast<const float4*>(args.o_parts + part(cta) * kDim)[lane];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        weight += w[i];
+        o.x += w[i] * x[i].x, o.y += w[i] * x[i].y, o.z += w[i] * x[i].z, o.w += w[i] * x[i].w;
+      }
+    }
   }
   const float inverse = weight > 0 ? 1 / weight : 0;
-  const float4 o{sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+  o.x *= inverse, o.y *= inverse, o.z *= inverse, o.w *= inverse;
   if (args.o.data != nullptr) {
     const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o.x, o.y),
                                      __floats2bfloat162_rn(o.z, o.w)};

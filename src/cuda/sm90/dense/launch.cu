@@ -56,8 +56,8 @@ Status launch_attend(const Maps& maps, const Args& args, int ctas, cudaStream_t 
   if (!args.split) return {};
   const int64_t rows = int64_t{args.batch.tokens} * args.heads_kv * args.group;
   return launch("dense_attention merge", merge_parts,
-                {.grid = static_cast<uint32_t>(rows), .block = 128, .overlap = true}, stream, args,
-                ctas, kTileRows * kConsumers);
+                {.grid = static_cast<uint32_t>(ceil_div(rows, 4)), .block = 128, .overlap = true},
+                stream, args, ctas, kTileRows * kConsumers);
 }
 
 }  // namespace
