@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <map>
+#include <memory>
 
 #include "core/text.h"
 #include "reference/rows.h"
@@ -22,14 +23,46 @@ constexpr Repeat kRepeats[] = {{"1 thread", false, std::byte{0x5a}},
                                {"N threads", true, std::byte{0xff}},
                                {"N threads again", true, std::byte{0x00}}};
 
-/// As msa::plan, for backends that need not be on its list.
-Plan bind(const Backend& backend, const Problem& problem, const Limits& limits) {
-  return {&backend, problem, limits, backend.workspace_bytes(problem, limits)};
+/// The problem with its tensors where the backend wants them.
+Problem placed(Problem problem, const Backend& backend) {
+  problem.device = {backend.device(), 0};
+  return problem;
 }
 
-Status call(const Plan& plan, const Params& params, Workspace workspace, Threads* threads) {
+/// As msa::plan, for backends that need not be on its list.
+Plan bind(const Backend& backend, const Problem& problem, const Limits& limits) {
+  const Problem here = placed(problem, backend);
+  return {&backend, here, limits, backend.workspace_bytes(here, limits)};
+}
+
+Status call_here(const Plan& plan, const Params& params, Workspace workspace, Threads* threads) {
   return std::visit(
       [&](const auto& a) { return msa::run(plan, a, workspace, {.threads = threads}); }, params);
+}
+
+/// The same on a device, with copies of `memory`, in which all arguments and the workspace lie.
+Status call_on_device(const Plan& plan, Params params, Workspace workspace,
+                      std::span<const HostRange> memory) {
+  DeviceCopies copies;
+  MSA_TRY(DeviceCopies::make(memory, &copies));
+  for (TensorView* view : arguments(params)) {
+    view->device = plan.problem.device;
+    view->data = copies.address(view->data);
+  }
+  workspace.data = copies.address(workspace.data);
+  MSA_TRY(call_here(plan, params, workspace, nullptr));
+  return copies.bring_back();
+}
+
+/// Calls the operator. All arguments lie in `memory`, the workspace in `scratch`.
+Status call(const Plan& plan, const Params& params, HostRange scratch,
+            std::vector<HostRange> memory, Threads* threads) {
+  const auto bytes = static_cast<size_t>(plan.workspace_bytes);
+  const Workspace workspace{bytes == 0 ? nullptr : scratch.data(), bytes};
+  if (plan.backend->device() == DeviceKind::kCPU)
+    return call_here(plan, params, workspace, threads);
+  memory.push_back(scratch);
+  return call_on_device(plan, params, workspace, memory);
 }
 
 /// True when index_select's forced blocks are those of select_blocks: the query's own block is the
@@ -45,16 +78,21 @@ bool ends_at_own_block(const Case& c) {
 Harness::Harness(int threads) : threads_(std::max(2, threads)) {}
 
 std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> backends) {
-  Instance instance(c);
-  instance.poison_outputs(std::byte{0xff});
-  Expected expected;
-  const Status status =
-      expect(c.problem, instance.limits(), instance.params(), &threads_, &expected);
+  std::map<int64_t, std::unique_ptr<Instance>> instances;  // by alignment
+  const auto instance_for = [&](int64_t alignment) -> Instance& {
+    auto& instance = instances[alignment];
+    if (instance == nullptr) instance = std::make_unique<Instance>(c, alignment);
+    return *instance;
+  };
+  Instance& plain = instance_for(1);
+  plain.poison_outputs(std::byte{0xff});
+  Expected expected;  // of all instances: their contents are the same
+  const Status status = expect(c.problem, plain.limits(), plain.params(), &threads_, &expected);
   std::vector<Result> results;
   for (const Backend* backend : backends) {
     const auto start = std::chrono::steady_clock::now();
     if (status.ok())
-      results.push_back(run(instance, expected, *backend));
+      results.push_back(run(instance_for(alignment(*backend)), expected, *backend));
     else
       results.push_back({backend, Outcome::kFailed, "the judge: " + status.message()});
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
@@ -64,7 +102,8 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
 }
 
 Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
-  if (const Status status = backend.supports(instance.problem()); !status.ok())
+  const Problem here = placed(instance.problem(), backend);
+  if (const Status status = backend.supports(here); !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
   Verdict verdict;
   std::string failure = repeat(instance, expected, backend, &verdict);
@@ -88,8 +127,8 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
     instance.poison_outputs(way.poison);
     std::fill_n(workspace, bytes + kWorkspaceGuard, way.poison);
 
-    const Status status = call(plan, instance.params(), {bytes == 0 ? nullptr : workspace, bytes},
-                               way.parallel ? &threads_ : nullptr);
+    const Status status = call(plan, instance.params(), {workspace, bytes + kWorkspaceGuard},
+                               instance.memory(), way.parallel ? &threads_ : nullptr);
     if (!status.ok()) return text("run with ", way.what, ": ", status.message());
     if (std::any_of(workspace + bytes, workspace + bytes + kWorkspaceGuard,
                     [&](std::byte b) { return b != way.poison; }))
@@ -144,17 +183,23 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
                                              .num_valid_blocks = TensorView::contiguous(
                                                  valid.data(), DType::kI32, {tokens}),
                                              .ids = ids(1)}}};
+  std::vector<HostRange> memory = instance.memory();
+  for (const auto& tensor :
+       {std::as_writable_bytes(std::span(scores)), std::as_writable_bytes(std::span(lists[0])),
+        std::as_writable_bytes(std::span(lists[1]))})
+    memory.push_back(tensor);
   for (const auto& [op, params] : steps) {
     Problem problem = p;
     problem.op = op;
     // Selection is exact, so any backend's will do.
     const Backend& step = op == Op::kSelectBlocks ? *find_backend("reference") : backend;
-    if (!step.supports(problem).ok()) return {};
+    if (!step.supports(placed(problem, step)).ok()) return {};
     Limits limits = instance.limits();
     limits.max_threads = 1;
     const Plan plan = bind(step, problem, limits);
     const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
-    const Status status = call(plan, params, {make_workspace(bytes, &scratch_), bytes}, nullptr);
+    const Status status =
+        call(plan, params, {make_workspace(bytes, &scratch_), bytes}, memory, nullptr);
     if (!status.ok()) return text(name_of(op), " after ", name_of(p.op), ": ", status.message());
   }
   const auto [at, end] = std::mismatch(lists[0].begin(), lists[0].end(), lists[1].begin());

@@ -1,5 +1,6 @@
 // Runs a case on a backend: right, repeatable, independent of the number of threads, and within
-// the memory it was given.
+// the memory it was given. What a CUDA backend works on are copies in device memory, the zones
+// around outputs and workspace included; they are brought back and judged like those of a CPU one.
 #pragma once
 
 #include <span>

@@ -40,7 +40,8 @@ struct Instance::Layout {
   int64_t shift = 0;          ///< elements between the allocation's start and the view
 };
 
-Instance::Layout Instance::make_layout(int rank, bool any_innermost_stride, int64_t pitch) {
+Instance::Layout Instance::make_layout(DType dtype, int rank, bool any_innermost_stride,
+                                       int64_t pitch) {
   Layout layout;
   layout.order.resize(static_cast<size_t>(rank));
   layout.gap.assign(static_cast<size_t>(rank), 0);
@@ -53,6 +54,11 @@ Instance::Layout Instance::make_layout(int rank, bool any_innermost_stride, int6
     for (int64_t& gap : layout.gap) gap = rng_.pick<int64_t>({0, 0, 0, 3, 8, 16});
     if (!any_innermost_stride) layout.gap.back() = 0;
     layout.shift = rng_.pick<int64_t>({0, 0, 1, 2, 3, 8});
+    if (size_of(dtype) == 2) {
+      const int64_t unit = std::max<int64_t>(1, alignment_ / 2);
+      for (int64_t& gap : layout.gap) gap = (gap + unit - 1) / unit * unit;
+      layout.shift = (layout.shift + unit - 1) / unit * unit;
+    }
   }
   // A pitch makes room behind each innermost row: for the values between the keys.
   if (rank > 1) layout.gap[layout.order[layout.order.size() - 2]] += pitch;
@@ -88,7 +94,7 @@ TensorView Instance::place(DType dtype, const std::vector<int64_t>& shape, const
 TensorView Instance::allocate(DType dtype, std::vector<int64_t> shape, bool is_output,
                               bool any_innermost_stride) {
   const Layout layout =
-      make_layout(static_cast<int>(shape.size()), any_innermost_stride, /*pitch=*/0);
+      make_layout(dtype, static_cast<int>(shape.size()), any_innermost_stride, /*pitch=*/0);
   return place(dtype, shape, layout, is_output, /*extra=*/0);
 }
 
@@ -100,7 +106,7 @@ std::array<TensorView, 2> Instance::allocate_interleaved(std::vector<int64_t> sh
     return {first, allocate(problem().dtype, shape, is_output)};
   }
   const int64_t dim = shape.back();
-  const Layout layout = make_layout(static_cast<int>(shape.size()), false, dim);
+  const Layout layout = make_layout(problem().dtype, static_cast<int>(shape.size()), false, dim);
   const TensorView first = place(problem().dtype, shape, layout, is_output, dim);
   TensorView second = first;
   second.data = static_cast<std::byte*>(first.data) + dim * size_of(first.dtype);
@@ -144,6 +150,13 @@ uint64_t Instance::input_hash() const {
     }
   }
   return hash;
+}
+
+std::vector<HostRange> Instance::memory() const {
+  std::vector<HostRange> ranges;
+  for (const std::vector<Buffer>* buffers : {&inputs_, &outputs_})
+    for (const Buffer& buffer : *buffers) ranges.emplace_back(buffer.data.get(), buffer.size);
+  return ranges;
 }
 
 // ---- operators ----
@@ -317,7 +330,8 @@ TensorView Instance::make_lse(const BlockMassParams& a) {
   return lse;  // stale, so that the case fails, if there was none
 }
 
-Instance::Instance(const Case& c) : case_(c), rng_(c.seed) {
+Instance::Instance(const Case& c, int64_t alignment)
+    : case_(c), alignment_(alignment), rng_(c.seed) {
   const Problem& p = problem();
   tokens_ = c.tokens();
   limits_ = {.max_batch = static_cast<int64_t>(c.sequences.size()),

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "conformance/cases.h"
+#include "conformance/device.h"
 #include "conformance/random.h"
 #include "conformance/tensors.h"
 #include "msa/msa.h"
@@ -22,7 +23,9 @@ struct Buffer {
 
 class Instance {
  public:
-  explicit Instance(const Case& c);
+  /// Addresses and strides of 16-bit tensors are multiples of `alignment` bytes; contents do not
+  /// depend on it.
+  explicit Instance(const Case& c, int64_t alignment = 1);
 
   const Case& test_case() const { return case_; }
   const Problem& problem() const { return case_.problem; }
@@ -38,10 +41,12 @@ class Instance {
   std::vector<std::vector<std::byte>> take_outputs(bool* untouched);
   /// Changes when an input changes.
   uint64_t input_hash() const;
+  /// All memory that the arguments lie in.
+  std::vector<HostRange> memory() const;
 
  private:
   struct Layout;
-  Layout make_layout(int rank, bool any_innermost_stride, int64_t pitch);
+  Layout make_layout(DType dtype, int rank, bool any_innermost_stride, int64_t pitch);
   TensorView allocate(DType dtype, std::vector<int64_t> shape, bool is_output,
                       bool any_innermost_stride = false);
   std::array<TensorView, 2> allocate_interleaved(std::vector<int64_t> shape, bool is_output);
@@ -78,6 +83,7 @@ class Instance {
   BlockMassParams make_block_mass();
 
   Case case_;
+  int64_t alignment_;
   Rng rng_;
   Limits limits_;
   int64_t tokens_ = 0;      ///< T

@@ -385,7 +385,12 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
 }
 
 bool rounds_probabilities(const Backend& backend, DType dtype) {
-  return dtype == DType::kBF16 && std::string_view(backend.name()) == "amx";
+  const std::string_view name = backend.name();
+  return dtype == DType::kBF16 && (name == "amx" || name == "cuda");
+}
+
+int64_t alignment(const Backend& backend) {
+  return std::string_view(backend.name()) == "cuda" ? 16 : 1;
 }
 
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions) {

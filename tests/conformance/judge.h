@@ -48,6 +48,10 @@ struct Conditions {
 /// True for backends whose matrix units take probabilities as bf16 only.
 bool rounds_probabilities(const Backend& backend, DType dtype);
 
+/// What addresses and strides of 16-bit tensors must be a multiple of, in bytes: those that "cuda"
+/// hands to the tensor memory accelerator (q, k, v, index queries and keys) 16, all others 1.
+int64_t alignment(const Backend& backend);
+
 /// Judges outputs computed from the same arguments.
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions);
 

@@ -22,7 +22,42 @@ std::vector<Output> list(AppendPagedParams& a) {
 }
 std::vector<Output> list(BlockMassParams& a) { return {{"mass", &a.mass}}; }
 
+template <class P>
+std::vector<TensorView*> all_of(P& a) {
+  std::vector<TensorView*> all;
+  if constexpr (requires { a.q_idx; }) all.push_back(&a.q_idx);
+  if constexpr (requires { a.k_idx; }) all.push_back(&a.k_idx);
+  if constexpr (requires { a.q; }) all.push_back(&a.q);
+  if constexpr (requires { a.k; }) all.push_back(&a.k);
+  if constexpr (requires { a.v; }) all.push_back(&a.v);
+  if constexpr (requires { a.ids; }) all.push_back(&a.ids);
+  if constexpr (requires { a.scores; }) all.push_back(&a.scores);
+  if constexpr (requires { a.num_valid_blocks; }) all.push_back(&a.num_valid_blocks);
+  if constexpr (requires { a.o; }) all.push_back(&a.o);
+  if constexpr (requires { a.lse; }) all.push_back(&a.lse);
+  if constexpr (requires { a.block_max; }) all.push_back(&a.block_max);
+  if constexpr (requires { a.o_parts; }) all.push_back(&a.o_parts);
+  if constexpr (requires { a.lse_parts; }) all.push_back(&a.lse_parts);
+  if constexpr (requires { a.row_ptr; }) all.push_back(&a.row_ptr);
+  if constexpr (requires { a.entries; }) all.push_back(&a.entries);
+  if constexpr (requires { a.k_pages; }) all.push_back(&a.k_pages);
+  if constexpr (requires { a.v_pages; }) all.push_back(&a.v_pages);
+  if constexpr (requires { a.k_idx_pages; }) all.push_back(&a.k_idx_pages);
+  if constexpr (requires { a.mass; }) all.push_back(&a.mass);
+  if constexpr (requires { a.batch; }) {
+    Batch& b = a.batch;
+    for (TensorView* view : {&b.cu_seqlens_q, &b.cu_seqlens_k, &b.seq_lens, &b.page_table,
+                             &b.q_offset, &b.block_offset})
+      all.push_back(view);
+  }
+  return all;
+}
+
 }  // namespace
+
+std::vector<TensorView*> arguments(Params& params) {
+  return std::visit([](auto& a) { return all_of(a); }, params);
+}
 
 std::vector<Output> outputs(Params& params) {
   std::vector<Output> all = std::visit([](auto& a) { return list(a); }, params);

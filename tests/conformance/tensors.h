@@ -20,6 +20,9 @@ struct Output {
 /// The outputs that were given.
 std::vector<Output> outputs(Params& params);
 
+/// Every argument, given or not, the batch's included.
+std::vector<TensorView*> arguments(Params& params);
+
 /// Offset of element `linear`, counted in row-major order of the shape.
 int64_t element_offset(const TensorView& view, int64_t linear);
 
