@@ -1,0 +1,51 @@
+"""docs/python.md shows the files of examples/python and what they print; README shows a part."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/python.md").read_text()
+EXAMPLES = sorted((ROOT / "examples/python").glob("*.py"))
+SHOWN = {
+    name: (code, output)
+    for name, code, output in re.findall(
+        r"<!-- (\S+) -->\n```python\n(.*?)```\n```text\n(.*?)```\n", PAGE, re.DOTALL
+    )
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_all_examples_are_shown():
+    assert len(EXAMPLES) >= 4
+    assert sorted(SHOWN) == [name_of(path) for path in EXAMPLES]
+    assert PAGE.count("```python") == len(SHOWN)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path):
+    code, output = SHOWN[name_of(path)]
+    assert code == path.read_text(), "docs/python.md shows another text"
+    if not path.stem.startswith("numpy"):
+        pytest.importorskip("torch", reason="torch is not installed")
+    done = subprocess.run(
+        [sys.executable, path], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OMP_WAIT_POLICY": "passive"},  # the cores may be shared
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == output
+
+
+def test_readme_shows_lines_of_the_transformers_example():
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    example = (ROOT / "examples/python/transformers_generate.py").read_text().splitlines()
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) >= 3 and all(line in example for line in lines)
