@@ -609,6 +609,7 @@ def plan(
     Args:
         op: the name of a function of this module.
         dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
+        paged: whether keys lie in pages; append_paged and sparse_decode have no others.
         heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq,
             Hkv, D, Di, Bk, K and the forced blocks; what the operator does not use is ignored.
         device: "cpu", "cuda", "cuda:1" or a torch.device.
@@ -628,7 +629,7 @@ def plan(
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
     return _core.plan(
-        op=op, dtype=dtype, paged=paged or op == "append_paged", heads_q=heads_q,
+        op=op, dtype=dtype, paged=paged or op in ("append_paged", "sparse_decode"), heads_q=heads_q,
         heads_kv=heads_kv, head_dim=head_dim, index_dim=index_dim, block_size=block_size,
         topk=topk, init_blocks=init_blocks, local_blocks=local_blocks,
         cuda_device=-1 if kind == "cpu" else int(index or 0), max_batch=max_batch,

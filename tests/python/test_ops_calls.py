@@ -286,3 +286,18 @@ def test_importing_needs_numpy_alone():
     loaded = in_child("import sys, msa_cpp\nprint(*(m for m in ('torch', 'transformers', "
                       "'matplotlib', 'msa_cpp.torch_ops') if m in sys.modules))")
     assert loaded == []
+
+
+def test_the_plans_of_a_decoding_step():
+    p = problem(q_lens=[2, 1], paged=True)
+    rng = np.random.default_rng(0)
+    args = [rng.standard_normal(s, dtype=np.float32) for s in ((3, 8, 64), (3, 2, 32))]
+    keys = [p.store(p.normal(120, 2, 64)), p.store(p.normal(120, 2, 64)), p.store(p.normal(120, 32))]
+    kw = {**p.metadata(np.copy), "max_q_len": 2, "topk": 4, "block_size": 8}
+    sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
+                 max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
+    plans = (msa_cpp.plan("index_select", paged=True, **sizes),
+             msa_cpp.plan("sparse_decode", **sizes))
+    want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
+    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plans), want,
+                               atol=1e-5)
