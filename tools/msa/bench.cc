@@ -12,6 +12,7 @@
 #include "msa/bench_ops.h"
 #include "msa/commands.h"
 #include "msa/common.h"
+#include "msa/cuda_timer.h"
 
 namespace msa::cli {
 namespace {
@@ -25,7 +26,7 @@ struct Options {
   std::vector<int64_t> contexts = {8192};
   int64_t new_tokens = 0;  // 0 = the whole context
   int64_t batch = 1;
-  std::string dtype = "f32", layout, selection = "index", json, tsv;
+  std::string dtype, layout, selection = "index", json, tsv;
   int repeats = 0;  // 0 = until two seconds per operator, 5 to 100
 };
 
@@ -75,40 +76,92 @@ struct Measured {
   KvLayout layout{};
   Verdict verdict{};
   std::vector<double> seconds{};
+  std::function<Status(double*)> replay{};  ///< on a device: `calls` calls
+  int calls = 1;
 };
 
 struct Machine {
   Threads threads;
   Evictor evictor;
+  std::unique_ptr<CudaTimer> device;    // null for the CPU
   double bandwidth = 0;                 // bytes per second
   std::map<std::string, double> peaks;  // FLOP per second, by backend
 
-  explicit Machine(int count) : threads(count), bandwidth(cpu::read_bandwidth(threads)) {}
+  Machine(int count, std::unique_ptr<CudaTimer> cuda)
+      : threads(count),
+        device(std::move(cuda)),
+        bandwidth(device != nullptr ? device->read_bandwidth() : cpu::read_bandwidth(threads)) {}
   double peak(const Backend& backend) {
     const auto [entry, is_new] = peaks.try_emplace(backend.name());
-    if (is_new) entry->second = cpu::peak_flops(backend, threads);
+    if (is_new)
+      entry->second = device != nullptr ? device->peak_flops() : cpu::peak_flops(backend, threads);
     return entry->second;
   }
 };
+
+/// A graph of calls that use all copies of the data in turn, long enough that starting it does not
+/// count: a millisecond, or one call. Warmed up by five replays, or one of a long call.
+Status record(Machine* machine, Measured* one) {
+  constexpr double kShort = 1e-3, kLong = 0.5;
+  constexpr int kMostCalls = 256;
+  const Operation& operation = one->operation;
+  for (int copy = 0; copy < operation.copies; ++copy) MSA_TRY(operation.run(copy));
+  MSA_TRY(machine->device->wait());
+  const auto capture = [&](int calls) {
+    one->calls = calls;
+    return machine->device->capture(
+        [&]() -> Status {
+          for (int i = 0; i < calls; ++i) MSA_TRY(operation.run(i % operation.copies));
+          return {};
+        },
+        &one->replay);
+  };
+  double seconds = 0;
+  MSA_TRY(capture(operation.copies));
+  MSA_TRY(one->replay(&seconds));
+  const double each = std::max(seconds / one->calls, 1e-7);
+  if (seconds < kShort)
+    MSA_TRY(capture(static_cast<int>(std::min<double>(kMostCalls, std::ceil(kShort / each)))));
+  for (int i = 0; i < (each > kLong ? 0 : 5); ++i) MSA_TRY(one->replay(&seconds));
+  return {};
+}
+
+/// Seconds of one call.
+Status time_call(Machine* machine, Measured* one, double* seconds) {
+  if (machine->device != nullptr) {
+    MSA_TRY(one->replay(seconds));
+    *seconds /= one->calls;
+    return {};
+  }
+  if (one->seconds.empty() || one->seconds.back() < 0.1) machine->evictor.evict();
+  Status status;
+  *seconds = seconds_of([&] { status = one->operation.run(0); });
+  return status;
+}
 
 /// Rounds of all operations, interleaved: a slow moment of the machine hits all alike.
 Status measure(const Options& options, Machine* machine, std::vector<Measured>* all,
                Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
   const auto budget = std::chrono::seconds(2) * all->size();
+  const int least = machine->device != nullptr ? 3 : 5,
+            most = machine->device != nullptr ? 20 : 100;
   const auto wants_more = [&](int round) {
     if (options.repeats > 0) return round < options.repeats;
-    return round < 5 || (round < 100 && std::chrono::steady_clock::now() - start < budget);
+    return round < least || (round < most && std::chrono::steady_clock::now() - start < budget);
   };
+  if (machine->device != nullptr) {
+    for (Measured& one : *all)
+      if (one.verdict.ok()) MSA_TRY(record(machine, &one));
+  }
   for (int round = 0; wants_more(round); ++round) {
     for (Measured& one : *all) {
       if (!one.verdict.ok()) continue;
-      if (one.seconds.empty() || one.seconds.back() < 0.1) machine->evictor.evict();
-      Status status;
-      one.seconds.push_back(seconds_of([&] { status = one.operation.run(); }));
-      MSA_TRY(status);
+      double seconds = 0;
+      MSA_TRY(time_call(machine, &one, &seconds));
+      one.seconds.push_back(seconds);
     }
-    const int rounds = options.repeats > 0 ? options.repeats : std::max(5, round + 1);
+    const int rounds = options.repeats > 0 ? options.repeats : std::max(least, round + 1);
     progress->update(round + 2, rounds + 1);  // the verdicts took about one round
   }
   return {};
@@ -121,8 +174,8 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
   const bool timed = !one.seconds.empty();
   const Quantiles seconds = quantiles(one.seconds);
   const double peak = machine->peak(*operation.backend);
-  const double ceiling =
-      std::max(operation.cost.flops / peak, operation.cost.bytes / machine->bandwidth);
+  const double ceiling = std::max(peak > 0 ? operation.cost.flops / peak : 0,
+                                  operation.cost.bytes / machine->bandwidth);
   const auto number = [&](double value) { return timed ? json(value) : json(nullptr); };
   json row = {{"op", operation.op},
               {"backend", operation.backend->name()},
@@ -162,9 +215,13 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
 }
 
 void print_header(const Options& options, Machine* machine) {
-  fmt::print("{} | {} threads | {} {} | read bandwidth {:.1f} GB/s\n",
-             cli::machine()["cpu"].get<std::string>(), machine->threads.count(), options.shape,
-             options.dtype, machine->bandwidth * 1e-9);
+  const std::string here =
+      machine->device != nullptr
+          ? machine->device->machine()["gpu"].get<std::string>()
+          : fmt::format("{} | {} threads", cli::machine()["cpu"].get<std::string>(),
+                        machine->threads.count());
+  fmt::print("{} | {} {} | read bandwidth {:.1f} GB/s\n", here, options.shape, options.dtype,
+             machine->bandwidth * 1e-9);
   fmt::print("{:<16} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8} {:>7} {:>5} {:>8}  {}\n", "op",
              "backend", "context", "new", "median", "p10 to p90", "GFLOP/s", "GB/s", "ceil",
              "error", "verdict");
@@ -221,6 +278,12 @@ int run_bench(Options options) {
     if (context * options.batch > INT32_MAX)
       return fail("--context times --batch exceeds 2^31 - 1 tokens");
   }
+  std::unique_ptr<CudaTimer> device;
+  const Backend* backend = find_backend(options.common.backend);
+  const bool on_device = backend != nullptr && backend->device() == DeviceKind::kCUDA;
+  if (on_device) status = CudaTimer::create(&device);
+  if (!status.ok()) return fail(fmt::format("backend {}: {}", backend->name(), status.message()));
+  if (options.dtype.empty()) options.dtype = on_device ? "bf16" : "f32";
   setting.problem.dtype = options.dtype == "f32"    ? DType::kF32
                           : options.dtype == "bf16" ? DType::kBF16
                                                     : DType::kF16;
@@ -231,7 +294,7 @@ int run_bench(Options options) {
                    "msa"};
   if (options.layout.empty()) options.layout = decode ? "paged" : "packed";
 
-  Machine machine(options.common.threads);
+  Machine machine(options.common.threads, std::move(device));
   const bool table = options.json != "-" && options.tsv != "-";
   json rows = json::array();
   bool passed = true;
@@ -245,12 +308,13 @@ int run_bench(Options options) {
       const bool paged = options.layout == "paged" || op == "append_paged" || op == "sparse_decode";
       setting.problem.layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
       auto& workload = workloads[setting.problem.layout];
-      if (workload == nullptr) workload = std::make_unique<Workload>(setting, machine.threads);
+      if (workload == nullptr)
+        workload = std::make_unique<Workload>(setting, machine.threads, machine.device.get());
       Measured one{.layout = setting.problem.layout};
       status = workload->add(op, &one.operation);
       if (!status.ok()) return fail(status);
-      workload->poison_outputs();
-      status = one.operation.run();
+      status = workload->poison_outputs();
+      if (status.ok()) status = one.operation.run(0);
       if (status.ok()) status = one.operation.verify(&one.verdict);
       if (!status.ok()) return fail(status);
       all.push_back(std::move(one));
@@ -271,6 +335,7 @@ int run_bench(Options options) {
   }
 
   json here = cli::machine();
+  if (machine.device != nullptr) here.update(machine.device->machine());
   here["read_gbps"] = machine.bandwidth * 1e-9;
   for (const auto& [backend, peak] : machine.peaks) here["peak_gflops"][backend] = peak * 1e-9;
   status = write_json(options.json, {{"machine", here}, {"commit", commit()}, {"rows", rows}});
@@ -301,9 +366,8 @@ CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
   command->add_option("--batch", options->batch, "Sequences")
       ->check(CLI::Range(int64_t{1}, int64_t{65536}))
       ->capture_default_str();
-  command->add_option("--dtype", options->dtype, "f32, bf16 or f16")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
-      ->capture_default_str();
+  command->add_option("--dtype", options->dtype, "f32, bf16 or f16; default f32, bf16 on a GPU")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   command->add_option("--layout", options->layout, "packed or paged; default packed, decode paged")
       ->check(CLI::IsMember({"packed", "paged"}));
   command
@@ -318,7 +382,7 @@ CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
   command->footer(
       "Examples:\n"
       "  msa bench --op dense_attention,msa --context 8192,32768 --selection trace.safetensors\n"
-      "  msa bench --shape m3 --dtype bf16 --new-tokens 1 --context 131072 --json out.json");
+      "  msa bench --backend cuda --shape m3 --new-tokens 1 --context 131072 --json out.json");
   command->callback([=] { *action = [=] { return run_bench(*options); }; });
   return command;
 }

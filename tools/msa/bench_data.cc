@@ -46,9 +46,60 @@ TensorView Workload::output(const std::string& name, DType dtype, std::vector<in
   return entry->second.view();
 }
 
-void Workload::poison_outputs() {
-  for (const auto& [name, array] : arrays_)
-    if (name.starts_with("out ")) poison(array.view());
+Status Workload::poison_outputs() {
+  for (const auto& [name, array] : arrays_) {
+    if (!name.starts_with("out ")) continue;
+    poison(array.view());
+    if (const auto copy = copies_.find({name, 0}); copy != copies_.end())
+      MSA_TRY(conformance::upload(copy->second.data(), array.data<std::byte>(),
+                                  static_cast<size_t>(array.bytes())));
+  }
+  return {};
+}
+
+/// The same view of a copy of its array, which is made when first asked for.
+Status Workload::on_device(const TensorView& host, int copy, TensorView* out) {
+  *out = host;
+  out->device = {DeviceKind::kCUDA, 0};
+  const auto inside = [&](const auto& entry) {
+    const auto* begin = entry.second.template data<std::byte>();
+    const auto* at = static_cast<const std::byte*>(host.data);
+    return at >= begin && at < begin + std::max<int64_t>(1, entry.second.bytes());
+  };
+  const auto array = std::find_if(arrays_.begin(), arrays_.end(), inside);
+  if (!host.given() || array == arrays_.end()) return {};
+  const auto bytes = static_cast<size_t>(array->second.bytes());
+  auto [memory, is_new] = copies_.try_emplace({array->first, copy});
+  if (is_new) {
+    MSA_TRY(conformance::DeviceMemory::allocate(std::max<size_t>(bytes, 1), &memory->second));
+    const auto first = copies_.find({array->first, 0});
+    MSA_TRY(copy == 0 || first == copies_.end()
+                ? conformance::upload(memory->second.data(), array->second.data<void>(), bytes)
+                : conformance::copy_on_device(memory->second.data(), first->second.data(), bytes));
+  }
+  out->data = static_cast<std::byte*>(memory->second.data()) +
+              (static_cast<std::byte*>(host.data) - array->second.data<std::byte>());
+  return {};
+}
+
+Status Workload::on_device(const conformance::Params& host, int copy, conformance::Params* out) {
+  *out = host;
+  for (TensorView* view : conformance::arguments(*out))
+    MSA_TRY(on_device(TensorView(*view), copy, view));
+  return {};
+}
+
+/// Brings the outputs of copy 0 to the host.
+Status Workload::fetch(conformance::Params params) {
+  if (device_ == nullptr) return {};
+  MSA_TRY(device_->wait());
+  for (const conformance::Output& output : conformance::outputs(params)) {
+    TensorView copy;
+    MSA_TRY(on_device(*output.view, 0, &copy));
+    MSA_TRY(conformance::download(output.view->data, copy.data,
+                                  static_cast<size_t>(copy.numel() * size_of(copy.dtype))));
+  }
+  return {};
 }
 
 TensorView Workload::metadata(const std::string& name,
@@ -142,7 +193,8 @@ Status Workload::ids(TensorView* out) {
     } else {
       Operation select;
       MSA_TRY(bind_select(view, &select));
-      MSA_TRY(select.run());
+      MSA_TRY(select.run(0));
+      MSA_TRY(fetch(IndexSelectParams{.ids = view}));
     }
   }
   *out = entry->second.view();

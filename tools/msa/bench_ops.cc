@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -81,17 +82,48 @@ Limits Workload::limits() const {
 
 template <class Params>
 Status Workload::bind(Op op, const Params& params, Operation* out) {
+  Problem here = problem(op);
+  if (device_ != nullptr) here.device = {DeviceKind::kCUDA, 0};
   Plan plan;
-  MSA_TRY(msa::plan(problem(op), limits(), &plan, setting_.backend));
-  auto memory = std::make_shared<Array>(Array::bytes_for(plan));
-  out->run = [=, threads = &threads_] {
-    return msa::run(plan, params, memory->workspace(), {.threads = threads});
-  };
+  MSA_TRY(msa::plan(here, limits(), &plan, setting_.backend));
   out->backend = plan.backend;
   out->cost = cost(plan.problem, setting_.new_tokens, setting_.context);
   out->cost.flops *= static_cast<double>(setting_.batch);
   out->cost.bytes *= static_cast<double>(setting_.batch);
+  if (device_ != nullptr) return bind_on_device(plan, params, out);
+  auto memory = std::make_shared<Array>(Array::bytes_for(plan));
+  out->run = [=, threads = &threads_](int) {
+    return msa::run(plan, params, memory->workspace(), {.threads = threads});
+  };
   return {};
+}
+
+template <class Params>
+Status Workload::bind_on_device(const Plan& plan, const Params& params, Operation* out) {
+  auto memory = std::make_shared<conformance::DeviceMemory>();
+  const auto bytes = static_cast<size_t>(std::max<int64_t>(1, plan.workspace_bytes));
+  MSA_TRY(conformance::DeviceMemory::allocate(bytes, memory.get()));
+  conformance::Params placed;
+  MSA_TRY(on_device(params, 0, &placed));  // upload before anything is timed
+  out->copies = copies_beyond_l2(out->cost.bytes);
+  out->run = [=, this](int copy) {
+    conformance::Params args;
+    MSA_TRY(on_device(params, copy, &args));
+    return msa::run(plan, std::get<Params>(args), Workspace{memory->data(), bytes},
+                    Queue{.cuda_stream = device_->stream()});
+  };
+  return {};
+}
+
+/// How many copies of the data must take turns so that each is out of the cache again.
+int Workload::copies_beyond_l2(double bytes_of_one_call) const {
+  constexpr int kMost = 32;
+  const double needed = 2.0 * static_cast<double>(device_->l2_bytes()) / bytes_of_one_call;
+  int64_t all = 1;  // bytes of the data made so far
+  for (const auto& [name, array] : arrays_) all += array.bytes();
+  const double room = 0.6 * static_cast<double>(device_->free_bytes()) / static_cast<double>(all);
+  return 1 + static_cast<int>(
+                 std::clamp(std::min(std::ceil(needed), std::floor(room)), 0.0, double{kMost - 1}));
 }
 
 /// Binds an operator whose rows do not depend on each other; up to 32 of them are judged, each as a
@@ -99,7 +131,8 @@ Status Workload::bind(Op op, const Params& params, Operation* out) {
 template <class Params>
 Status Workload::bind_rows(Op op, const Params& params, const Rows<Params>& rows, Operation* out) {
   MSA_TRY(bind(op, params, out));
-  out->verify = [=, this, backend = out->backend](Verdict* worst) {
+  out->verify = [=, this, backend = out->backend](Verdict* worst) -> Status {
+    MSA_TRY(fetch(params));
     const int64_t count = std::min(kSamples, tokens());
     const TensorView pages = batch().page_table;
     std::mutex mutex;
@@ -131,7 +164,8 @@ Status Workload::bind_rows(Op op, const Params& params, const Rows<Params>& rows
 template <class Params>
 Status Workload::bind_whole(Op op, const Params& params, Operation* out) {
   MSA_TRY(bind(op, params, out));
-  out->verify = [=, this, backend = out->backend](Verdict* verdict) {
+  out->verify = [=, this, backend = out->backend](Verdict* verdict) -> Status {
+    MSA_TRY(fetch(params));
     return add_verdict(problem(op), limits(), *backend, params, &threads_, verdict);
   };
   return {};
@@ -180,9 +214,10 @@ Status Workload::bind_msa(Operation* out) {
   *out = attend;
   out->cost.flops += select.cost.flops;
   out->cost.bytes += select.cost.bytes;
-  out->run = [first = select.run, then = attend.run] {
-    MSA_TRY(first());
-    return then();
+  out->copies = std::min(select.copies, attend.copies);
+  out->run = [first = select.run, then = attend.run](int copy) {
+    MSA_TRY(first(copy));
+    return then(copy);
   };
   out->verify = [first = select.verify, then = attend.verify](Verdict* verdict) {
     MSA_TRY(first(verdict));
@@ -194,7 +229,8 @@ Status Workload::bind_msa(Operation* out) {
 Status Workload::bind_block_mass(Operation* out) {
   Operation dense;  // its lse is an input
   MSA_TRY(bind_dense(&dense));
-  MSA_TRY(dense.run());
+  MSA_TRY(dense.run(0));
+  MSA_TRY(fetch(DenseAttentionParams{.lse = lse()}));
   const TensorView given = input("dense lse", {tokens(), setting_.problem.heads_q}, DType::kF32);
   std::copy_n(lse().at<const float>(), given.numel(), given.at<float>());
   using P = BlockMassParams;

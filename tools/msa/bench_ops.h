@@ -7,8 +7,11 @@
 #include <string_view>
 #include <vector>
 
+#include "conformance/device.h"
+#include "conformance/tensors.h"
 #include "model/safetensors.h"
 #include "msa/arrays.h"
+#include "msa/cuda_timer.h"
 #include "msa/msa.h"
 #include "msa/verdict.h"
 
@@ -42,22 +45,28 @@ struct Operation {
   std::string op;
   const Backend* backend = nullptr;
   Cost cost{};
-  std::function<Status()> run;
-  std::function<Status(Verdict*)> verify;  ///< of the outputs of the last run
+  /// On a device the work is enqueued only, and the data exists in `copies` copies that may be
+  /// used in turn: together they do not fit into its L2 cache. A CPU has one.
+  std::function<Status(int copy)> run;
+  int copies = 1;
+  std::function<Status(Verdict*)> verify;  ///< of the outputs of the last run of copy 0
 };
 
-/// The data of one setting, made when an operation first needs it, and shared by all of them.
+/// The data of one setting, made when an operation first needs it, and shared by all of them. It
+/// lies in host memory, and for a CUDA backend on the device as well.
 class Workload {
  public:
-  Workload(const Setting& setting, Threads& threads) : setting_(setting), threads_(threads) {}
+  /// device: null for the CPU.
+  Workload(const Setting& setting, Threads& threads, CudaTimer* device)
+      : setting_(setting), threads_(threads), device_(device) {}
   Workload(const Workload&) = delete;
   Workload& operator=(const Workload&) = delete;
 
   /// Binds an operation: `msa` or a name of the library's. Errors: what no backend supports; a
   /// trace that does not fit.
   Status add(const std::string& name, Operation* out);
-  /// Overwrites every output, so that a verdict judges the very next run.
-  void poison_outputs();
+  /// Overwrites every output (of copy 0), so that a verdict judges the very next run.
+  Status poison_outputs();
 
  private:
   struct Sample;
@@ -76,6 +85,13 @@ class Workload {
   TensorView o();
   TensorView lse();
   TensorView visible_blocks();
+
+  // Their copies on the device.
+  Status on_device(const TensorView& host, int copy, TensorView* out);
+  Status on_device(const conformance::Params& host, int copy, conformance::Params* out);
+  Status fetch(conformance::Params params);
+  int copies_beyond_l2(double bytes_of_one_call) const;
+
   Status ids(TensorView* out);
   void random_ids(const TensorView& out);
   Status trace_ids(const TensorView& out);
@@ -94,6 +110,8 @@ class Workload {
   template <class Params>
   Status bind(Op op, const Params& params, Operation* out);
   template <class Params>
+  Status bind_on_device(const Plan& plan, const Params& params, Operation* out);
+  template <class Params>
   Status bind_rows(Op op, const Params& params, const Rows<Params>& rows, Operation* out);
   template <class Params>
   Status bind_whole(Op op, const Params& params, Operation* out);
@@ -108,7 +126,9 @@ class Workload {
 
   Setting setting_;
   Threads& threads_;
+  CudaTimer* device_;
   std::map<std::string, Array> arrays_;
+  std::map<std::pair<std::string, int>, conformance::DeviceMemory> copies_;  ///< of an array
 };
 
 }  // namespace msa::cli

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, on a bare machine with CUDA 13 and PyTorch:
+#
+#   dev/gpu.sh build|check|sanitize|bench|all
+#
+# Each stage takes less than 8 minutes and leaves its results as JSON and logs in $OUT (default
+# build/gpu). MSA_BIN names a folder with ready-made `msa` and `msa_gpu` (and what they need);
+# without it they are built into build/cuda.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+OUT=${OUT:-build/gpu}
+BIN=${MSA_BIN:-build/cuda}
+LIMIT=480  # seconds a stage may take
+mkdir -p "$OUT"
+export LD_LIBRARY_PATH=$BIN${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+failed=0
+# Runs a command, keeps its output in $OUT/NAME.log, shows the end of it, and goes on.
+step() {  # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS code=0
+  shift 2
+  timeout "$limit" "$@" >"$OUT/$name.log" 2>&1 || code=$?
+  tail -n 6 "$OUT/$name.log" | cut -c 1-180
+  printf '== %s: %s, %d s\n' "$name" "$([[ $code == 0 ]] && echo ok || echo "FAILED ($code)")" \
+    $((SECONDS - start))
+  ((code == 0)) || failed=1
+}
+
+build() {
+  if [[ ${MSA_BIN:-} ]]; then
+    echo "MSA_BIN is set: nothing to build"
+    return
+  fi
+  step configure 60 cmake --preset cuda
+  step build $LIMIT cmake --build --preset cuda --parallel "$(nproc)" --target msa_cli --target msa_gpu
+}
+
+check() {
+  step info 30 "$BIN/msa" info --json "$OUT/info.json"
+  for backend in cuda cuda-plain; do
+    step "check_$backend" 200 "$BIN/msa" check --backend $backend --suite full --quiet \
+      --json "$OUT/check_$backend.json"
+  done
+  step contracts 200 "$BIN/msa_gpu" --gtest_output="json:$OUT/contracts.json"
+}
+
+# A sanitizer's own exit code, for what it finds.
+sanitizer() {  # TOOL NAME COMMAND...
+  local tool=$1 name=$2
+  shift 2
+  step "$tool-$name" 240 compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+}
+
+sanitize() {
+  local check=("$BIN/msa" check --backend cuda --suite smoke --quiet)
+  sanitizer memcheck smoke "${check[@]}"
+  sanitizer racecheck smoke "${check[@]}"
+  sanitizer initcheck smoke "${check[@]}"
+  sanitizer memcheck bad_metadata "$BIN/msa_gpu" --gtest_filter='*BadMetadata*'
+}
+
+# One line per setting: a name, seconds, and what `msa bench` is given.
+bench() {
+  local name limit flags
+  while read -r name limit flags; do
+    # shellcheck disable=SC2086  # flags are words
+    step "bench_$name" "$limit" "$BIN/msa" bench --backend cuda --shape m3 --quiet $flags \
+      --json "$OUT/bench_$name.json"
+  done <<'SETTINGS'
+prefill        150 --context 8192,32768 --selection random --repeats 20
+prefill_128k   150 --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
+decode          60 --context 32768,131072 --new-tokens 1 --selection random --repeats 20
+decode_batch    60 --context 32768 --new-tokens 1 --batch 32 --selection random --repeats 20
+parts           60 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
+SETTINGS
+}
+
+case ${1:-} in
+  build | check | sanitize | bench) "$1" ;;
+  all) build && check && sanitize && bench ;;
+  *)
+    echo "usage: dev/gpu.sh build|check|sanitize|bench|all" >&2
+    exit 2
+    ;;
+esac
+exit $failed
