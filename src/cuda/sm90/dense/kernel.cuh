@@ -211,7 +211,8 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       row_max(s, block_max);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        if (rows.block_max[h] != nullptr) rows.block_max[h][j] = block_max[h];
+        if (rows.block_max[h] != nullptr && j < args.block_columns)
+          rows.block_max[h][j] = block_max[h];
       softmax.absorb(s, block_max, args.scale, factor);
     };
     const auto add = [&](const RingPosition<kStages>& v) {
@@ -258,6 +259,8 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         ptx::pin(s);
         release(&shared.kv_ring.empty[k.stage]);
         weigh(j, keys);
+        // Seldom, once the first blocks are seen. Without a branch here, the assembler waits for
+        // P V before the exponentials.
         if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) {
           ptx::wgmma_wait<0>();
           ptx::pin(o);
