@@ -1,14 +1,13 @@
 #include "msa/cuda_timer.h"
 
-#include <fmt/format.h>
-
-#include <cmath>
-
 #include "core/text.h"
 
 #if MSA_WITH_CUDA
 
 #include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <cmath>
 
 #include "cuda/ceiling.h"
 #include "cuda/device.h"
