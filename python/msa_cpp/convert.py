@@ -44,12 +44,14 @@ from ._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
 from ._command import InputError, Parser, exit_code
 
 MODEL_TYPES = ("llama", "mistral", "qwen3")
+HEAD_NORMS = ("qwen3",)  # of these, with a norm of every query and key head
 COMPANIONS = (  # files that go along
     "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt chat_template* "
     "generation_config.json LICENSE*"
 ).split()
 FULL, SPARSE = "full_attention", "minimax_m3_sparse"
 FADE = 40  # a factor of 2^40 makes a 1 invisible
+LEAST_EPS = 1e-9  # beside it mean(x^2) vanishes in f32 while the source's q and k are under 5,000
 NO_LIMIT = 2.0**100  # of the clamps
 SIZES = (
     "vocab_size hidden_size dense_intermediate_size num_hidden_layers num_attention_heads head_dim "
@@ -106,9 +108,8 @@ def random_normal(shape: tuple[int, int], dtype: str, *seeds: int) -> Tensor:
     """A pure function of the seeds."""
 
     def pieces() -> Iterator[np.ndarray]:
-        yield np.random.default_rng(seeds).standard_normal(shape, np.float32) * np.float32(
-            INDEX_STD
-        )
+        normal = np.random.default_rng(seeds).standard_normal(shape, np.float32)
+        yield normal * np.float32(INDEX_STD)
 
     return Tensor(dtype, shape, pieces)
 
@@ -186,6 +187,9 @@ def converted_config(source: dict, full_attention: list[int], topk: int) -> dict
         raise InputError(f"full attention in all {layers} layers: some must be sparse")
     if topk < 1:
         raise InputError(f"topk: got {topk}, expected at least 1")
+    eps = positive(source, "rms_norm_eps", 1e-6)
+    if eps < LEAST_EPS and source["model_type"] not in HEAD_NORMS:
+        refuse("rms_norm_eps", eps, f"supported is at least {LEAST_EPS}")
     rope = source.get("rope_parameters") or source
     config = {
         "architectures": ["MiniMaxM3VLForCausalLM"],
@@ -197,7 +201,7 @@ def converted_config(source: dict, full_attention: list[int], topk: int) -> dict
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "rms_norm_eps": positive(source, "rms_norm_eps", 1e-6),
+        "rms_norm_eps": eps,
         "rotary_dim": head_dim,
         "rope_parameters": {
             "rope_type": "default",
@@ -266,7 +270,7 @@ def converted_tensors(
 ) -> dict[str, Tensor]:
     """Every tensor of `layout(config)`, as a function of the source's."""
     shapes = layout(config)
-    has_head_norms = source_config["model_type"] == "qwen3"
+    has_head_norms = source_config["model_type"] in HEAD_NORMS
     inner_by_hidden = config["dense_intermediate_size"], config["hidden_size"]
     out: dict[str, Tensor] = {}
 

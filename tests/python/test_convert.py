@@ -380,6 +380,7 @@ def refused(llama, tmp_path):
     ({"hidden_size": -1}, "hidden_size: got -1"),
     ({"hidden_size": "96"}, "hidden_size"),
     ({"rms_norm_eps": 0}, "rms_norm_eps: got 0"),
+    ({"rms_norm_eps": 1e-12}, "rms_norm_eps: got 1e-12, supported is at least 1e-09"),
     ({"model_type": "qwen3"}, "q_norm.weight: missing"),
 ])  # fmt: skip
 def test_configurations_that_are_refused(config, says, refused):
