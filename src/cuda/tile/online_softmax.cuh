@@ -35,6 +35,14 @@ __device__ inline void score_keys(float (&s)[kKeys / 2], const SharedTile<kRows,
   for (int i = 0; i < kDim / 16; ++i) ptx::wgmma(s, q.k_major(row, i), k.k_major(0, i), i > 0);
 }
 
+/// The same with the queries in registers: operand i holds their columns 16*i .. 16*i+15.
+template <int kKeys, int kDim>
+__device__ inline void score_keys(float (&s)[kKeys / 2], const uint32_t (&q)[kDim / 16][4],
+                                  const SharedTile<kKeys, kDim>& k) {
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) ptx::wgmma(s, q[i], k.k_major(0, i), i > 0);
+}
+
 /// o += P V, started (not committed).
 template <int kKeys, int kDim>
 __device__ inline void add_values(float (&o)[kDim / 2], const uint32_t (&p)[kKeys / 16][4],

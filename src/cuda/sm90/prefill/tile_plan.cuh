@@ -1,0 +1,273 @@
+// What a CTA does next. A tile is 128 rows of one KV head: kQueries = 128 / G neighbouring queries
+// with G heads each. Its plan is the union of the queries' block lists: every block once, with the
+// queries that chose it. One warp plans while the others work on the tile before.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/batch.cuh"
+#include "cuda/sm90/prefill/config.h"
+
+namespace msa::cuda::sm90::prefill {
+
+/// The lists of queries: i32 [Hkv,T,K], any strides.
+struct Lists {
+  const int32_t* ids;
+  int64_t head_stride, token_stride;
+  int32_t topk;
+
+  __device__ int id(int head, int64_t token, int slot) const {
+    return ids[head * head_stride + token * token_stride + slot];
+  }
+};
+
+/// What the consumers must know of a tile.
+template <int kGroup>
+struct Tile {
+  static constexpr int kQueries = kRows / kGroup;
+
+  int steps;                             ///< blocks of the union; -1: there are no more tiles
+  int own_steps[kWarpgroups];            ///< those that a query of this warpgroup chose
+  int head;                              ///< KV head
+  int kv_len;                            ///< keys of the sequence
+  int row[kQueries], visible[kQueries];  ///< query row (-1: none) and how many keys it sees
+};
+
+/// The blocks of a tile in the order in which they are read.
+///
+/// Blocks that both warpgroups need come first, then those of one alone, by turns. So a warpgroup
+/// never passes more than one foreign block between two of its own, and both move through the ring
+/// at the same pace.
+template <int kGroup>
+struct Steps {
+  static constexpr int kMost = kRows / kGroup * kMostSlots;
+
+  int count;  ///< -1: there are no more tiles
+  int head;
+  int block[kMost];     ///< counted from the first given one
+  int source[kMost];    ///< packed: first row in k and v; paged: the page
+  uint16_t who[kMost];  ///< bit q: query q of the tile chose it
+};
+
+/// Sorts 32 * kPerLane keys ascending; element r of lane l is number l * kPerLane + r. Bitonic.
+template <int kPerLane>
+__device__ void sort_in_warp(uint32_t (&key)[kPerLane]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int size = 2; size <= 32 * kPerLane; size *= 2) {
+#pragma unroll
+    for (int stride = size / 2; stride > 0; stride /= 2) {
+#pragma unroll
+      for (int r = 0; r < kPerLane; ++r) {
+        const int i = lane * kPerLane + r;
+        const bool ascending = (i & size) == 0;
+        if (stride >= kPerLane) {
+          const uint32_t other = __shfl_xor_sync(0xffffffff, key[r], stride / kPerLane);
+          const bool lower = (i & stride) == 0;
+          key[r] = lower == ascending ? min(key[r], other) : max(key[r], other);
+        } else if ((r & stride) == 0) {
+          const uint32_t low = min(key[r], key[r | stride]), high = max(key[r], key[r | stride]);
+          key[r] = ascending ? low : high;
+          key[r | stride] = ascending ? high : low;
+        }
+      }
+    }
+  }
+}
+
+/// Sum over the lanes up to this one.
+__device__ inline int sum_to_lane(int value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(0xffffffff, value, step);
+    if (threadIdx.x % 32 >= step) value += other;
+  }
+  return value;
+}
+
+/// Finds the sequence of a tile; all lanes of a warp together. Tiles never cross sequences. Rows of
+/// padding are a last sequence without keys. Asked for ascending tiles it walks the batch once.
+class TileFinder {
+ public:
+  __device__ TileFinder(const DeviceBatch& batch, int queries) : batch_(batch), queries_(queries) {
+    load(0, 0);
+    while (first_ + 32 <= batch_.sequences) load(first_ + 32, end());
+    tiles_ = end();
+    load(0, 0);
+  }
+
+  __device__ int tiles() const { return tiles_; }
+
+  /// The sequence of `tile` < tiles(), and the tile's number in it.
+  __device__ DeviceSequence find(int tile, int* tile_in_sequence) {
+    if (tile < before_) load(0, 0);
+    while (tile >= end()) load(first_ + 32, end());
+    const int begin = before_ + last_ - own_;
+    const uint32_t found = __ballot_sync(0xffffffff, tile >= begin && tile < begin + own_);
+    const int lane = __ffs(found) - 1;
+    *tile_in_sequence = tile - __shfl_sync(0xffffffff, begin, lane);
+    return sequence(first_ + lane);
+  }
+
+ private:
+  __device__ DeviceSequence sequence(int b) const {
+    if (b < batch_.sequences) return batch_.sequence(b);
+    DeviceSequence padding{};
+    padding.q_begin = batch_.clamp(batch_.cu_seqlens_q[batch_.sequences], 0, batch_.tokens);
+    padding.q_len = batch_.tokens - padding.q_begin;
+    return padding;
+  }
+
+  /// Looks at sequences first .. first+31, ahead of which there are `before` tiles.
+  __device__ void load(int first, int before) {
+    const int b = first + static_cast<int>(threadIdx.x % 32);
+    first_ = first;
+    before_ = before;
+    own_ = b <= batch_.sequences ? (sequence(b).q_len + queries_ - 1) / queries_ : 0;
+    last_ = sum_to_lane(own_);
+  }
+  __device__ int end() const { return before_ + __shfl_sync(0xffffffff, last_, 31); }
+
+  const DeviceBatch& batch_;
+  int queries_;
+  int tiles_ = 0;
+  int first_ = 0, before_ = 0;  ///< sequence of lane 0, and the tiles ahead of it
+  int own_ = 0, last_ = 0;      ///< tiles of this lane's sequence, and of those up to it
+};
+
+/// One tile's lists, read and sorted; all lanes of a warp together. plan() then writes it down.
+template <int kGroup>
+class TilePlanner {
+ public:
+  static constexpr int kQueries = kRows / kGroup;
+  static constexpr int kPerLane = kQueries * kMostSlots / 32;
+
+  /// Queries first .. first+kQueries-1 of sequence s, as far as they exist.
+  __device__ void read(const DeviceBatch& batch, const Lists& lists, const DeviceSequence& s,
+                       int head, int first) {
+    const int lane = threadIdx.x % 32;
+    s_ = s;
+    head_ = head;
+    const bool exists = lane < kQueries && first + lane < s.q_len;
+    row_ = exists ? s.q_begin + first + lane : -1;
+    visible_ = exists ? s.visible(first + lane, kBlock, batch.causal) : 0;
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      const int query = (32 * r + lane) / kMostSlots, slot = lane % kMostSlots;
+      const int row = __shfl_sync(0xffffffff, row_, query);
+      const int visible = __shfl_sync(0xffffffff, visible_, query);
+      const int id = row >= 0 && slot < lists.topk ? lists.id(head, row, slot) : -1;
+      // The first -1 ends a list, which lies in 16 neighbouring lanes.
+      const uint32_t ends = __ballot_sync(0xffffffff, id < 0) >> (lane - slot);
+      const bool listed = (ends & ((2u << slot) - 1)) == 0;
+      const int block = listed ? id - s.block0 : -1;
+      const bool seen = block >= 0 && block < (visible >> 7) + ((visible & 127) != 0);
+      const bool readable = seen && (s.pages == nullptr || batch.page(s, block) >= 0);
+      key_[r] = readable ? static_cast<uint32_t>(block) * kKeyQueries + query : kNone;
+    }
+    sort_in_warp(key_);
+  }
+
+  __device__ void write(const DeviceBatch& batch, Tile<kGroup>* tile, Steps<kGroup>* steps) const {
+    const int lane = threadIdx.x % 32;
+    const int blocks = unite(steps);
+    int own[kWarpgroups];
+    order(batch, blocks, steps, own);
+    if (lane < kQueries) {
+      tile->row[lane] = row_;
+      tile->visible[lane] = visible_;
+    }
+    if (lane == 0) {
+      tile->steps = steps->count = blocks;
+      tile->head = steps->head = head_;
+      tile->kv_len = s_.kv_len;
+      for (int w = 0; w < kWarpgroups; ++w) tile->own_steps[w] = own[w];
+    }
+    __syncwarp();
+  }
+
+  /// Row of query `lane`, -1 if there is none, and how many there are.
+  __device__ int row() const { return row_; }
+  __device__ int queries() const { return __popc(__ballot_sync(0xffffffff, row_ >= 0)); }
+
+ private:
+  static constexpr uint32_t kNone = ~0u;
+  static constexpr uint32_t kKeyQueries = 16;  // a key is block * 16 + query: 28 bits
+  static_assert(kQueries <= static_cast<int>(kKeyQueries));
+
+  /// Sorted keys to distinct blocks, ascending: steps->block, and the mask of queries in
+  /// steps->source for the time being. Returns their number.
+  __device__ int unite(Steps<kGroup>* steps) const {
+    const int lane = threadIdx.x % 32;
+    uint32_t before = __shfl_up_sync(0xffffffff, key_[kPerLane - 1], 1);
+    if (lane == 0) before = kNone;
+    uint32_t starts = 0;  // bit r: key r is the first of its block
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      const bool start =
+          key_[r] != kNone && (before == kNone || key_[r] / kKeyQueries != before / kKeyQueries);
+      starts |= static_cast<uint32_t>(start) << r;
+      before = key_[r];
+      steps->source[32 * r + lane] = 0;
+    }
+    __syncwarp();
+    const int last = sum_to_lane(__popc(starts));
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      if (key_[r] == kNone) continue;
+      const int i = last - __popc(starts >> r >> 1) - 1;
+      if (starts >> r & 1) steps->block[i] = static_cast<int>(key_[r] / kKeyQueries);
+      atomicOr(&steps->source[i], 1 << key_[r] % kKeyQueries);
+    }
+    __syncwarp();
+    return __shfl_sync(0xffffffff, last, 31);
+  }
+
+  /// Brings the blocks into the order of Steps and says where each one lies.
+  __device__ void order(const DeviceBatch& batch, int blocks, Steps<kGroup>* steps,
+                        int (&own)[kWarpgroups]) const {
+    constexpr int kHalf = kQueries / kWarpgroups;
+    const int lane = threadIdx.x % 32;
+    int block[kPerLane], who[kPerLane], rank[kPerLane];
+    int shared = 0, alone[kWarpgroups] = {};
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      const int i = 32 * r + lane;
+      block[r] = i < blocks ? steps->block[i] : 0;
+      who[r] = i < blocks ? steps->source[i] : 0;
+      const bool first = (who[r] & ((1 << kHalf) - 1)) != 0, second = (who[r] >> kHalf) != 0;
+      const uint32_t below = (1u << lane) - 1;
+      const uint32_t both = __ballot_sync(0xffffffff, first && second);
+      const uint32_t only_first = __ballot_sync(0xffffffff, first && !second);
+      const uint32_t only_second = __ballot_sync(0xffffffff, second && !first);
+      rank[r] = first && second ? shared + __popc(both & below)
+                : first         ? alone[0] + __popc(only_first & below)
+                                : alone[1] + __popc(only_second & below);
+      shared += __popc(both);
+      alone[0] += __popc(only_first);
+      alone[1] += __popc(only_second);
+    }
+    __syncwarp();
+    const int pairs = min(alone[0], alone[1]);
+#pragma unroll
+    for (int r = 0; r < kPerLane; ++r) {
+      if (who[r] == 0) continue;
+      const bool first = (who[r] & ((1 << kHalf) - 1)) != 0, second = (who[r] >> kHalf) != 0;
+      const int turn = rank[r] < pairs ? 2 * rank[r] + (first ? 0 : 1) : pairs + rank[r];
+      const int i = first && second ? rank[r] : shared + turn;
+      steps->block[i] = block[r];
+      steps->source[i] =
+          s_.pages != nullptr ? batch.page(s_, block[r]) : s_.k_begin + block[r] * kBlock;
+      steps->who[i] = static_cast<uint16_t>(who[r]);
+    }
+    own[0] = shared + alone[0];
+    own[1] = shared + alone[1];
+  }
+
+  DeviceSequence s_{};
+  int head_ = 0;
+  int row_ = -1, visible_ = 0;  ///< of query `lane`
+  uint32_t key_[kPerLane];
+};
+
+}  // namespace msa::cuda::sm90::prefill
