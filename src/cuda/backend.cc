@@ -1,12 +1,14 @@
 // The CUDA backends. "cuda-plain" runs the kernels of smxx/, which take any legal shape on any GPU
 // from compute capability 8.0 on. "cuda" is the same plus the tuned families of sm90/: each has a
 // predicate and a launch function, and takes a call on a Hopper device when its predicate says so.
+#include <algorithm>
 #include <cstdint>
 
 #include "core/registry.h"
 #include "core/text.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/sm90/dense/launch.h"
 #include "cuda/smxx/plain.h"
 
 namespace msa {
@@ -84,6 +86,28 @@ class CudaBackend final : public PlainBackend {
   const char* name() const override { return "cuda"; }
   const char* requirement() const override { return "NVIDIA GPU of sm_80 or newer"; }
   int priority() const override { return 100; }
+
+  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    int64_t bytes = PlainBackend::workspace_bytes(problem, limits);
+    if (tuned(problem, sm90::dense::fits))
+      bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
+    return bytes;
+  }
+
+  Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
+    if (!tuned(p.problem, sm90::dense::fits) || !sm90::dense::fits(a))
+      return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q,
+                     [&](cudaStream_t stream) { return sm90::dense::run(p, a, w, stream); });
+  }
+  using PlainBackend::run;
+
+ private:
+  static bool tuned(const Problem& problem, bool (*fits)(const Problem&)) {
+    const DeviceInfo* device = nullptr;
+    return device_info(problem.device.id, &device).ok() && device->capability == kHopper &&
+           fits(problem);
+  }
 };
 
 }  // namespace
