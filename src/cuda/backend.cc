@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/dense/launch.h"
+#include "cuda/sm90/prefill/launch.h"
 #include "cuda/smxx/plain.h"
 
 namespace msa {
@@ -91,9 +92,17 @@ class CudaBackend final : public PlainBackend {
     int64_t bytes = PlainBackend::workspace_bytes(problem, limits);
     if (tuned(problem, sm90::dense::fits))
       bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
+    if (tuned(problem, sm90::prefill::fits))
+      bytes = std::max(bytes, sm90::prefill::workspace_bytes(problem, limits));
     return bytes;
   }
 
+  Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
+    if (!tuned(p.problem, sm90::prefill::fits) || !sm90::prefill::fits(a))
+      return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q,
+                     [&](cudaStream_t stream) { return sm90::prefill::run(p, a, w, stream); });
+  }
   Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
     if (!tuned(p.problem, sm90::dense::fits) || !sm90::dense::fits(a))
       return PlainBackend::run(p, a, w, q);
