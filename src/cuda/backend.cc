@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/dense/launch.h"
+#include "cuda/sm90/index/launch.h"
 #include "cuda/sm90/prefill/launch.h"
 #include "cuda/smxx/plain.h"
 
@@ -90,6 +91,8 @@ class CudaBackend final : public PlainBackend {
 
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     int64_t bytes = PlainBackend::workspace_bytes(problem, limits);
+    if (tuned(problem, sm90::index::fits))
+      bytes = std::max(bytes, sm90::index::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::dense::fits))
       bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::prefill::fits))
@@ -97,6 +100,15 @@ class CudaBackend final : public PlainBackend {
     return bytes;
   }
 
+  Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) const override {
+    return a.batch.causal ? run_index(p, a, w, q) : PlainBackend::run(p, a, w, q);
+  }
+  Status run(const Plan& p, const SelectBlocksParams& a, Workspace w, Queue q) const override {
+    return run_index(p, a, w, q);
+  }
+  Status run(const Plan& p, const IndexSelectParams& a, Workspace w, Queue q) const override {
+    return a.batch.causal ? run_index(p, a, w, q) : PlainBackend::run(p, a, w, q);
+  }
   Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
     if (!tuned(p.problem, sm90::prefill::fits) || !sm90::prefill::fits(a))
       return PlainBackend::run(p, a, w, q);
@@ -116,6 +128,12 @@ class CudaBackend final : public PlainBackend {
     const DeviceInfo* device = nullptr;
     return device_info(problem.device.id, &device).ok() && device->capability == kHopper &&
            fits(problem);
+  }
+  template <class Params>
+  Status run_index(const Plan& p, const Params& a, Workspace w, Queue q) const {
+    if (!tuned(p.problem, sm90::index::fits)) return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q,
+                     [&](cudaStream_t stream) { return sm90::index::run(p, a, w, stream); });
   }
 };
 

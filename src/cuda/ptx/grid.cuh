@@ -15,6 +15,14 @@ __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+/// The thread's number in its warp, read anew each time: addresses made of it are not kept in
+/// registers across a loop that has none to spare.
+__device__ inline int lane_id() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 /// True in one thread of a converged warp.
 __device__ inline bool elect_one() {
   uint32_t chosen;

@@ -1,0 +1,196 @@
+#include "cuda/sm90/index/launch.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "cuda/launch.h"
+#include "cuda/sm90/index/score.cuh"
+#include "cuda/sm90/index/select.cuh"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda::sm90::index {
+namespace {
+
+/// Columns of the workspace's scores.
+int64_t max_blocks(const Limits& limits) { return ceil_div(limits.max_kv_len, int64_t{kBlock}); }
+
+Selection selection(const Problem& p) {
+  return {.topk = p.topk, .init_blocks = p.init_blocks, .local_blocks = p.local_blocks};
+}
+
+/// Both operators that multiply, ready but for their output.
+Status score_arguments(const Problem& p, const TensorView& q_idx, const TensorView& k_idx,
+                       const Batch& batch, int warpgroup_rows, int tile_rows, ScoreArguments* out) {
+  MSA_TRY(map_queries("q_idx", q_idx, p.heads_kv, warpgroup_rows / p.heads_kv, &out->q));
+  MSA_TRY(map_keys("k_idx", k_idx, p.layout, kBlock, &out->k));
+  out->grid.batch = device_batch(batch, q_idx.shape[0], k_idx, p.block_size);
+  out->grid.selection = selection(p);
+  out->grid.head_shift = std::countr_zero(static_cast<uint32_t>(p.heads_kv));
+  out->grid.max_blocks = INT32_MAX;
+  out->grid.splits = 1;
+  out->grid.tiles = static_cast<int32_t>(
+      tile_numbers(q_idx.shape[0], out->grid.batch.sequences, tile_rows / p.heads_kv));
+  return {};
+}
+
+template <class Shape, class Schedule, class Sink>
+Status launch_scores(uint32_t ctas, const ScoreArguments& a, cudaStream_t stream,
+                     bool overlap = false) {
+  return launch("index: score_blocks", score_blocks<Shape, Schedule, Sink>,
+                {.grid = ctas,
+                 .block = Shape::kThreads,
+                 .shared_bytes = sizeof(ScoreShared<Shape, Sink>),
+                 .overlap = overlap},
+                stream, a);
+}
+
+/// A CTA per row while there are few: the latency of one row counts then. `kPerLane`: scores that a
+/// lane holds when a warp has a row of its own.
+template <int kPerLane, class Rows>
+Status launch_selection(const Rows& rows, const Chosen& out, cudaStream_t stream) {
+  constexpr int kFew = 8 * kSMs, kTogetherWarps = 16, kTogetherPerLane = 8, kWarps = 8;
+  const auto heads = static_cast<uint32_t>(out.heads), tokens = static_cast<uint32_t>(out.tokens);
+  if (out.heads * int64_t{out.tokens} <= kFew) {
+    return launch("index: select_rows", select_rows<Rows, kTogetherWarps, kTogetherPerLane, true>,
+                  {.grid = dim3(tokens, heads), .block = 32 * kTogetherWarps, .overlap = true},
+                  stream, rows, out);
+  }
+  return launch("index: select_rows", select_rows<Rows, kWarps, kPerLane, false>,
+                {.grid = dim3(ceil_div(tokens, uint32_t{kWarps}), heads),
+                 .block = 32 * kWarps,
+                 .overlap = true},
+                stream, rows, out);
+}
+
+Chosen chosen(const Problem& p, const TensorView& ids, const TensorView& scores) {
+  Chosen out{};
+  out.ids = ids.at<int32_t>();
+  out.ids_head_stride = ids.stride[0];
+  out.ids_token_stride = ids.stride[1];
+  if (scores.given()) {
+    out.scores = scores.at<float>();
+    out.scores_head_stride = scores.stride[0];
+    out.scores_token_stride = scores.stride[1];
+  }
+  out.heads = p.heads_kv;
+  out.tokens = static_cast<int32_t>(ids.shape[1]);
+  out.topk = p.topk;
+  return out;
+}
+
+}  // namespace
+
+bool fits(const Problem& p) {
+  const bool power_of_two = std::has_single_bit(static_cast<uint32_t>(p.heads_kv));
+  switch (p.op) {
+    case Op::kSelectBlocks:
+      return p.topk <= kMaxSelect;
+    case Op::kIndexScores:
+    case Op::kIndexSelect:
+      return p.dtype == DType::kBF16 && p.index_dim == kDim && p.block_size == kBlock &&
+             power_of_two && p.heads_kv <= NarrowTile::kRows &&
+             (p.op == Op::kIndexScores || p.topk <= kList);
+    default:
+      return false;
+  }
+}
+
+int64_t workspace_bytes(const Problem& p, const Limits& limits) {
+  if (p.op != Op::kIndexSelect) return 0;
+  if (is_narrow(p, limits))
+    return limits.max_tokens * p.heads_kv * max_blocks(limits) * int64_t{sizeof(float)};
+  const int parts = splits(p, limits);
+  if (parts == 1) return 0;
+  const int queries = WideTile::kRows / p.heads_kv;
+  return tile_numbers(limits.max_tokens, limits.max_batch, queries) * WideTile::kRows * parts *
+         kList * int64_t{sizeof(Entry)};
+}
+
+Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const bool narrow = is_narrow(p, plan.limits);
+  ScoreArguments args{};
+  if (a.scores.numel() == 0) return {};
+  MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch,
+                          narrow ? NarrowTile::kWarpgroupRows : WideTile::kWarpgroupRows,
+                          narrow ? NarrowTile::kRows : WideTile::kRows, &args));
+  args.grid.selection = {
+      .topk = 1, .init_blocks = 0, .local_blocks = 0};  // every block has a score
+  args.grid.max_blocks = static_cast<int32_t>(a.scores.shape[2]);
+  args.out.scores = a.scores.at<float>();
+  args.out.scores_head_stride = a.scores.stride[0];
+  args.out.scores_token_stride = a.scores.stride[1];
+  args.out.scores_block_stride = a.scores.stride[2];
+  const int64_t rows = int64_t{p.heads_kv} * args.grid.batch.tokens;
+  MSA_TRY(launch("index: clear_unseen", clear_unseen,
+                 {.grid = static_cast<uint32_t>(ceil_div(rows, int64_t{kClearWarps})),
+                  .block = 32 * kClearWarps},
+                 stream, args.grid, args.out));
+  if (narrow) {
+    return launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
+        kSMs, args, stream);
+  }
+  return launch_scores<WideTile, OneTile<WideTile::kRows>, ScoreMatrix<WideTile>>(
+      static_cast<uint32_t>(args.grid.tiles), args, stream);
+}
+
+Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const bool narrow = is_narrow(p, plan.limits);
+  ScoreArguments args{};
+  const Chosen out = chosen(p, a.ids, a.scores);
+  if (out.tokens == 0) return {};
+  if (narrow) {
+    MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch, NarrowTile::kWarpgroupRows,
+                            NarrowTile::kRows, &args));
+    args.grid.max_blocks = static_cast<int32_t>(max_blocks(plan.limits));
+    args.out.scores = static_cast<float*>(workspace.data);
+    args.out.scores_head_stride = args.grid.max_blocks;
+    args.out.scores_token_stride = int64_t{p.heads_kv} * args.grid.max_blocks;
+    args.out.scores_block_stride = 1;
+    MSA_TRY((launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
+        kSMs, args, stream)));
+    return launch_selection<32>(BatchScores{.batch = args.grid.batch,
+                                            .selection = args.grid.selection,
+                                            .scores = args.out.scores,
+                                            .heads = p.heads_kv,
+                                            .max_blocks = args.grid.max_blocks},
+                                out, stream);
+  }
+  MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch, WideTile::kWarpgroupRows, WideTile::kRows,
+                          &args));
+  args.grid.splits = splits(p, plan.limits);
+  args.out.ids = out.ids;
+  args.out.ids_head_stride = out.ids_head_stride;
+  args.out.ids_token_stride = out.ids_token_stride;
+  args.out.scores = out.scores;
+  args.out.scores_head_stride = out.scores_head_stride;
+  args.out.scores_token_stride = out.scores_token_stride;
+  if (args.grid.splits > 1) args.out.lists = static_cast<Entry*>(workspace.data);
+  MSA_TRY((launch_scores<WideTile, OneTile<WideTile::kRows>, BestBlocks<WideTile>>(
+      static_cast<uint32_t>(args.grid.tiles * args.grid.splits), args, stream)));
+  if (args.grid.splits == 1) return {};
+  return launch_selection<8>(BatchLists{.batch = args.grid.batch,
+                                        .selection = args.grid.selection,
+                                        .lists = args.out.lists,
+                                        .heads = p.heads_kv,
+                                        .splits = args.grid.splits,
+                                        .rows = WideTile::kRows},
+                             out, stream);
+}
+
+Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  return launch_selection<32>(
+      GivenScores{.selection = selection(p),
+                  .scores = a.scores.at<const float>(),
+                  .head_stride = a.scores.stride[0],
+                  .token_stride = a.scores.stride[1],
+                  .block_stride = a.scores.stride[2],
+                  .num_valid_blocks =
+                      a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,
+                  .blocks = static_cast<int32_t>(a.scores.shape[2])},
+      chosen(p, a.ids, {}), stream);
+}
+
+}  // namespace msa::cuda::sm90::index
