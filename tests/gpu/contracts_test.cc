@@ -85,6 +85,7 @@ struct Scene {
   int heads_q = 64, heads_kv = 4, topk = 16;
   std::vector<int32_t> q_lens, kv_lens;
   int max_pages = 40;
+  KvLayout layout = KvLayout::kPaged;
 
   Arena arena{};
   TensorView q{}, q_idx{}, k{}, v{}, k_idx{};
@@ -110,10 +111,23 @@ struct Scene {
     batch.page_table = arena.i32({sequences, max_pages}, table);
   }
 
+  /// The same lengths over packed keys.
+  void pack() {
+    layout = KvLayout::kPacked;
+    std::vector<int32_t> cu_k{0};
+    for (int32_t n : kv_lens) cu_k.push_back(cu_k.back() + n);
+    const int64_t keys = cu_k.back();
+    k = arena.random({keys, heads_kv, kDim}, 3);
+    v = arena.random({keys, heads_kv, kDim}, 4);
+    k_idx = arena.random({keys, kDim}, 5);
+    batch.seq_lens = batch.page_table = {};
+    batch.cu_seqlens_k = arena.i32({static_cast<int64_t>(cu_k.size())}, cu_k);
+  }
+
   Problem problem(Op op) const {
     return {.op = op,
             .dtype = DType::kBF16,
-            .layout = KvLayout::kPaged,
+            .layout = layout,
             .heads_q = heads_q,
             .heads_kv = heads_kv,
             .head_dim = kDim,
@@ -455,22 +469,12 @@ TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
 
 /// k and v, packed, row by row beside each other in one pool: a token's rows are 2*D apart.
 TEST_P(Contracts, StridedPackedPools) {
-  constexpr int64_t kKeys = 1500, kTokens = 200;
+  constexpr int64_t kKeys = 1500;
   for (Op op : {Op::kSparseAttention, Op::kDenseAttention}) {
     SCOPED_TRACE(name_of(op));
-    Scene scene(16, 2, {kTokens}, {kKeys});
-    scene.batch.seq_lens = scene.batch.page_table = {};
-    scene.batch.cu_seqlens_k = scene.arena.i32({2}, {0, kKeys});
-    scene.k = scene.arena.random({kKeys, 2, kDim}, 21);
-    scene.v = scene.arena.random({kKeys, 2, kDim}, 22);
-    Problem problem = scene.problem(op);
-    problem.layout = KvLayout::kPacked;
-    scene.max_pages = 12;
-    scene.topk = problem.topk = 8;
-    const auto run = [&] {
-      return Bound(GetParam(), problem, scene.limits(), scene.arguments(op)).run_and_take();
-    };
-    const std::vector<std::byte> apart = run();
+    Scene scene(16, 2, {200}, {kKeys});
+    scene.pack();
+    const std::vector<std::byte> apart = bind(scene, op).run_and_take();
     TensorView pool = scene.arena.make(DType::kBF16, {kKeys, 2, 2, kDim});
     for (int which = 0; which < 2; ++which) {
       TensorView& view = which == 0 ? scene.k : scene.v;
@@ -481,7 +485,7 @@ TEST_P(Contracts, StridedPackedPools) {
       view.data = to;
       view.stride = {4 * kDim, 2 * kDim, 1, 0};
     }
-    EXPECT_TRUE(apart == run());
+    EXPECT_TRUE(apart == bind(scene, op).run_and_take());
   }
 }
 
@@ -502,9 +506,11 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
     for (Op op : kOps) {
       SCOPED_TRACE(name_of(op));
       Scene scene = op == Op::kSparseDecode ? decode_scene(16, 2) : prefill_scene(16, 2);
+      if (round % 2 == 0 && op != Op::kSparseDecode && op != Op::kAppendPaged) scene.pack();
       Bound bound = bind(scene, op);
-      if (round != 1) spoil(scene.batch.seq_lens);
-      if (round != 2) spoil(scene.batch.page_table);
+      for (const TensorView& lengths : {scene.batch.seq_lens, scene.batch.cu_seqlens_k})
+        if (round != 1 && lengths.given()) spoil(lengths);
+      if (round != 2 && scene.batch.page_table.given()) spoil(scene.batch.page_table);
       if (round >= 3) spoil(scene.batch.cu_seqlens_q);
       if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->ids);
       if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->ids);

@@ -31,12 +31,14 @@ struct Lists {
   }
 };
 
-/// First CSR row of sequence b; all lanes of a warp together.
-__device__ int first_row(const DeviceBatch& batch, int b) {
-  int blocks = 0;
+/// First CSR row of sequence b; all lanes of a warp together. Nobody checked the lengths, so the
+/// sum may lie far behind the last row.
+__device__ int64_t first_row(const DeviceBatch& batch, int b) {
+  int64_t blocks = 0;
   for (int before = lane(); before < b; before += 32)
     blocks += batch.sequence(before).blocks(batch.block_size);
-  return __reduce_add_sync(0xffffffff, blocks);
+  for (int step = 16; step > 0; step /= 2) blocks += __shfl_xor_sync(0xffffffff, blocks, step);
+  return blocks;
 }
 
 /// visit(row, entry, lanes) for the entries of a chunk in ascending order, 32 at a time: `lanes`
@@ -45,7 +47,7 @@ template <class Visit>
 __device__ void for_each_entry(const Lists& a, int head, int chunk, const Visit& visit) {
   const int begin = chunk * a.chunk_tokens, end = min(begin + a.chunk_tokens, a.tokens);
   DeviceSequence s{};
-  int row0 = 0;
+  int64_t row0 = 0;
   for (int t = begin; t < end; ++t) {
     if (t < s.q_begin || t >= s.q_begin + s.q_len) {
       const int b = a.batch.sequence_of(t);
@@ -151,7 +153,9 @@ Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cud
   if (bytes > plan.workspace_bytes)
     return invalid("row_ptr: got ", rows + 1, " columns, more than max_batch * ceil(max_kv_len/Bk)",
                    " + 1 of the plan");
-  const Lists lists{.batch = device_batch(a.batch, tokens, {}, p.block_size),
+  DeviceBatch batch = device_batch(a.batch, tokens, {}, p.block_size);
+  batch.keys -= p.block_size;  // nothing bounds a length here, but it will be rounded up
+  const Lists lists{.batch = batch,
                     .ids = tensor(a.ids),
                     .row_ptr = tensor(a.row_ptr),
                     .entries = tensor(a.entries),
