@@ -1,11 +1,13 @@
 """How operators are called: outputs, scratch memory, plans, threads, examples of the docs."""
 
 import doctest
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,3 +303,17 @@ def test_the_plans_of_a_decoding_step():
     want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
     np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plans), want,
                                atol=1e-5)
+
+
+def test_the_overhead_bench_runs(tmp_path):
+    """It compares its own results; how long calls take is not judged here."""
+    root = Path(__file__).resolve().parents[2]
+    build = Path(os.environ.get("MSA_CLI", root / "build/release/msa")).parent
+    if not (build / "src/libmsa.so").exists():
+        pytest.skip(f"no libmsa.so in {build}/src")
+    subprocess.run([sys.executable, root / "bench/python_overhead.py", "--rounds", "3",
+                    "--calls", "2", "--library", build / "src/libmsa.so", "--output", tmp_path / "rows.json"],
+                   check=True, timeout=120)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert len(rows) in (2, 5)  # without and with torch
+    assert all(row["limit_us"] in (15, 40) and "overhead_us_median" in row for row in rows)
