@@ -171,9 +171,10 @@ def main():
                      **spread("overhead_us", over),
                      "overhead_us_of_the_fastest": round(min(in_python) - min(in_c), 3),
                      **spread("python_us", in_python), **spread("c_us", in_c)})
-        print(f"{name:18} {rows[-1]['overhead_us_median']:6.2f} us over C "
-              f"({rows[-1]['overhead_us_p10']:.2f} to {rows[-1]['overhead_us_p90']:.2f}; fastest "
-              f"rounds {rows[-1]['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
+        row = rows[-1]
+        print(f"{name:18} {row['overhead_us_median']:6.2f} us over C "
+              f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
+              f"{row['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
     text = json.dumps({"rows": rows}, indent=1) + "\n"
     if args.output is None:
         sys.stdout.write(text)

@@ -312,7 +312,8 @@ def test_the_overhead_bench_runs(tmp_path):
     if not (build / "src/libmsa.so").exists():
         pytest.skip(f"no libmsa.so in {build}/src")
     subprocess.run([sys.executable, root / "bench/python_overhead.py", "--rounds", "3",
-                    "--calls", "2", "--library", build / "src/libmsa.so", "--output", tmp_path / "rows.json"],
+                    "--calls", "2", "--library", build / "src/libmsa.so",
+                    "--output", tmp_path / "rows.json"],
                    check=True, timeout=120)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert len(rows) in (2, 5)  # without and with torch
