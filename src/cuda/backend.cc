@@ -8,6 +8,7 @@
 #include "core/text.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/sm90/decode/launch.h"
 #include "cuda/sm90/dense/launch.h"
 #include "cuda/sm90/index/launch.h"
 #include "cuda/sm90/prefill/launch.h"
@@ -93,6 +94,8 @@ class CudaBackend final : public PlainBackend {
     int64_t bytes = PlainBackend::workspace_bytes(problem, limits);
     if (tuned(problem, sm90::index::fits))
       bytes = std::max(bytes, sm90::index::workspace_bytes(problem, limits));
+    if (tuned_index(problem, limits))
+      bytes = std::max(bytes, sm90::decode::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::dense::fits))
       bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::prefill::fits))
@@ -107,9 +110,15 @@ class CudaBackend final : public PlainBackend {
     return run_index(p, a, w, q);
   }
   Status run(const Plan& p, const IndexSelectParams& a, Workspace w, Queue q) const override {
+    if (tuned_index(p.problem, p.limits) && sm90::decode::fits(a))
+      return on_device(p, w, q,
+                       [&](cudaStream_t stream) { return sm90::decode::run(p, a, w, stream); });
     return a.batch.causal ? run_index(p, a, w, q) : PlainBackend::run(p, a, w, q);
   }
   Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
+    if (tuned(p.problem, sm90::decode::fits) && sm90::decode::fits(a))
+      return on_device(p, w, q,
+                       [&](cudaStream_t stream) { return sm90::decode::run(p, a, stream); });
     if (!tuned(p.problem, sm90::prefill::fits) || !sm90::prefill::fits(a))
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
@@ -128,6 +137,11 @@ class CudaBackend final : public PlainBackend {
     const DeviceInfo* device = nullptr;
     return device_info(problem.device.id, &device).ok() && device->capability == kHopper &&
            fits(problem);
+  }
+  /// Few new tokens: scores at the speed of memory, then the choice.
+  static bool tuned_index(const Problem& problem, const Limits& limits) {
+    return sm90::decode::fits_index(problem, limits) &&
+           tuned(problem, [](const Problem&) { return true; });
   }
   template <class Params>
   Status run_index(const Plan& p, const Params& a, Workspace w, Queue q) const {

@@ -108,6 +108,7 @@ struct DeviceBatch {
   /// The same asked by all lanes of a warp at once: independent loads instead of a chain of them.
   __device__ int warp_sequence_of(int t) const {
     int before = 0;  // sequences that end at or before row t
+#pragma unroll 1
     for (int b = static_cast<int>(threadIdx.x) % 32; b < sequences; b += 32)
       before += cu_seqlens_q[b + 1] <= t;
     before = __reduce_add_sync(0xffffffff, before);

@@ -1,5 +1,5 @@
 // Thread block clusters: CTAs that run at the same time and reach into each other's shared memory.
-// A kernel launched without a cluster is a cluster of one.
+// A kernel launched without a cluster is a cluster of one; what sends to CTAs is illegal there.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,9 @@ __device__ inline uint32_t cluster_id() {  // along x
   return id;
 }
 
-/// All threads of all CTAs of the cluster have arrived once wait_cluster() returns: they exist, and
-/// their shared memory may be written. Orders nothing else.
+/// Once wait_cluster() returns, all CTAs of the cluster exist and their shared memory may be
+/// written. All threads of a CTA call both; waiting joins them as __syncthreads() does. Orders
+/// nothing else.
 __device__ inline void arrive_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
@@ -64,6 +65,23 @@ __device__ inline void store_to_cta(uint32_t rank, T* to, const T& value, Barrie
         "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(signal)
         : "memory");
   }
+}
+
+/// `bytes` (a multiple of 16, 16-byte aligned) of this CTA's shared memory to where `to` lies in
+/// CTA `rank`, whose barrier at the place of `barrier` counts them. One thread, behind
+/// fence_async_proxy().
+__device__ inline void send_bytes(uint32_t rank, void* to, const void* from, uint32_t bytes,
+                                  Barrier* barrier) {
+  uint32_t there, signal;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(signal)
+      : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(there),
+      "r"(shared_address(from)), "r"(bytes), "r"(signal)
+      : "memory");
 }
 
 }  // namespace msa::cuda::ptx

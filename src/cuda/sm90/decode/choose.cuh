@@ -1,0 +1,46 @@
+// The lists of ids alone, from the scores of score.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx/grid.cuh"
+#include "cuda/sm90/decode/select.cuh"
+#include "cuda/sm90/decode/token.cuh"
+
+namespace msa::cuda::sm90::decode {
+
+struct ChooseArguments {
+  DeviceBatch batch;
+  const float* scores;  ///< [T,Hi,columns]
+  int64_t columns;
+  int32_t topk, init_blocks, local_blocks;
+  int32_t* ids;  ///< [Hi,T,K]
+  int64_t ids_head_stride, ids_token_stride;
+  float* ids_scores;  ///< [Hi,T,K], or null
+  int64_t scores_head_stride, scores_token_stride;
+};
+
+/// Grid [T, Hi].
+__global__ void __launch_bounds__(kConsumers) choose(const __grid_constant__ ChooseArguments a) {
+  __shared__ SelectScratch select;
+  __shared__ Choice choice;
+  const int64_t t = blockIdx.x, head = blockIdx.y;
+  if (threadIdx.x < 32) {
+    const Token token = find_token(a.batch, static_cast<int>(t));
+    if (threadIdx.x == 0) choice = token.choice(a.columns);
+  }
+  __syncthreads();
+  ptx::wait_for_previous_grid();
+  ptx::allow_next_grid();
+  select.choose(a.scores + (t * gridDim.y + head) * a.columns, 0, choice.blocks, a.topk,
+                [&](float score, int j) {
+                  return make_key(score, j, choice.forced(j, a.init_blocks, a.local_blocks));
+                });
+  if (threadIdx.x >= 32) return;
+  float* scores = a.ids_scores;
+  if (scores != nullptr) scores += head * a.scores_head_stride + t * a.scores_token_stride;
+  write_list(choice, threadIdx.x < kMaxChosen ? select.best[threadIdx.x] : 0, a.topk,
+             a.ids + head * a.ids_head_stride + t * a.ids_token_stride, scores);
+}
+
+}  // namespace msa::cuda::sm90::decode

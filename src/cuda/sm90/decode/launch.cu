@@ -1,0 +1,156 @@
+#include "cuda/sm90/decode/launch.h"
+
+#include <cmath>
+
+#include "cuda/launch.h"
+#include "cuda/sm90/decode/attend.cuh"
+#include "cuda/sm90/decode/choose.cuh"
+#include "cuda/sm90/decode/config.h"
+#include "cuda/sm90/decode/score.cuh"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda::sm90::decode {
+namespace {
+
+bool shapes_fit(const Problem& p) {
+  return p.dtype == DType::kBF16 && p.layout == KvLayout::kPaged && p.block_size == kBlock;
+}
+
+Status score_arguments(const Plan& plan, const IndexSelectParams& params, Workspace workspace,
+                       ScoreArguments* a) {
+  a->heads = plan.problem.heads_kv;
+  a->group_tokens = kRows / a->heads;
+  MSA_TRY(map_queries("q_idx", params.q_idx, static_cast<uint32_t>(a->heads),
+                      static_cast<uint32_t>(a->group_tokens), &a->q));
+  MSA_TRY(map_keys("k_idx", params.k_idx, KvLayout::kPaged, kBlock, &a->k));
+  a->batch = device_batch(params.batch, params.q_idx.shape[0], params.k_idx, kBlock);
+  a->scores = static_cast<float*>(workspace.data);
+  a->columns = score_columns(plan.limits.max_kv_len);
+  return {};
+}
+
+Status launch_score(const Plan& plan, const ScoreArguments& a, cudaStream_t stream) {
+  const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_q_len, a.group_tokens));
+  return launch("decode scores", score,
+                {.grid = dim3(kMultiprocessors, groups),
+                 .block = kThreads,
+                 .shared_bytes = sizeof(ScoreShared)},
+                stream, a);
+}
+
+Status attend_arguments(const Problem& problem, const SparseAttentionParams& params,
+                        AttendArguments* a) {
+  constexpr float kLog2E = 1.44269504088896341F;
+  const auto group = static_cast<uint32_t>(problem.group());
+  MSA_TRY(map_queries("q", params.q, group, 1, &a->q));
+  MSA_TRY(map_keys("k", params.k, KvLayout::kPaged, kBlock, &a->k));
+  MSA_TRY(map_keys("v", params.v, KvLayout::kPaged, kBlock, &a->v));
+  a->batch = device_batch(params.batch, params.q.shape[0], params.k, kBlock);
+  a->ids = params.ids.at<int32_t>();
+  a->ids_head_stride = params.ids.stride[0];
+  a->ids_token_stride = params.ids.stride[1];
+  a->topk = problem.topk;
+  a->group = problem.group();
+  a->scale =
+      kLog2E * (params.softmax_scale != 0 ? params.softmax_scale
+                                          : 1 / std::sqrt(static_cast<float>(problem.head_dim)));
+  a->o = params.o.data;
+  a->o_token_stride = params.o.stride[0];
+  a->o_head_stride = params.o.stride[1];
+  a->o_is_f32 = params.o.dtype == DType::kF32;
+  if (params.lse.given()) {
+    a->lse = params.lse.at<float>();
+    a->lse_token_stride = params.lse.stride[0];
+    a->lse_head_stride = params.lse.stride[1];
+  }
+  return {};
+}
+
+template <bool kChoose>
+Status launch_attend(const Problem& problem, const AttendArguments& a, cudaStream_t stream) {
+  const auto tokens = static_cast<uint32_t>(a.batch.tokens);
+  const auto heads = static_cast<uint32_t>(problem.heads_kv);
+  const uint32_t cluster = cluster_size(tokens, heads);
+  return launch("decode attention", attend<kChoose>,
+                {.grid = dim3(cluster * tokens, heads),
+                 .block = kThreads,
+                 .shared_bytes = sizeof(AttendShared),
+                 .overlap = kChoose,
+                 .cluster = cluster},
+                stream, a);
+}
+
+}  // namespace
+
+bool fits(const Problem& p) {
+  return shapes_fit(p) && p.op == Op::kSparseDecode && p.head_dim == kDim && p.group() <= kRows &&
+         p.topk <= kMaxList;
+}
+
+bool fits(const SparseAttentionParams& a) {
+  return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.v) && aligned(a.o);
+}
+
+bool fits_index(const Problem& p, const Limits& limits) {
+  constexpr int64_t kTokens = 16;  // new ones per sequence
+  return shapes_fit(p) && p.op == Op::kIndexSelect && p.index_dim == kDim && p.heads_kv <= kRows &&
+         p.topk <= kMaxChosen && limits.max_q_len <= kTokens && limits.max_batch <= kMaxSequences &&
+         limits.max_kv_len <= int64_t{kMaxBlocks} * kBlock;
+}
+
+bool fits(const IndexSelectParams& a) { return aligned(a.q_idx) && aligned(a.k_idx); }
+
+int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+  return limits.max_tokens * problem.heads_kv * score_columns(limits.max_kv_len) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspace,
+           cudaStream_t stream) {
+  ScoreArguments s{};
+  MSA_TRY(score_arguments(plan, params, workspace, &s));
+  ChooseArguments c{};
+  c.batch = s.batch;
+  c.scores = s.scores;
+  c.columns = s.columns;
+  c.topk = plan.problem.topk;
+  c.init_blocks = plan.problem.init_blocks;
+  c.local_blocks = plan.problem.local_blocks;
+  c.ids = params.ids.at<int32_t>();
+  c.ids_head_stride = params.ids.stride[0];
+  c.ids_token_stride = params.ids.stride[1];
+  if (params.scores.given()) {
+    c.ids_scores = params.scores.at<float>();
+    c.scores_head_stride = params.scores.stride[0];
+    c.scores_token_stride = params.scores.stride[1];
+  }
+  MSA_TRY(launch_score(plan, s, stream));
+  return launch(
+      "decode choice", choose,
+      {.grid = dim3(static_cast<uint32_t>(s.batch.tokens), static_cast<uint32_t>(s.heads)),
+       .block = kConsumers,
+       .overlap = true},
+      stream, c);
+}
+
+Status run(const Plan& plan, const SparseAttentionParams& params, cudaStream_t stream) {
+  AttendArguments a{};
+  MSA_TRY(attend_arguments(plan.problem, params, &a));
+  return launch_attend<false>(plan.problem, a, stream);
+}
+
+Status run_layer(const Plan& index_plan, const IndexSelectParams& index, const Plan& attention_plan,
+                 const SparseAttentionParams& attention, Workspace workspace, cudaStream_t stream) {
+  ScoreArguments s{};
+  AttendArguments a{};
+  MSA_TRY(score_arguments(index_plan, index, workspace, &s));
+  MSA_TRY(attend_arguments(attention_plan.problem, attention, &a));
+  a.scores = s.scores;
+  a.columns = s.columns;
+  a.init_blocks = index_plan.problem.init_blocks;
+  a.local_blocks = index_plan.problem.local_blocks;
+  MSA_TRY(launch_score(index_plan, s, stream));
+  return launch_attend<true>(attention_plan.problem, a, stream);
+}
+
+}  // namespace msa::cuda::sm90::decode
