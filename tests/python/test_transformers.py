@@ -323,10 +323,12 @@ def test_generate_sampling(name, length):
     assert torch.equal(*texts)
 
 
-def test_beam_search_reorders_the_caches():
-    ids = tokens_of("moe", 200)[None]
-    texts = [model_of("moe", kind).generate(ids, attention_mask=torch.ones_like(ids), num_beams=3,
-                                            do_sample=False, max_new_tokens=20)
+@pytest.mark.parametrize("way", ({"num_beams": 3}, {"prompt_lookup_num_tokens": 4}), ids=str)
+def test_generate_that_moves_the_caches(way):
+    """Beams reorder their rows, rejected drafts are cut off their end."""
+    ids = tokens_of("moe", 100).repeat(2)[None]
+    texts = [model_of("moe", kind).generate(ids, attention_mask=torch.ones_like(ids),
+                                            do_sample=False, max_new_tokens=20, **way)
              for kind in ("msa_cpp", "eager")]  # fmt: skip
     assert torch.equal(*texts)
 
@@ -392,25 +394,33 @@ def test_generate_in_bf16(name, length):
     assert_same_text(ours, *eager_text(name, length, dtype=BF16), tolerance=rounding)
 
 
+@pytest.fixture
+def small():
+    """A dense and a sparse layer: dynamo takes its time for each."""
+    config = make_goldens.tiny_config()
+    config.num_hidden_layers, config._attn_implementation = 2, "msa_cpp"
+    model = m3.MiniMaxM3VLForCausalLM(config).eval()
+    model.load_state_dict(make_goldens.tiny_model().state_dict(), strict=False)
+    return model, torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+
+
+def test_compiled_prefill(small):
+    """torch.compile(fullgraph=True): all is traced, though no code is generated."""
+    model, compiled = small
+    ids = tokens_of("moe", 150)[None]
+    torch.testing.assert_close(compiled(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("padding", (False, True), ids=("full", "padded"))
-def test_compiled_decoding(padding):
-    """torch.compile(fullgraph=True) over a static cache; no code is generated, all is traced."""
-    name, length = "moe", 100
-    model = model_of(name, "msa_cpp")
-    ids, mask = padded(name, length)
+def test_compiled_decoding(small, padding):
+    """Over a static cache, as generate() compiles it."""
+    length, (model, compiled) = 100, small
+    ids, mask = padded("moe", length)
     if not padding:
         mask = torch.ones_like(mask)
-    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     runs = [continue_padded(model, decode, ids, mask, cache_for(model, "static", length), 8)
             for decode in (model, compiled)]  # fmt: skip
     torch.testing.assert_close(runs[0][1], runs[1][1], rtol=0, atol=1e-5)
-
-
-def test_compiled_prefill():
-    model = model_of("moe", "msa_cpp")
-    ids = tokens_of("moe", 150)[None]
-    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
 
 def test_other_forms_of_the_model():
@@ -496,6 +506,29 @@ def test_the_vision_tower_runs_with_sdpa(monkeypatch):
                                rtol=0, atol=2e-4)  # fmt: skip
 
 
+def test_the_attention_function_alone():
+    """As transformers calls it: a mask for right padding, ids in score order, any capacity."""
+    model = model_of("moe", "msa_cpp")
+    torch.manual_seed(8)
+    q, k, v = torch.randn(2, 4, 50, 64), torch.randn(2, 2, 77, 64), torch.randn(2, 2, 77, 64)
+    ids = torch.tensor([2, 0, -1]).expand(2, 2, 50, 3).clone()
+    ids[:, :, :48], ids[:, :, :32] = torch.tensor([2, 0, -1]), torch.tensor([1, 0, -1])
+    ids[:, :, :16] = torch.tensor([0, -1, -1])
+    mask = torch.ones(50, 77).tril().bool().expand(2, 1, 50, 77)
+    out, weights = integration.attention(model.model.layers[1].self_attn, q, k, v, mask,
+                                         scaling=0.3, block_indices=ids,
+                                         position_ids=torch.arange(50)[None])  # fmt: skip
+    allowed = mask & chosen(ids, 5).repeat_interleave(16, -1)[..., :77].repeat_interleave(2, 1)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, scale=0.3, enable_gqa=True
+    )
+    assert weights is None
+    torch.testing.assert_close(out, expected.transpose(1, 2), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="row 0 is padded on the left"):
+        integration.attention(model.model.layers[0].self_attn, q, k, v, mask.flip(3), scaling=0.3,
+                              position_ids=torch.arange(50)[None])  # fmt: skip
+
+
 # What is refused
 
 
@@ -527,6 +560,11 @@ def test_refusals():
 
     refused(model, NotImplementedError, "output_attentions", output_attentions=True)
 
+    cache = DynamicCache(config=model.config)
+    model(tokens_of("moe", 40)[None].repeat(2, 1), past_key_values=cache)
+    refused(model, ValueError, "got 40 columns, expected 80", attention_mask=left,
+            past_key_values=cache)  # fmt: skip
+
 
 @caches
 def test_a_refused_call_leaves_the_cache_as_it_was(kind):
@@ -557,7 +595,7 @@ def test_training_is_refused():
     ids = tokens_of("moe", 40)[None]
     with torch.enable_grad():
         loss = model(ids, labels=ids).loss
-        with pytest.raises(NotImplementedError, match="gradients"):
+        with pytest.raises(NotImplementedError, match="no backward"):
             loss.backward()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
@@ -574,6 +612,14 @@ def test_other_models_are_refused():
 
 
 # register and unregister
+
+
+def test_eager_models_stay_what_they_were(monkeypatch):
+    for name in ("_select", "_attend", "_settle", "_places"):
+        monkeypatch.delattr(integration, name)
+    for implementation in ("eager", "sdpa"):
+        model_of("moe", implementation)(tokens_of("moe", 100)[None])
+    refused(model_of("moe", "msa_cpp"), NameError, "_places")
 
 
 def test_unregister_restores_everything():

@@ -99,65 +99,70 @@ def padding_mask(batch_size: int, q_length: int, kv_length: int, q_offset: int |
                                   "to all blocks up to a query's own")
     if attention_mask is None:
         return None
+    if not torch.compiler.is_compiling():
+        seen = int(q_offset) + q_length
+        if attention_mask.shape[1] < seen:
+            raise ValueError(f"attention_mask: got {attention_mask.shape[1]} columns, expected "
+                             f"{seen}, the cached tokens and the new ones")
+        if attention_mask[:, :seen].all():
+            return None
     mask = attention_mask.bool()[:, :kv_length]
-    mask = torch.nn.functional.pad(mask, (0, kv_length - mask.shape[1]))
-    if not torch.compiler.is_compiling() and mask[:, :int(q_offset) + q_length].all():
-        return None
-    return mask
+    return torch.nn.functional.pad(mask, (0, kv_length - mask.shape[1]))
 
 
-def _padding_of(mask: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """bool [B,S] of a caller's own mask [B,1,T,S], which must be causal with padding."""
-    mask = mask if mask.dtype == torch.bool else mask == 0
-    real = mask[:, 0, -1]
-    causal = torch.arange(mask.shape[3], device=mask.device) <= slots[:, None]  # [T,S]
-    if not torch.compiler.is_compiling() and not torch.equal(
-            mask & real[:, None, slots, None],
-            (causal & real[:, None, None]).expand_as(mask) & real[:, None, slots, None]):
-        raise NotImplementedError("attention_mask: got a mask [B,1,T,S] that is not causal with "
-                                  "padding, msa_cpp supports no other")
-    return real
+def _allowed(mask: torch.Tensor) -> torch.Tensor:
+    """bool, of a mask that is bool or additive"""
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
-def _places(mask: torch.Tensor | None, position_ids: torch.Tensor | None, slots: torch.Tensor,
-            batch: int) -> torch.Tensor:
-    """int64 [B,T]: the place of every new token in its sequence, -1 for padding.
+def _tokens(mask: torch.Tensor) -> torch.Tensor:
+    """bool [B,S], False for padding; a caller's own mask [B,1,T,S] shows it in its last row."""
+    return mask if mask.ndim == 2 else _allowed(mask)[:, 0, -1]
 
-    slots [T] are their places in the cache. Errors: ValueError when the padding is not on the
-    right, or position_ids do not count the tokens.
-    """
-    if position_ids is None:
-        position_ids = slots
-    position_ids = position_ids.expand(batch, -1)
+
+def _refuse_left_padding(tokens: torch.Tensor) -> None:
+    left = ~tokens[:, 0] & tokens.any(1)
+    if left.any():
+        raise ValueError(
+            f"attention_mask: row {int(left.nonzero()[0])} is padded on the left: blocks are "
+            "anchored at the first slot of a row, so padding in front shifts the block grid and "
+            "selects other blocks; pad on the right")
+
+
+def _places(mask: torch.Tensor | None, slots: torch.Tensor, batch: int) -> torch.Tensor:
+    """int64 [B,T]: the place in its sequence of the token in each of slots [T], -1 for padding."""
     if mask is None:
-        places, real = slots.expand(batch, -1), None
-    else:
-        if mask.ndim == 4:
-            mask = _padding_of(mask, slots)
-        mask = mask.expand(batch, -1)
-        real = mask[:, slots]
-        places = (mask.cumsum(1)[:, slots] - 1).masked_fill(~real, -1)
-    if torch.compiler.is_compiling():
-        return position_ids if mask is None else places
+        return slots.expand(batch, -1)
+    tokens = _tokens(mask).expand(batch, -1)
+    return (tokens.cumsum(1) - 1).masked_fill(~tokens, -1)[:, slots]
+
+
+def _check(mask: torch.Tensor | None, position_ids: torch.Tensor | None, slots: torch.Tensor,
+           places: torch.Tensor) -> None:
+    """Refuses masks and position_ids that mean more than padding on the right."""
+    real = places >= 0  # [B,T]
     if mask is not None:
-        left = ~mask[:, 0] & mask.any(1)
-        if left.any():
-            raise ValueError(
-                f"attention_mask: row {int(left.nonzero()[0])} is padded on the left: blocks are "
-                "anchored at the first slot of a row, so padding in front shifts the block grid "
-                "and selects other blocks; pad on the right")
+        tokens = _tokens(mask)
+        if mask.ndim == 4:
+            causal = torch.arange(mask.shape[3], device=mask.device) <= slots[:, None]  # [T,S]
+            different = _allowed(mask) ^ (causal & tokens[:, None, None])
+            if (different & real[:, None, :, None]).any():
+                raise NotImplementedError("attention_mask: got a mask [B,1,T,S] that is not "
+                                          "causal with padding, msa_cpp supports no other")
+        _refuse_left_padding(tokens)
         if (real[:, 1:] & ~real[:, :-1]).any():
             raise ValueError("attention_mask: got padding between the tokens of one call, "
                              "expected it behind them")
-    wrong = (position_ids != places) if real is None else (position_ids != places) & real
+    if position_ids is None:  # as the slots
+        position_ids = slots
+    wrong = (places != position_ids) & real
     if wrong.any():
         b, t = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"position_ids[{b},{t}]: got {int(position_ids[b, t])}, expected {int(places[b, t])}, "
-            "the number of tokens before it: packed sequences are not supported, nor is "
-            "generate() on prompts padded on the right, since transformers takes their first new "
-            "token from the logits of the padding")
-    return places
+            f"position_ids[{b},{t}]: got {int(position_ids.expand_as(places)[b, t])}, expected "
+            f"{int(places[b, t])}, the number of tokens before it: packed sequences are not "
+            "supported, nor is generate() on prompts padded on the right, since transformers takes "
+            "their first new token from the logits of the padding")
 
 
 def _settle(cache: torch.Tensor, slots: torch.Tensor, places: torch.Tensor) -> None:
@@ -176,12 +181,6 @@ def _runs_here(module: torch.nn.Module) -> bool:
     return module.config._attn_implementation == NAME
 
 
-def _new_slots(cache: Any, layer: int, tokens: int, device: torch.device) -> torch.Tensor:
-    """int64 [T]: where a cache stores the next `tokens` tokens."""
-    seen = 0 if cache is None else cache.get_seq_length(layer)
-    return torch.arange(tokens, device=device) + seen
-
-
 def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
                    position_embeddings: tuple[torch.Tensor, torch.Tensor],
                    attention_mask: torch.Tensor | None, past_key_values: Any = None,
@@ -192,8 +191,12 @@ def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
         return theirs(self, hidden_states, position_embeddings, attention_mask, past_key_values,
                       **kwargs)
     batch, tokens, _ = hidden_states.shape
-    slots = _new_slots(past_key_values, self.layer_idx, tokens, hidden_states.device)
-    places = _places(attention_mask, kwargs.pop("position_ids", None), slots, batch)
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
+    slots = torch.arange(tokens, device=hidden_states.device) + seen
+    places = _places(attention_mask, slots, batch)
+    position_ids = kwargs.pop("position_ids", None)
+    if self.layer_idx == 0 and not torch.compiler.is_compiling():  # all layers get the same
+        _check(attention_mask, position_ids, slots, places)
     if attention_mask is not None:
         kwargs["slots"] = slots
     return theirs(self, hidden_states, position_embeddings, None, past_key_values,
@@ -221,8 +224,7 @@ def _indexer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
         slots = torch.arange(tokens, device=k.device) + (layer.get_seq_length() - tokens)
         _settle(k, slots, position_ids)
     topk = min(self.topk_blocks, -(-k.shape[2] // self.block_size))
-    select = _select_op if torch.compiler.is_compiling() else _select
-    return select(q.detach(), k.detach(), position_ids, self.block_size, topk, self.local_blocks)
+    return _select(q, k, position_ids, self.block_size, topk, self.local_blocks)
 
 
 def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -235,6 +237,7 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
 
     block_indices [B,Hkv,T,K] in any order, -1 tail, or None: every block. position_ids [B,T] are
     places, -1 for padding, whose output is 0. slots [T] are given where places may differ from them.
+    attention_mask: None from `_layer_forward`; padding on the right needs none.
     """
     if isinstance(module, m3.MiniMaxM3VLVisionAttention):
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask,
@@ -242,88 +245,55 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
     if not isinstance(module, m3.MiniMaxM3VLAttention):
         raise NotImplementedError(f'attn_implementation="msa_cpp": got a {type(module).__name__}, '
                                   "supported are the models of minimax_m3_vl")
-    if kwargs.get("output_attentions"):
+    if kwargs.get("output_attentions", module.config.output_attentions):
         raise NotImplementedError("output_attentions: msa_cpp never has the weights in memory")
     if dropout > 0:
         raise NotImplementedError(f"attention_dropout: got {dropout}, msa_cpp supports 0")
+    if attention_mask is not None:
+        _refuse_left_padding(_tokens(attention_mask))
+    position_ids = position_ids.expand(query.shape[0], -1)
     if slots is not None:
         _settle(key, slots, position_ids)
         _settle(value, slots, position_ids)
-    attend = _attend_op if torch.compiler.is_compiling() else _attend
-    out = attend(query.detach(), key.detach(), value.detach(), position_ids, block_indices,
-                 module.config.index_block_size, scaling or query.shape[-1] ** -0.5)
-    return _NoGradient.apply(out, query, key, value), None
+    out = _attend(query, key, value, position_ids, block_indices, module.config.index_block_size,
+                  scaling or query.shape[-1] ** -0.5)
+    return out, None
 
 
-class _NoGradient(torch.autograd.Function):
-    """Passes its first argument on; where a gradient is asked for, says that there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, out: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, ...]:
-        raise NotImplementedError('gradients: attn_implementation="msa_cpp" has none yet; train '
-                                  'with "eager", or wrap the call in torch.no_grad()')
+# The operators, row by row of a batch: row b of a cache [B,H,S,D] is a view [S,H,D] of its memory.
 
 
-# The operators, row by row of a batch. Under torch.compile each is one opaque node of the graph.
-
-
-def _lengths(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int32 cu_seqlens [B,2] of the queries and of the keys, each row of the batch alone."""
+def _each_row(places: torch.Tensor, capacity: int, block_size: int,
+              call: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """[B,...]: call(b, lengths...) of every row b with the places [B,T] of its tokens."""
+    batch, tokens = places.shape
     ends = torch.stack(((places >= 0).sum(1), places.amax(1) + 1)).int()  # [2,B]
-    return torch.nn.functional.pad(ends[..., None], (1, 0)).unbind(0)
+    cu_q, cu_k = torch.nn.functional.pad(ends[..., None], (1, 0))  # [B,2] each, from 0
+    rows = [call(b, cu_seqlens_q=cu_q[b], cu_seqlens_k=cu_k[b], max_seqlen_q=tokens,
+                 max_seqlen_k=capacity, block_size=block_size) for b in range(batch)]
+    return rows[0][None] if batch == 1 else torch.stack(rows)
 
 
 def _select(q: torch.Tensor, k: torch.Tensor, places: torch.Tensor, block_size: int, topk: int,
             local_blocks: int) -> torch.Tensor:
     """q [B,Hi,T,Di], index keys k [B,1,S,Di] -> ids int64 [B,Hi,T,K]."""
-    batch, heads, tokens, _ = q.shape
-    ids = torch.empty(batch, heads, tokens, topk, dtype=torch.int32, device=q.device)
-    cu_q, cu_k = _lengths(places)
-    for b in range(batch):
-        msa_cpp.index_select(q[b].transpose(0, 1), k[b, 0], cu_seqlens_q=cu_q[b],
-                             cu_seqlens_k=cu_k[b], max_seqlen_q=tokens, max_seqlen_k=k.shape[2],
-                             topk=topk, block_size=block_size, local_blocks=local_blocks,
-                             out=ids[b])
-    return ids.long()
 
+    def row(b: int, **lengths: Any) -> torch.Tensor:
+        return msa_cpp.index_select(q[b].transpose(0, 1), k[b, 0], topk=topk,
+                                    local_blocks=local_blocks, **lengths)
 
-_select_op = torch.library.custom_op("msa_cpp::m3_select", _select, mutates_args=())
-
-
-@_select_op.register_fake
-def _(q: torch.Tensor, k: torch.Tensor, places: torch.Tensor, block_size: int, topk: int,
-      local_blocks: int) -> torch.Tensor:
-    return q.new_empty(*q.shape[:3], topk, dtype=torch.int64)
+    return _each_row(places, k.shape[2], block_size, row).long()
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor,
             block_ids: torch.Tensor | None, block_size: int, scale: float) -> torch.Tensor:
-    """query [B,Hq,T,D], key and value [B,Hkv,S,D] -> [B,T,Hq,D]."""
-    batch, heads, tokens, dim = query.shape
-    out = query.new_empty(batch, tokens, heads, dim)
-    cu_q, cu_k = _lengths(places)
+    """query [B,Hq,T,D], key and value [B,Hkv,S,D], ids [B,Hkv,T,K] -> [B,T,Hq,D]."""
     ids = None if block_ids is None else block_ids.int()
-    for b in range(batch):
-        q, k, v = (x[b].transpose(0, 1) for x in (query, key, value))  # [T,Hq,D], [S,Hkv,D]
-        lengths = {"cu_seqlens_q": cu_q[b], "cu_seqlens_k": cu_k[b], "max_seqlen_q": tokens,
-                   "max_seqlen_k": k.shape[0]}
+
+    def row(b: int, **lengths: Any) -> torch.Tensor:
+        q, k, v = (x[b].transpose(0, 1) for x in (query, key, value))
         if ids is None:
-            msa_cpp.dense_attention(q, k, v, softmax_scale=scale, out=out[b], **lengths)
-        else:
-            msa_cpp.sparse_attention(q, k, v, ids[b], block_size=block_size, softmax_scale=scale,
-                                     out=out[b], **lengths)
-    return out
+            return msa_cpp.dense_attention(q, k, v, softmax_scale=scale, **lengths)
+        return msa_cpp.sparse_attention(q, k, v, ids[b], softmax_scale=scale, **lengths)
 
-
-_attend_op = torch.library.custom_op("msa_cpp::m3_attend", _attend, mutates_args=())
-
-
-@_attend_op.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor,
-      block_ids: torch.Tensor | None, block_size: int, scale: float) -> torch.Tensor:
-    batch, heads, tokens, dim = query.shape
-    return query.new_empty(batch, tokens, heads, dim)
+    return _each_row(places, key.shape[2], block_size, row)
