@@ -236,8 +236,8 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
     any capacity) -> [B,T,Hq,D], and no weights.
 
     block_indices [B,Hkv,T,K] in any order, -1 tail, or None: every block. position_ids [B,T] are
-    places, -1 for padding, whose output is 0. slots [T] are given where places may differ from them.
-    attention_mask: None from `_layer_forward`; padding on the right needs none.
+    places, -1 for padding, whose output is 0. slots [T] are given where places may differ from
+    them. attention_mask: None from `_layer_forward`; padding on the right needs none.
     """
     if isinstance(module, m3.MiniMaxM3VLVisionAttention):
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask,
