@@ -34,26 +34,23 @@ Status score_arguments(const Problem& p, const TensorView& q_idx, const TensorVi
 }
 
 template <class Shape, class Schedule, class Sink>
-Status launch_scores(uint32_t ctas, const ScoreArguments& a, cudaStream_t stream,
-                     bool overlap = false) {
-  return launch("index: score_blocks", score_blocks<Shape, Schedule, Sink>,
-                {.grid = ctas,
-                 .block = Shape::kThreads,
-                 .shared_bytes = sizeof(ScoreShared<Shape, Sink>),
-                 .overlap = overlap},
-                stream, a);
+Status launch_scores(uint32_t ctas, const ScoreArguments& a, cudaStream_t stream) {
+  return launch(
+      "index: score_blocks", score_blocks<Shape, Schedule, Sink>,
+      {.grid = ctas, .block = Shape::kThreads, .shared_bytes = sizeof(ScoreShared<Shape, Sink>)},
+      stream, a);
 }
 
 /// A CTA per row while there are few: the latency of one row counts then. `kPerLane`: scores that a
 /// lane holds when a warp has a row of its own.
 template <int kPerLane, class Rows>
 Status launch_selection(const Rows& rows, const Chosen& out, cudaStream_t stream) {
-  constexpr int kFew = 8 * kSMs, kTogetherWarps = 16, kTogetherPerLane = 8, kWarps = 8;
+  constexpr int kFew = 8 * kSMs, kWarps = 8, kTogetherPerLane = 16;
   const auto heads = static_cast<uint32_t>(out.heads), tokens = static_cast<uint32_t>(out.tokens);
   if (out.heads * int64_t{out.tokens} <= kFew) {
-    return launch("index: select_rows", select_rows<Rows, kTogetherWarps, kTogetherPerLane, true>,
-                  {.grid = dim3(tokens, heads), .block = 32 * kTogetherWarps, .overlap = true},
-                  stream, rows, out);
+    return launch("index: select_rows", select_rows<Rows, kWarps, kTogetherPerLane, true>,
+                  {.grid = dim3(tokens, heads), .block = 32 * kWarps, .overlap = true}, stream,
+                  rows, out);
   }
   return launch("index: select_rows", select_rows<Rows, kWarps, kPerLane, false>,
                 {.grid = dim3(ceil_div(tokens, uint32_t{kWarps}), heads),

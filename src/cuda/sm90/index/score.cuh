@@ -401,7 +401,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::prefetch_map(&a.k);
   }
   __syncthreads();
-  ptx::wait_for_previous_grid();
   ptx::allow_next_grid();
   if (warp >= kProducer) {
     if constexpr (Shape::kWarpgroups > 1) ptx::give_registers<40>();

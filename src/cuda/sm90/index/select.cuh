@@ -276,17 +276,18 @@ __global__ void __launch_bounds__(32 * kWarps)
     };
     choose<kPerLane>(best, row, cut(warp), cut(warp + 1), want);
     if (lane < out.topk) {
+      // Every warp's best on lanes of their own, for a lane's greatest to say something about all.
       const uint64_t mine = lane < best.count() ? best[lane] : kNone;
-      found[warp * out.topk + lane] = {.key = key_of(mine), .id = id_of(mine)};
+      found[lane * kWarps + warp] = {.key = key_of(mine), .id = id_of(mine)};
     }
     __syncthreads();
     if (warp > 0) return;
     best = Best(queues[warp], out.topk);
     add_forced();
     // One chunk, since the entries' ids do not ascend.
-    static_assert(kMaxSelect * kWarps <= 32 * 2 * kPerLane);
-    choose<2 * kPerLane>(best, ListedRow{.range = {}, .block0 = 0, .entries = found}, 0,
-                         kWarps * out.topk, want);
+    static_assert(kMaxSelect * kWarps <= 32 * kPerLane);
+    choose<kPerLane>(best, ListedRow{.range = {}, .block0 = 0, .entries = found}, 0,
+                     kWarps * out.topk, want);
   } else {
     add_forced();
     choose<kPerLane>(best, row, range.first, range.end, want);
