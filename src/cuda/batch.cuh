@@ -33,7 +33,9 @@ struct DeviceSequence {
   int32_t block0;        ///< global id of the first given block
   const int32_t* pages;  ///< page of each given block (paged), else null
 
-  __device__ int blocks(int block_size) const { return (kv_len + block_size - 1) / block_size; }
+  __device__ int blocks(int block_size) const {
+    return kv_len / block_size + (kv_len % block_size > 0 ? 1 : 0);
+  }
   /// Keys visible to query i: the given keys 0 .. visible(i)-1.
   __device__ int visible(int i, int block_size, bool causal) const {
     if (!causal) return kv_len;
@@ -91,7 +93,8 @@ struct DeviceBatch {
     return page >= 0 && page < pages ? page : -1;
   }
 
-  /// Sequence of query row t, or -1 for a row of padding. B+1 ascending values: a binary search.
+  /// Sequence of query row t, which is then one of its rows, or -1 for a row of padding. B+1
+  /// ascending values: a binary search. Where they do not ascend, a row may belong to nobody.
   __device__ int sequence_of(int t) const {
     int low = 0, high = sequences;  // the answer lies in [low, high)
     if (sequences == 0 || t >= cu_seqlens_q[sequences]) return -1;
@@ -102,7 +105,7 @@ struct DeviceBatch {
       else
         high = middle;
     }
-    return low;
+    return cu_seqlens_q[low] <= t ? low : -1;
   }
 
   /// The same asked by all lanes of a warp at once: independent loads instead of a chain of them.
@@ -112,7 +115,9 @@ struct DeviceBatch {
     for (int b = static_cast<int>(threadIdx.x) % 32; b < sequences; b += 32)
       before += cu_seqlens_q[b + 1] <= t;
     before = __reduce_add_sync(0xffffffff, before);
-    return before < sequences ? before : -1;
+    const bool is_row =
+        before < sequences && cu_seqlens_q[before] <= t && t < cu_seqlens_q[before + 1];
+    return is_row ? before : -1;
   }
 };
 

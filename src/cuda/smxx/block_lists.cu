@@ -153,9 +153,7 @@ Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cud
   if (bytes > plan.workspace_bytes)
     return invalid("row_ptr: got ", rows + 1, " columns, more than max_batch * ceil(max_kv_len/Bk)",
                    " + 1 of the plan");
-  DeviceBatch batch = device_batch(a.batch, tokens, {}, p.block_size);
-  batch.keys -= p.block_size;  // nothing bounds a length here, but it will be rounded up
-  const Lists lists{.batch = batch,
+  const Lists lists{.batch = device_batch(a.batch, tokens, {}, p.block_size),
                     .ids = tensor(a.ids),
                     .row_ptr = tensor(a.row_ptr),
                     .entries = tensor(a.entries),

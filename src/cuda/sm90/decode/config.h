@@ -24,11 +24,10 @@ constexpr int64_t score_columns(int64_t max_kv_len) {
 }
 
 /// CTAs that share the list of one (token, KV head), a power of two up to 16: as many as still find
-/// room at once, two on each of 132 SMs, since one CTA cannot pull the whole bandwidth of its SM.
+/// an SM of their own (dev/notes/decode.md has the table; two per SM lose 3 to 50 %).
 constexpr uint32_t cluster_size(int64_t tokens, int64_t heads_kv) {
-  constexpr int64_t kCtas = 256;
   uint32_t size = 1;
-  while (size < 16 && 2 * size * tokens * heads_kv <= kCtas) size *= 2;
+  while (size < 16 && 2 * size * tokens * heads_kv <= kMultiprocessors) size *= 2;
   return size;
 }
 

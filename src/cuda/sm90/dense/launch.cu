@@ -11,18 +11,6 @@
 namespace msa::cuda::sm90::dense {
 namespace {
 
-/// Rows of 16-byte units, so that boxes and wide stores can be used.
-bool aligned(const TensorView& rows) {
-  const auto whole = [&](int64_t elements) { return elements * size_of(rows.dtype) % 16 == 0; };
-  bool result = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-  for (int i = 0; i + 1 < rows.rank; ++i) {
-    const auto axis = static_cast<size_t>(i);
-    result =
-        result && (rows.shape[axis] <= 1 || (rows.stride[axis] > 0 && whole(rows.stride[axis])));
-  }
-  return result;
-}
-
 template <class T>
 HeadRows<T> head_rows(const TensorView& view, int token_axis) {
   if (!view.given()) return {};

@@ -11,17 +11,6 @@
 namespace msa::cuda::sm90::prefill {
 namespace {
 
-/// For TMA and 16-byte stores.
-bool aligned(const TensorView& view) {
-  bool ok = reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
-  for (int32_t i = 0; i + 1 < view.rank; ++i) {
-    const auto axis = static_cast<size_t>(i);
-    ok = ok && (view.shape[axis] <= 1 ||
-                (view.stride[axis] > 0 && view.stride[axis] * size_of(view.dtype) % 16 == 0));
-  }
-  return ok;
-}
-
 constexpr float kLog2E = 1.44269504088896340736F;
 
 template <int kGroup>
