@@ -104,7 +104,7 @@ class CudaBackend final : public PlainBackend {
   }
 
   Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) const override {
-    return a.batch.causal ? run_index(p, a, w, q) : PlainBackend::run(p, a, w, q);
+    return run_index(p, a, w, q);
   }
   Status run(const Plan& p, const SelectBlocksParams& a, Workspace w, Queue q) const override {
     return run_index(p, a, w, q);
@@ -113,7 +113,7 @@ class CudaBackend final : public PlainBackend {
     if (tuned_index(p.problem, p.limits) && sm90::decode::fits(a))
       return on_device(p, w, q,
                        [&](cudaStream_t stream) { return sm90::decode::run(p, a, w, stream); });
-    return a.batch.causal ? run_index(p, a, w, q) : PlainBackend::run(p, a, w, q);
+    return run_index(p, a, w, q);
   }
   Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
     if (tuned(p.problem, sm90::decode::fits) && sm90::decode::fits(a))
@@ -145,7 +145,8 @@ class CudaBackend final : public PlainBackend {
   }
   template <class Params>
   Status run_index(const Plan& p, const Params& a, Workspace w, Queue q) const {
-    if (!tuned(p.problem, sm90::index::fits)) return PlainBackend::run(p, a, w, q);
+    if (!tuned(p.problem, sm90::index::fits) || !sm90::index::fits(a))
+      return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::index::run(p, a, w, stream); });
   }

@@ -92,6 +92,14 @@ bool fits(const Problem& p) {
   }
 }
 
+bool fits(const IndexScoresParams& a) {
+  return a.batch.causal && aligned(a.q_idx) && aligned(a.k_idx);
+}
+bool fits(const IndexSelectParams& a) {
+  return a.batch.causal && aligned(a.q_idx) && aligned(a.k_idx);
+}
+bool fits(const SelectBlocksParams&) { return true; }
+
 int64_t workspace_bytes(const Problem& p, const Limits& limits) {
   if (p.op != Op::kIndexSelect) return 0;
   if (is_narrow(p, limits))
