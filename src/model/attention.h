@@ -32,7 +32,7 @@ class SequenceAttention {
   Status create(Compute& compute, const Config& config, const LoadOptions& options, Attention kind,
                 int64_t max_tokens, int64_t max_chunk);
 
-  /// True when the layer selects blocks in this session.
+  /// True when the layer selects blocks; with Attention::kDense none does.
   bool selects(int layer) const;
   /// Appends the chunk's keys and values to the caches and attends.
   Status run(const Chunk& chunk, const Hooks& hooks);
