@@ -68,11 +68,13 @@ bench() {
     step "bench_$name" "$limit" "$BIN/msa" bench --backend cuda --shape m3 --quiet $flags \
       --json "$OUT/bench_$name.json"
   done <<'SETTINGS'
-prefill        150 --context 8192,32768 --selection random --repeats 20
-prefill_128k   150 --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
-decode          60 --context 32768,131072 --new-tokens 1 --selection random --repeats 20
-decode_batch    60 --context 32768 --new-tokens 1 --batch 32 --selection random --repeats 20
-parts           60 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
+prefill       60 --context 8192,32768 --selection random --repeats 20
+prefill_128k  60 --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
+decode        40 --context 32768,131072 --new-tokens 1 --selection random --repeats 20
+decode_1m     40 --context 1048576 --new-tokens 1 --op index_select,sparse_decode,msa --selection random --repeats 20
+decode_batch  40 --context 32768 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --selection random --repeats 20
+extend        40 --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
+parts         40 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
 }
 

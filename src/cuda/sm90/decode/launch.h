@@ -11,7 +11,7 @@ namespace msa::cuda::sm90::decode {
 bool fits(const Problem& problem);
 /// False for a negative scale and for rows that are not 16-byte aligned.
 bool fits(const SparseAttentionParams& params);
-/// True for index_select problems with Hi <= 16 and K <= 16, up to 16 new tokens per sequence,
+/// True for index_select problems with K <= 16, up to 16 rows (new tokens x Hi) per sequence,
 /// B <= 1024 and 2^20 tokens.
 bool fits_index(const Problem& problem, const Limits& limits);
 /// False for rows that are not 16-byte aligned.
