@@ -67,21 +67,4 @@ __device__ inline void store_to_cta(uint32_t rank, T* to, const T& value, Barrie
   }
 }
 
-/// `bytes` (a multiple of 16, 16-byte aligned) of this CTA's shared memory to where `to` lies in
-/// CTA `rank`, whose barrier at the place of `barrier` counts them. One thread, behind
-/// fence_async_proxy().
-__device__ inline void send_bytes(uint32_t rank, void* to, const void* from, uint32_t bytes,
-                                  Barrier* barrier) {
-  uint32_t there, signal;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(signal)
-      : "r"(shared_address(barrier)), "r"(rank));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(there),
-      "r"(shared_address(from)), "r"(bytes), "r"(signal)
-      : "memory");
-}
-
 }  // namespace msa::cuda::ptx

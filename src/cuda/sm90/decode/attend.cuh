@@ -54,7 +54,7 @@ struct ListedBlock {
   int32_t visible;  ///< keys of it that the token sees, 1..Bk
 };
 
-/// What one CTA found for one row. Sent in one piece.
+/// What one CTA found for one row.
 struct Part {
   float o[kDim];
   float sum[kWarps];  ///< over each warp's keys
@@ -210,14 +210,16 @@ __device__ inline void exchange_parts(AttendShared& shared, Part* outgoing, cons
     if (lane % 4 == 0) part.sum[warp] = sum;
     if (lane % 4 == 0 && warp == 0) part.max = softmax.max[h];
   }
-  ptx::fence_async_proxy();
   join_consumers();
   if (split.parts == 1) return;
-  const int row = 2 * warp + lane;
-  if (lane < 2 && row < group)
-    ptx::send_bytes(row >> split.row_bits,
-                    &shared.parts[split.slot(split.rank, row & (split.rows() - 1))], &outgoing[row],
-                    sizeof(Part), &shared.parts_full);
+  // Half a warp per row. Not as a bulk copy: compute-sanitizer objects to one into the CTA itself.
+  const int row = 2 * warp + lane / 16;
+  auto* to =
+      reinterpret_cast<uint4*>(&shared.parts[split.slot(split.rank, row & (split.rows() - 1))]);
+  const auto* from = reinterpret_cast<const uint4*>(&outgoing[row]);
+  for (int i = lane % 16; row < group && i < static_cast<int>(sizeof(Part) / 16); i += 16)
+    ptx::store_to_cta(row >> split.row_bits, to + i, from[i], &shared.parts_full);
+  __syncwarp();
   ptx::wait(&shared.parts_full, 0);
 }
 
