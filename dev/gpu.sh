@@ -76,6 +76,17 @@ decode_batch  40 --context 32768 --new-tokens 1 --batch 32 --op index_select,spa
 extend        40 --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
 parts         40 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
+  local context trace
+  for context in 8192 32768 131072; do  # on the block lists of a trained model
+    trace=$OUT/trace_$context
+    step "eval_$context" 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \
+      --text models/code-11m/sample.txt --context $context --attention msa --trace "$trace" \
+      --json "$OUT/eval_$context.json"
+    step "bench_real_$context" 60 "$BIN/msa" bench --backend cuda --shape m3 --quiet \
+      --context $context --selection "$trace" --op index_select,sparse_attention,msa --repeats 10 \
+      --json "$OUT/bench_real_$context.json"
+    rm -f "$trace"
+  done
 }
 
 case ${1:-} in
