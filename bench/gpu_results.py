@@ -47,8 +47,8 @@ def order(row):
 
 def print_table(results):
     machine = results["machine"]
-    print(f"{machine['gpu']}, CUDA {machine['cuda_driver']}, commit {results['commit']}; ceilings of "
-          f"the run: {machine['peak_gflops']['cuda'] / 1e3:.0f} TFLOP/s, "
+    print(f"{machine['gpu']}, CUDA {machine['cuda_driver']}, commit {results['commit']}; "
+          f"ceilings of the run: {machine['peak_gflops']['cuda'] / 1e3:.0f} TFLOP/s, "
           f"{machine['read_gbps'] / 1e3:.2f} TB/s.\n")
     print("| new tokens over context | lists | operator | time | spread | of the ceiling | rate |")
     print("|---|---|---|---|---|---|---|")
@@ -59,7 +59,8 @@ def print_table(results):
             work = f"{row['batch']} x {work}"
         products = new > 16 and row["flops"] > 0
         rate = f"{row['tflops']:.0f} TFLOP/s" if products else f"{row['gbps'] / 1e3:.2f} TB/s"
-        print(f"| {work} | {row['selection']} | {row['op']} | {seconds_text(row['seconds_median'])} | "
+        median = seconds_text(row["seconds_median"])
+        print(f"| {work} | {row['selection']} | {row['op']} | {median} | "
               f"{seconds_text(row['seconds_p10'])} to {seconds_text(row['seconds_p90'])} | "
               f"{row['ceiling_fraction']:.0%} | {rate} |")
 
