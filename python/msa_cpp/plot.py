@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1c2733", "#5a6775", "#dfe5ea"
 # Told apart by all common kinds of colour vision, and dark enough on white.
-COLOURS = ["#0b62a4", "#d1580a", "#157a57", "#a8447f", "#6a6a00", "#4b4b8f"]
+COLOURS = (
+    "#0b62a4 #d1580a #157a57 #a8447f #6a6a00 #4b4b8f #b3261e #2f8f9d #7a4a1d #8a8f98"
+).split()
 MAX_BINS = 384  # of a selection map, per axis: about one for each pixel
 STYLE = {
     "font.size": 9.5,
@@ -59,7 +61,7 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     figure = Figure((width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(
-        textwrap.fill(caption, int(17.5 * width)), x=0.012, ha="left", fontsize=8, color=MUTED
+        textwrap.fill(caption, int(16.5 * width)), x=0.012, ha="left", fontsize=8, color=MUTED
     )
     return figure
 
@@ -165,10 +167,8 @@ def selection(ids: np.ndarray, block_size: int = 128, title: str = "") -> Figure
 
 # --- measurements ---------------------------------------------------------------------------------
 
-NUMBERS = (
-    "context new_tokens heads_q heads_kv block topk threads seconds_median flops bytes"
-).split()
-OTHERS = "op backend dtype selection ratio_to_dense".split()
+NUMBERS = ("context new_tokens heads_q heads_kv block topk threads seconds_median bytes").split()
+OTHERS = "op backend dtype selection ratio_to_dense flops".split()
 
 
 def read_bench(path: Path) -> dict:
@@ -177,8 +177,7 @@ def read_bench(path: Path) -> dict:
     try:
         bench["rows"] = [row for row in bench["rows"] if row["seconds_median"] is not None]
         bad = [key for row in bench["rows"] for key in NUMBERS if not row[key] > 0]
-        for row in bench["rows"]:
-            bad += [key for key in OTHERS if key not in row]
+        bad += [key for row in bench["rows"] for key in OTHERS if key not in row]
         bad += [key for key in ("read_gbps", "peak_gflops") if not bench["machine"][key]]
     except KeyError as error:
         bad = [str(error)]
@@ -191,11 +190,15 @@ def read_bench(path: Path) -> dict:
 
 def machine_text(bench: dict) -> str:
     machine = bench["machine"]
-    threads = sorted({row["threads"] for row in bench["rows"]})
-    return (
-        f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores, "
-        f"{', '.join(map(str, threads))} threads, commit {bench.get('commit', 'unknown')}"
-    )
+    if {row["backend"] for row in bench["rows"]} == {"cuda"}:
+        where = machine.get("gpu", "unknown GPU")
+    else:
+        threads = sorted({str(row["threads"]) for row in bench["rows"]})
+        where = (
+            f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores, "
+            f"{', '.join(threads)} threads"
+        )
+    return f"{where}, commit {bench.get('commit', 'unknown')}"
 
 
 def group_size(row: dict) -> int:
@@ -283,9 +286,10 @@ def speedup(bench: dict) -> Figure:
 
 def roofline(bench: dict) -> Figure:
     """Every measured row under the machine's measured ceilings."""
-    rows, machine = bench["rows"], bench["machine"]
+    machine = bench["machine"]
+    rows = [row for row in bench["rows"] if row["flops"] > 0]  # some operators only move data
     if not rows:
-        raise InputError("no row was timed")
+        raise InputError("no timed row with products")
     read = machine["read_gbps"]
     caption = (
         f"{machine_text(bench)}. Bytes: inputs read once, outputs written once. Ceilings as "
@@ -308,11 +312,10 @@ def roofline(bench: dict) -> Figure:
         )
     operators = list(dict.fromkeys(row["op"] for row in rows))
     for row in rows:
-        decode = row["new_tokens"] < row["context"]
         axes.plot(
             row["flops"] / row["bytes"],
             row["flops"] / row["seconds_median"] / 1e9,
-            "D" if decode else "o",
+            "o" if row["new_tokens"] == row["context"] else "D",
             color=COLOURS[operators.index(row["op"]) % len(COLOURS)],
             markerfacecolor=None if row["dtype"] == "f32" else "none",
             markersize=6.5,
@@ -320,7 +323,7 @@ def roofline(bench: dict) -> Figure:
         )
     for colour, op in zip(COLOURS, operators, strict=False):
         axes.plot([], [], "s", color=colour, label=op)
-    kinds = {"prefill": ("o", None), "decode": ("D", None), "open: 16 bits": ("o", "none")}
+    kinds = {"prefill": ("o", None), "behind a cache": ("D", None), "open: 16 bits": ("o", "none")}
     for label, (marker, face) in kinds.items():
         axes.plot([], [], marker, color=MUTED, markerfacecolor=face, label=label)
     axes.set_xscale("log")
@@ -329,7 +332,7 @@ def roofline(bench: dict) -> Figure:
     axes.set_xlabel("arithmetic intensity (FLOP per byte)")
     axes.set_ylabel("speed (GFLOP/s)")
     axes.grid(True)
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="best", ncols=2)
     return figure
 
 
