@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -139,6 +140,18 @@ def spread(prefix, values):
             f"{prefix}_p10": round(cuts[0], 3), f"{prefix}_p90": round(cuts[-1], 3)}
 
 
+def machine():
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]
+    return {"cpu": names[0], "cores": len(names)}
+
+
+def commit():
+    here = Path(__file__).resolve().parent
+    return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, text=True,
+                          capture_output=True).stdout.strip() or "unknown"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", required=True, type=Path, help="libmsa.so of the same build")
@@ -175,7 +188,7 @@ def main():
         print(f"{name:18} {row['overhead_us_median']:6.2f} us over C "
               f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
               f"{row['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
-    text = json.dumps({"rows": rows}, indent=1) + "\n"
+    text = json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n"
     if args.output is None:
         sys.stdout.write(text)
     else:
