@@ -33,12 +33,13 @@ Problem attention_problem(const Config& config, DType dtype, Device device, Op o
           .device = device};
 }
 
-Status SequenceAttention::create(Compute& compute, const Config& config, const LoadOptions& options,
-                                 Attention kind, int64_t max_tokens, int64_t max_chunk) {
+Status SequenceAttention::create(Compute& compute, const Model& model, Attention kind,
+                                 int64_t max_tokens, int64_t max_chunk) {
+  const Config& config = model.config();
   compute_ = &compute;
   config_ = &config;
-  dtype_ = *options.dtype;
-  backend_ = options.backend;
+  dtype_ = model.dtype();
+  backend_ = model.options().backend;
   kind_ = kind;
   page_count_ = (max_tokens + config.block_size - 1) / config.block_size;
   const int64_t padded = page_count_ * config.block_size;

@@ -29,8 +29,8 @@ class SequenceAttention {
   };
 
   /// Reserves caches for max_tokens and plans for chunks of up to max_chunk.
-  Status create(Compute& compute, const Config& config, const LoadOptions& options, Attention kind,
-                int64_t max_tokens, int64_t max_chunk);
+  Status create(Compute& compute, const Model& model, Attention kind, int64_t max_tokens,
+                int64_t max_chunk);
 
   /// True when the layer selects blocks; with Attention::kDense none does.
   bool selects(int layer) const;

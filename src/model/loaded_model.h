@@ -15,6 +15,7 @@ class LoadedModel final : public Model {
 
   const Config& config() const override { return config_; }
   const LoadOptions& options() const override { return options_; }
+  DType dtype() const override { return dtype_; }
   const char* backend_name() const override { return backend_->name(); }
   int threads() const override { return compute_->threads(); }
 
@@ -25,6 +26,7 @@ class LoadedModel final : public Model {
  private:
   Config config_;
   LoadOptions options_;
+  DType dtype_ = DType::kF32;
   const Backend* backend_ = nullptr;
   std::unique_ptr<Compute> compute_;
   Weights weights_;

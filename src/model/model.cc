@@ -29,10 +29,9 @@ Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptio
   options_ = options;
   const Device device = device_of(options.backend);
   const bool cuda = device.kind == DeviceKind::kCUDA;
-  const DType dtype = options.dtype.value_or(cuda ? DType::kBF16 : DType::kF32);
-  options_.dtype = dtype;
-  if (dtype != DType::kF32 && dtype != DType::kBF16)
-    return error(StatusCode::kUnsupported, "dtype: got ", name_of(dtype),
+  dtype_ = options.dtype.value_or(cuda ? DType::kBF16 : DType::kF32);
+  if (dtype_ != DType::kF32 && dtype_ != DType::kBF16)
+    return error(StatusCode::kUnsupported, "dtype: got ", name_of(dtype_),
                  ", supported are f32 and bf16");
   const std::filesystem::path path = directory / "config.json";
   std::unique_ptr<MappedFile> file;
@@ -48,9 +47,9 @@ Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptio
 
   const Op op = config_.sparse_layers() > 0 ? Op::kSparseAttention : Op::kDenseAttention;
   MSA_TRY(
-      choose_backend(attention_problem(config_, dtype, device, op), options.backend, &backend_));
+      choose_backend(attention_problem(config_, dtype_, device, op), options.backend, &backend_));
   if (cuda) {
-    MSA_TRY(make_cuda_compute(dtype, &compute_));
+    MSA_TRY(make_cuda_compute(dtype_, &compute_));
   } else {
     compute_ = make_cpu_compute(options.threads);
   }

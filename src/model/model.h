@@ -88,6 +88,7 @@ class Model {
   virtual ~Model() = default;
   virtual const Config& config() const = 0;
   virtual const LoadOptions& options() const = 0;
+  virtual DType dtype() const = 0;               ///< of q, k, v and the caches
   virtual const char* backend_name() const = 0;  ///< of the attention operators
   virtual int threads() const = 0;
 };

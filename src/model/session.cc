@@ -20,7 +20,7 @@ class ModelSession final : public Session {
   explicit ModelSession(const LoadedModel& model)
       : compute_(model.compute()), config_(model.config()), weights_(model.weights()) {}
 
-  Status create(const LoadOptions& options, Attention kind, int64_t max_tokens);
+  Status create(const LoadedModel& model, Attention kind, int64_t max_tokens);
   Status extend(std::span<const int32_t> tokens, std::span<float> logits_last,
                 const Hooks& hooks) override;
   int64_t length() const override { return length_; }
@@ -64,13 +64,13 @@ class ModelSession final : public Session {
   Buffer logits_;                     // [pieces of t,vocab]
 };
 
-Status ModelSession::create(const LoadOptions& options, Attention kind, int64_t max_tokens) {
+Status ModelSession::create(const LoadedModel& model, Attention kind, int64_t max_tokens) {
   if (max_tokens < 1 || max_tokens > kMaxTokens)
     return invalid("max_tokens: got ", max_tokens, ", expected 1 to ", kMaxTokens);
-  dtype_ = *options.dtype;
+  dtype_ = model.dtype();
   max_tokens_ = max_tokens;
   max_chunk_ = std::min(compute_.chunk_rows(), max_tokens);
-  MSA_TRY(attention_.create(compute_, config_, options, kind, max_tokens, max_chunk_));
+  MSA_TRY(attention_.create(compute_, model, kind, max_tokens, max_chunk_));
   timings_.attention.assign(config_.layers.size(), 0);
   timings_.index.assign(config_.layers.size(), 0);
 
@@ -276,8 +276,9 @@ void ModelSession::last_logits(int64_t rows, std::span<float> logits_last) {
 
 Status Session::create(const Model& model, Attention attention, int64_t max_tokens,
                        std::unique_ptr<Session>* out) {
-  auto session = std::make_unique<ModelSession>(static_cast<const LoadedModel&>(model));
-  MSA_TRY(session->create(model.options(), attention, max_tokens));
+  const auto& loaded = static_cast<const LoadedModel&>(model);
+  auto session = std::make_unique<ModelSession>(loaded);
+  MSA_TRY(session->create(loaded, attention, max_tokens));
   *out = std::move(session);
   return {};
 }

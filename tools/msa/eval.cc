@@ -181,7 +181,7 @@ nlohmann::ordered_json to_json(const Options& options, const Report& report) {
                                  {"backend", report.model->backend_name()},
                                  {"threads", report.model->threads()},
                                  {"model", options.model.directory},
-                                 {"dtype", name_of(*report.model->options().dtype)},
+                                 {"dtype", name_of(report.model->dtype())},
                                  {"topk", config.topk},
                                  {"peak_rss_bytes", peak_rss_bytes()}};
   if (report.dense) json["results"].push_back(to_json("dense", *report.dense));
@@ -212,8 +212,7 @@ void print_table(const Options& options, const Report& report, const nlohmann::o
              config.block_size);
   fmt::print("{} tokens of {}, {} on {} with {} threads\n\n", report.context,
              options.text.empty() ? options.token_ids : options.text,
-             name_of(*report.model->options().dtype), report.model->backend_name(),
-             report.model->threads());
+             name_of(report.model->dtype()), report.model->backend_name(), report.model->threads());
   fmt::print("  {:<10} {:>10} {:>12} {:>12} {:>12} {:>10}\n", "attention",
              config.byte_level() ? "bits/byte" : "bits/token", "prefill", "attention",
              "of it index", "kept mass");

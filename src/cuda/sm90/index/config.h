@@ -15,11 +15,11 @@ inline constexpr int kSMs = 132;    // of an H100 or H200; other counts are serv
 
 /// How one CTA multiplies. Rows are (query, index head) pairs, heads innermost. A warpgroup holds
 /// kTiles accumulators of 64 rows x 128 keys: while one is reduced, the others' products run.
-template <int kWarpgroups_, int kTiles_, int kStages_>
+template <int kGroups, int kAccumulators, int kBlocks>
 struct TileShape {
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kTiles = kTiles_;
-  static constexpr int kStages = kStages_;  // of one block of keys, 32 KB
+  static constexpr int kWarpgroups = kGroups;
+  static constexpr int kTiles = kAccumulators;
+  static constexpr int kStages = kBlocks;  // of one block of keys, 32 KB
   static constexpr int kWarpgroupRows = 64 * kTiles;
   static constexpr int kRows = kWarpgroupRows * kWarpgroups;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);  // and the producer's warpgroup
