@@ -15,11 +15,11 @@ inline constexpr int kSMs = 132;    // of an H100 or H200; other counts are serv
 
 /// How one CTA multiplies. Rows are (query, index head) pairs, heads innermost. A warpgroup holds
 /// kTiles accumulators of 64 rows x 128 keys: while one is reduced, the others' products run.
-template <int kGroups, int kAccumulators, int kBlocks>
+template <int Warpgroups, int Tiles, int Stages>
 struct TileShape {
-  static constexpr int kWarpgroups = kGroups;
-  static constexpr int kTiles = kAccumulators;
-  static constexpr int kStages = kBlocks;  // of one block of keys, 32 KB
+  static constexpr int kWarpgroups = Warpgroups;
+  static constexpr int kTiles = Tiles;
+  static constexpr int kStages = Stages;  // of one block of keys, 32 KB
   static constexpr int kWarpgroupRows = 64 * kTiles;
   static constexpr int kRows = kWarpgroupRows * kWarpgroups;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);  // and the producer's warpgroup
