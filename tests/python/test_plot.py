@@ -223,7 +223,8 @@ def test_bad_benches(change, says, tmp_path, refused):
 def test_every_committed_measurement_can_be_drawn():
     drawn = 0
     for path in (ROOT / "bench/results").glob("*.json"):
-        if "machine" in json.loads(path.read_text()):
+        # Only `msa bench` writes a ceiling; the other programs of bench/ have no operators to draw.
+        if "peak_gflops" in json.loads(path.read_text()).get("machine", {}):
             plot.roofline(plot.read_bench(path))
             drawn += 1
     assert drawn >= 2
