@@ -44,9 +44,10 @@ try:
     from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3
 except ImportError as error:
     raise ImportError("msa_cpp.integrations.transformers: this transformers has no minimax_m3_vl; "
-                      "5.23 has it") from error
+                      "5.23 and 5.24 have it") from error
 
 NAME = "msa_cpp"
+_CACHE_NAMES = {"past_key_values": "cache"}  # 5.23's name of the argument: 5.24's
 
 _log = logging.getLogger(__name__)
 _originals: dict[type, Callable] = {}  # class -> its forward, while registered
@@ -62,9 +63,10 @@ def register() -> None:
     replaced = {m3.MiniMaxM3VLAttention: _layer_forward, m3.MiniMaxM3VLIndexer: _indexer_forward}
     for layer, ours in replaced.items():
         theirs = list(inspect.signature(layer.forward).parameters)
-        if theirs != list(inspect.signature(ours).parameters):
+        known = list(inspect.signature(ours).parameters)
+        if [_CACHE_NAMES.get(name, name) for name in theirs] != known:
             raise RuntimeError(f"register: {layer.__name__}.forward takes {', '.join(theirs)}: "
-                               "this version of transformers is not supported, 5.23 is")
+                               "this version of transformers is not supported, 5.23 and 5.24 are")
     for layer, ours in replaced.items():
         _originals[layer] = layer.forward
         layer.forward = ours
@@ -183,15 +185,16 @@ def _runs_here(module: torch.nn.Module) -> bool:
 
 def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
                    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-                   attention_mask: torch.Tensor | None, past_key_values: Any = None,
+                   attention_mask: torch.Tensor | None, cache: Any = None,
                    **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """MiniMaxM3VLAttention.forward: mask and position_ids become the places of the tokens."""
     theirs = _originals[m3.MiniMaxM3VLAttention]
+    if cache is None:
+        cache = kwargs.pop("past_key_values", None)
     if not _runs_here(self):
-        return theirs(self, hidden_states, position_embeddings, attention_mask, past_key_values,
-                      **kwargs)
+        return theirs(self, hidden_states, position_embeddings, attention_mask, cache, **kwargs)
     batch, tokens, _ = hidden_states.shape
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
+    seen = 0 if cache is None else cache.get_seq_length(self.layer_idx)
     slots = torch.arange(tokens, device=hidden_states.device) + seen
     places = _places(attention_mask, slots, batch)
     position_ids = kwargs.pop("position_ids", None)
@@ -199,17 +202,17 @@ def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
         _check(attention_mask, position_ids, slots, places)
     if attention_mask is not None:
         kwargs["slots"] = slots
-    return theirs(self, hidden_states, position_embeddings, None, past_key_values,
-                  position_ids=places, **kwargs)
+    return theirs(self, hidden_states, position_embeddings, None, cache, position_ids=places,
+                  **kwargs)
 
 
 def _indexer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
-                     position_embeddings: tuple[torch.Tensor, torch.Tensor], past_key_values: Any,
+                     position_embeddings: tuple[torch.Tensor, torch.Tensor], cache: Any,
                      position_ids: torch.Tensor) -> torch.Tensor:
     """MiniMaxM3VLIndexer.forward: int64 [B,Hi,T,min(K,blocks)], ascending ids, -1 tail."""
     if not _runs_here(self):
-        return _originals[m3.MiniMaxM3VLIndexer](self, hidden_states, position_embeddings,
-                                                 past_key_values, position_ids)
+        return _originals[m3.MiniMaxM3VLIndexer](self, hidden_states, position_embeddings, cache,
+                                                 position_ids)
     batch, tokens, _ = hidden_states.shape
 
     def heads(projection: torch.nn.Module, norm: torch.nn.Module) -> torch.Tensor:
@@ -218,8 +221,8 @@ def _indexer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
 
     q, k = m3.apply_rotary_pos_emb(heads(self.q_proj, self.q_norm), heads(self.k_proj, self.k_norm),
                                    *position_embeddings)  # [B,Hi,T,Di], [B,1,T,Di]
-    if past_key_values is not None:
-        layer = past_key_values.layers[self.layer_idx]
+    if cache is not None:
+        layer = cache.layers[self.layer_idx]
         k = layer.update_index(k)  # [B,1,S,Di]
         slots = torch.arange(tokens, device=k.device) + (layer.get_seq_length() - tokens)
         _settle(k, slots, position_ids)
