@@ -5,7 +5,8 @@
     python3 bench/gpu_results.py --table bench/results/NAME.json
 
 A row is one of `msa bench`: checked before it was timed, median of its rounds. `selection` is
-"random" (uniform block ids) or "code-11m" (the lists of the trained model at that context).
+"random" (uniform block ids), "index" (what the index branch chose on the random data) or "code-11m"
+(the lists of the trained model at that context).
 """
 
 import argparse
@@ -21,7 +22,8 @@ def merge(folder, commit):
         merged["machine"] = merged["machine"] or run["machine"]
         merged["commit"] = merged["commit"] or run["commit"]
         for row in run["rows"]:
-            row["selection"] = "random" if row["selection"] == "random" else "code-11m"
+            if row["selection"] not in ("random", "index"):  # the file of a trace
+                row["selection"] = "code-11m"
             merged["rows"].append(row)
     for path in sorted(folder.glob("eval_*.json")):
         merged["evals"].append(json.loads(path.read_text()))

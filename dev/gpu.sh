@@ -70,10 +70,14 @@ bench() {
   done <<'SETTINGS'
 prefill       60 --context 8192,32768 --selection random --repeats 20
 prefill_128k  60 --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
-decode        40 --context 32768,131072 --new-tokens 1 --selection random --repeats 20
-decode_1m     40 --context 1048576 --new-tokens 1 --op index_select,sparse_decode,msa --selection random --repeats 20
-decode_batch  40 --context 32768 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --selection random --repeats 20
+decode        40 --context 32768,131072 --new-tokens 1 --repeats 20
+decode_1m     40 --context 524288,1048576 --new-tokens 1 --op index_select,sparse_decode,msa --repeats 20
+decode_4x1m   40 --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
+decode_8      40 --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
+decode_8x4    40 --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
+decode_32     40 --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
 extend        40 --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
+extend_1k     60 --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
 parts         40 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
   local context trace

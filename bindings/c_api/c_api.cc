@@ -26,7 +26,7 @@ using msa::TensorView;
 static_assert(static_cast<int>(StatusCode::kInternal) == MSA_INTERNAL);
 static_assert(static_cast<int>(msa::DType::kI32) == MSA_I32);
 static_assert(static_cast<int>(msa::DeviceKind::kCUDA) == MSA_CUDA);
-static_assert(static_cast<int>(msa::Op::kBlockMass) == MSA_OP_BLOCK_MASS);
+static_assert(static_cast<int>(msa::Op::kLayerDecode) == MSA_OP_LAYER_DECODE);
 static_assert(static_cast<int>(msa::KvLayout::kPaged) == MSA_PAGED);
 static_assert(msa::kMaxRank == MSA_MAX_RANK);
 
@@ -237,6 +237,19 @@ Status convert(const msa_block_mass_params& c, msa::BlockMassParams* out) {
   return convert("mass", c.mass, &out->mass);
 }
 
+Status convert(const msa_layer_decode_params& c, msa::LayerDecodeParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("v", c.v, &out->v));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  MSA_TRY(convert("o", c.o, &out->o));
+  MSA_TRY(convert("lse", c.lse, &out->lse));
+  return convert("ids", c.ids, &out->ids);
+}
+
 /// What every msa_run_* does; Params is the C++ twin of CParams.
 template <class Params, class CParams>
 msa_status run(const msa_plan* plan, const CParams* params, void* workspace, size_t bytes,
@@ -428,4 +441,9 @@ msa_status msa_run_append_paged(const msa_plan* plan, const msa_append_paged_par
 msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
                               void* workspace, size_t bytes, const msa_queue* queue) {
   return run<msa::BlockMassParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
+                                void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::LayerDecodeParams>(plan, params, workspace, bytes, queue);
 }

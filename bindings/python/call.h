@@ -223,7 +223,9 @@ class Call {
  public:
   Call(Op op, const nb::tuple& tensors, nb::handle batch, const nb::tuple& options, nb::handle plan,
        nb::handle backend)
-      : op_(op), options_(parse(options)), paged_(op == Op::kAppendPaged) {
+      : op_(op),
+        options_(parse(options)),
+        paged_(op == Op::kAppendPaged || op == Op::kLayerDecode) {
     if (options_.topk) extents_.bind("K", *options_.topk);
     if constexpr (kHasBatch) read_batch(nb::cast<nb::tuple>(batch));
     if constexpr (requires { params_.softmax_scale; })
@@ -337,7 +339,8 @@ class Call {
       const int64_t most_k = !paged_                  ? extents_.get("S", INT32_MAX)
                              : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
                                                       : INT32_MAX;
-      const char* q_name = op_ == Op::kSparseDecode ? "max_q_len" : "max_seqlen_q";
+      const bool decode = op_ == Op::kSparseDecode || op_ == Op::kLayerDecode;
+      const char* q_name = decode ? "max_q_len" : "max_seqlen_q";
       out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
       out.max_q_len =
           round_up(bound(q_name, "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));

@@ -119,6 +119,7 @@ NB_MODULE(_core, module) {
   add_op<BlockListsParams>(module, Op::kBlockLists);
   add_op<AppendPagedParams>(module, Op::kAppendPaged);
   add_op<BlockMassParams>(module, Op::kBlockMass);
+  add_op<LayerDecodeParams>(module, Op::kLayerDecode);
 }
 
 }  // namespace msa::python

@@ -117,4 +117,15 @@ inline constexpr auto kSlots<BlockMassParams> = std::to_array<Slot<BlockMassPara
      {"lse", "lse", Role::kInput, kF32, "T,Hq", &BlockMassParams::lse},
      {"out", "mass", Role::kOutput, kF32, "Hkv,T,blocks", &BlockMassParams::mass}});
 
+template <>
+inline constexpr auto kSlots<LayerDecodeParams> = std::to_array<Slot<LayerDecodeParams>>(
+    {{"q", "q", Role::kInput, kRows, "T,Hq,D", &LayerDecodeParams::q},
+     {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", &LayerDecodeParams::q_idx},
+     {"k_pages", "k", Role::kInput, kRows, "P,Hkv,Bk,D", &LayerDecodeParams::k},
+     {"v_pages", "v", Role::kInput, kRows, "P,Hkv,Bk,D", &LayerDecodeParams::v},
+     {"k_idx_pages", "k_idx", Role::kInput, kRows, "P,Bk,Di", &LayerDecodeParams::k_idx},
+     {"out", "o", Role::kOutput, Content::kOutput, "T,Hq,D", &LayerDecodeParams::o},
+     {"lse", "lse", Role::kExtra, kF32, "T,Hq", &LayerDecodeParams::lse},
+     {"ids_out", "ids", Role::kExtra, kI32, "Hkv,T,K", &LayerDecodeParams::ids}});
+
 }  // namespace msa::python

@@ -97,6 +97,8 @@ class Backend {
   virtual Status run(const Plan&, const BlockListsParams&, Workspace, Queue) const = 0;
   virtual Status run(const Plan&, const AppendPagedParams&, Workspace, Queue) const = 0;
   virtual Status run(const Plan&, const BlockMassParams&, Workspace, Queue) const = 0;
+  /// Unless overridden: index_select, then sparse_decode.
+  virtual Status run(const Plan&, const LayerDecodeParams&, Workspace, Queue) const;
 };
 
 /// All backends of this build, usable or not, highest priority first.
@@ -135,5 +137,7 @@ Status run(const Plan& plan, const BlockListsParams& params, Workspace workspace
 Status run(const Plan& plan, const AppendPagedParams& params, Workspace workspace,
            Queue queue = {});
 Status run(const Plan& plan, const BlockMassParams& params, Workspace workspace, Queue queue = {});
+Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspace,
+           Queue queue = {});
 
 }  // namespace msa MSA_API

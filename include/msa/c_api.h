@@ -65,7 +65,8 @@ typedef enum msa_op {
   MSA_OP_MERGE = 6,
   MSA_OP_BLOCK_LISTS = 7,
   MSA_OP_APPEND_PAGED = 8,
-  MSA_OP_BLOCK_MASS = 9
+  MSA_OP_BLOCK_MASS = 9,
+  MSA_OP_LAYER_DECODE = 10
 } msa_op;
 
 typedef enum msa_kv_layout {
@@ -335,6 +336,24 @@ typedef struct msa_block_mass_params {
 MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
                                       void* workspace, size_t workspace_bytes,
                                       const msa_queue* queue);
+
+/* a decoding step of a sparse layer: index_select, then attention over what it chose */
+typedef struct msa_layer_decode_params {
+  uint32_t struct_size;
+  float softmax_scale;     /* 0 = 1/sqrt(D) */
+  const msa_tensor* q;     /* [T,Hq,D] */
+  const msa_tensor* q_idx; /* [T,Hi,Di] */
+  const msa_tensor* k;     /* [P,Hkv,Bk,D] */
+  const msa_tensor* v;     /* as k */
+  const msa_tensor* k_idx; /* [P,Bk,Di] */
+  const msa_batch* batch;
+  const msa_tensor* o;   /* out [T,Hq,D] */
+  const msa_tensor* lse; /* out f32 [T,Hq], optional */
+  const msa_tensor* ids; /* out i32 [Hkv,T,K], optional */
+} msa_layer_decode_params;
+MSA_API msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
+                                        void* workspace, size_t workspace_bytes,
+                                        const msa_queue* queue);
 
 #ifdef __cplusplus
 }

@@ -129,4 +129,20 @@ struct BlockMassParams {
   TensorView mass{};        ///< out f32 [Hkv,T,blocks], 0 where nothing is visible
 };
 
+/// A decoding step of a sparse layer (msa_layer_decode): index_select for 1..16 new tokens per
+/// sequence over a paged cache, then sparse_decode of the blocks it chose. Same ids and values as
+/// the two calls; a backend may join them. Source: decoding with MSA, arXiv 2606.13392.
+struct LayerDecodeParams {
+  TensorView q{};      ///< [T,Hq,D]
+  TensorView q_idx{};  ///< [T,Hi,Di]
+  TensorView k{};      ///< pages [P,Hkv,Bk,D], the new tokens already in them
+  TensorView v{};      ///< as k
+  TensorView k_idx{};  ///< pages [P,Bk,Di]
+  Batch batch{};
+  float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
+  TensorView o{};           ///< out [T,Hq,D]
+  TensorView lse{};         ///< out f32 [T,Hq], optional
+  TensorView ids{};         ///< out i32 [Hkv,T,K], optional
+};
+
 }  // namespace msa

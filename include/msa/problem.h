@@ -28,8 +28,9 @@ enum class Op : int32_t {
   kBlockLists = 7,
   kAppendPaged = 8,
   kBlockMass = 9,
+  kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
 };
-inline constexpr int kOpCount = 10;
+inline constexpr int kOpCount = 11;
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.
 const char* name_of(Op op);

@@ -319,9 +319,11 @@ def msa_layer_decode(
     softmax_scale: float | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     ids_out: Array | None = None, workspace: Array | None = None,
-    plan: tuple[Plan, Plan] | None = None, backend: str = "auto",
+    plan: Plan | None = None, backend: str = "auto",
 ) -> Array | tuple[Array, Array]:
     """One decoding step of a sparse layer: `index_select`, then `sparse_decode` of what it chose.
+
+    One call of the library; the CUDA backend joins the two in two launches.
 
     Args:
         q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
@@ -329,8 +331,6 @@ def msa_layer_decode(
             new tokens already in it (`append_paged`).
         max_q_len: the most new tokens of one sequence, at most 16; None only on the CPU.
         ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
-        workspace: large enough for both operators.
-        plan: the plans of index_select and of sparse_decode.
 
     The other arguments and the errors are those of `index_select` and `sparse_decode`.
     Source: decoding with MSA, arXiv 2606.13392.
@@ -346,16 +346,22 @@ def msa_layer_decode(
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
-    index_plan, attention_plan = (None, None) if plan is None else plan
-    batch = dict(page_table=page_table, seq_lens=seq_lens, cu_seqlens_q=cu_seqlens_q,
-                 block_size=block_size, max_seqlen_k=max_seqlen_k, workspace=workspace,
-                 backend=backend)
-    ids = index_select(q_idx, k_idx_pages, topk=topk, init_blocks=init_blocks,
-                       local_blocks=local_blocks, max_seqlen_q=max_q_len, out=ids_out,
-                       plan=index_plan, **batch)
-    return sparse_decode(q, k_pages, v_pages, ids, max_q_len=max_q_len,
-                         softmax_scale=softmax_scale, out=out, lse=lse, return_lse=return_lse,
-                         plan=attention_plan, **batch)
+    if _through_torch(q, q_idx, k_pages, v_pages, k_idx_pages, plan=plan):
+        o, l, ids = _torch_op("msa_layer_decode")(
+            q, q_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q, seq_lens, page_table, topk,
+            block_size, init_blocks, local_blocks, softmax_scale, _is_f32(out), max_q_len,
+            max_seqlen_k, backend)
+        _into(ids_out, ids)
+        out, lse = _into(out, o), _into(lse, l)
+    else:
+        out, lse, _ = _core.msa_layer_decode(
+            (q, q_idx, k_pages, v_pages, k_idx_pages, out, return_lse if lse is None else lse,
+             ids_out),
+            (cu_seqlens_q, None, seq_lens, page_table, None, None),
+            (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_q_len,
+             max_seqlen_k, None),
+            plan, workspace, backend)
+    return (out, lse) if return_lse else out
 
 
 def dense_attention(
@@ -609,7 +615,7 @@ def plan(
     Args:
         op: the name of a function of this module.
         dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
-        paged: whether keys lie in pages; append_paged and sparse_decode have no others.
+        paged: whether keys lie in pages; append_paged and the decoding steps have no others.
         heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq,
             Hkv, D, Di, Bk, K and the forced blocks; what the operator does not use is ignored.
         device: "cpu", "cuda", "cuda:1" or a torch.device.
@@ -628,11 +634,11 @@ def plan(
     kind, _, index = str(device).partition(":")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
+    paged = paged or op in ("append_paged", "sparse_decode", "msa_layer_decode")
     return _core.plan(
-        op=op, dtype=dtype, paged=paged or op in ("append_paged", "sparse_decode"), heads_q=heads_q,
-        heads_kv=heads_kv, head_dim=head_dim, index_dim=index_dim, block_size=block_size,
-        topk=topk, init_blocks=init_blocks, local_blocks=local_blocks,
-        cuda_device=-1 if kind == "cpu" else int(index or 0), max_batch=max_batch,
+        op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
+        index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,
+        local_blocks=local_blocks, cuda_device=-1 if kind == "cpu" else int(index or 0), max_batch=max_batch,
         max_tokens=max_tokens, max_seqlen_q=max_tokens if max_seqlen_q is None else max_seqlen_q,
         max_seqlen_k=max_seqlen_k, backend=backend)
 

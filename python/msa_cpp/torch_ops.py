@@ -185,6 +185,23 @@ def sparse_decode(
         None, None, backend)
 
 
+@_operator(lambda a: (*_fake_attended(a),
+                      _i32(a.q, a.q_idx.shape[1], a.q.shape[0], a.topk)))
+def msa_layer_decode(
+    q: Tensor, q_idx: Tensor, k_pages: Tensor, v_pages: Tensor, k_idx_pages: Tensor,
+    cu_seqlens_q: Tensor, seq_lens: Tensor, page_table: Tensor, topk: int = 16,
+    block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
+    softmax_scale: Optional[float] = None, out_f32: bool = False, max_q_len: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    return _core.msa_layer_decode(
+        (q, q_idx, k_pages, v_pages, k_idx_pages, _f32_out(q, out_f32), True, True),
+        (cu_seqlens_q, None, seq_lens, page_table, None, None),
+        (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_q_len,
+         max_seqlen_k, None),
+        None, None, backend)
+
+
 @_operator(_fake_dense)
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,

@@ -15,7 +15,7 @@ namespace msa {
 namespace {
 
 constexpr int64_t kUnknown = -1;
-constexpr int64_t kDecodeQLen = 16;  // most new tokens per sequence of sparse_decode
+constexpr int64_t kDecodeQLen = 16;  // most new tokens per sequence of a decoding step
 
 /// "T,Hq,D" -> f("T"), f("Hq"), f("D")
 template <class F>
@@ -260,10 +260,14 @@ Status Border::batch(const Batch& batch, bool needs_pages, Blocks* blocks) {
   MSA_TRY(metadata(batch, needs_pages));
   if (!host()) return {};  // contents lie where the host cannot look
   const Limits& limits = plan_.limits;
-  const bool decode = p_.op == Op::kSparseDecode && limits.max_q_len > kDecodeQLen;
-  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"),
-                      decode ? "the most for sparse_decode" : "the plan's max_q_len",
-                      decode ? kDecodeQLen : limits.max_q_len));
+  const char* limit = "the plan's max_q_len";
+  int64_t longest = limits.max_q_len;
+  if ((p_.op == Op::kSparseDecode || p_.op == Op::kLayerDecode) && longest > kDecodeQLen) {
+    limit =
+        p_.op == Op::kSparseDecode ? "the most for sparse_decode" : "the most for msa_layer_decode";
+    longest = kDecodeQLen;
+  }
+  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"), limit, longest));
   if (!paged())
     MSA_TRY(prefix_sums("cu_seqlens_k", batch.cu_seqlens_k, extent("S"), "the plan's max_kv_len",
                         limits.max_kv_len));
@@ -455,6 +459,21 @@ Status check(const Plan& plan, const BlockMassParams& a) {
   MSA_TRY(border.scale(a.softmax_scale));
   MSA_TRY(border.output("mass", a.mass, "Hkv,T,blocks", {DType::kF32}));
   return border.columns("mass", a.mass, blocks);
+}
+
+Status check(const Plan& plan, const LayerDecodeParams& a) {
+  Border border(plan);
+  Blocks blocks;
+  MSA_TRY(border.op(Op::kLayerDecode));
+  MSA_TRY(border.rows("q", a.q, "T,Hq,D"));
+  MSA_TRY(border.rows("q_idx", a.q_idx, "T,Hi,Di"));
+  MSA_TRY(border.rows("k", a.k, border.keys()));
+  MSA_TRY(border.rows("v", a.v, border.keys()));
+  MSA_TRY(border.rows("k_idx", a.k_idx, border.index_keys()));
+  MSA_TRY(border.batch(a.batch, true, &blocks));
+  MSA_TRY(border.scale(a.softmax_scale));
+  MSA_TRY(border.attention_outputs(a.o, a.lse));
+  return a.ids.given() ? border.output("ids", a.ids, "Hkv,T,K", {DType::kI32}) : Status();
 }
 
 }  // namespace msa

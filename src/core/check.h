@@ -17,6 +17,7 @@ Status check(const Plan& plan, const MergeParams& params);
 Status check(const Plan& plan, const BlockListsParams& params);
 Status check(const Plan& plan, const AppendPagedParams& params);
 Status check(const Plan& plan, const BlockMassParams& params);
+Status check(const Plan& plan, const LayerDecodeParams& params);
 
 /// No list names a block twice. O(K^2) per list, so only debug builds and the reference ask.
 /// Precondition: the other checks passed.

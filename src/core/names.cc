@@ -21,8 +21,9 @@ const char* name_of(DType dtype) {
 
 const char* name_of(Op op) {
   static constexpr std::array names = {
-      "index_scores",    "select_blocks", "index_select", "sparse_attention", "sparse_decode",
-      "dense_attention", "merge",         "block_lists",  "append_paged",     "block_mass"};
+      "index_scores",  "select_blocks",   "index_select",    "sparse_attention",
+      "sparse_decode", "dense_attention", "merge",           "block_lists",
+      "append_paged",  "block_mass",      "msa_layer_decode"};
   static_assert(names.size() == kOpCount);
   return name_at(names, op);
 }

@@ -13,16 +13,17 @@ namespace {
 constexpr int kHeadsQ = 1, kHeadsKv = 2, kHeadDim = 4, kIndexDim = 8, kBlock = 16, kTopk = 32,
               kForced = 64;
 constexpr int kUses[kOpCount] = {
-    kHeadsKv | kIndexDim | kBlock,                    // index_scores
-    kHeadsKv | kBlock | kTopk | kForced,              // select_blocks
-    kHeadsKv | kIndexDim | kBlock | kTopk | kForced,  // index_select
-    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,   // sparse_attention
-    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,   // sparse_decode
-    kHeadsQ | kHeadsKv | kHeadDim | kBlock,           // dense_attention
-    kHeadsQ | kHeadDim,                               // merge
-    kHeadsKv | kBlock | kTopk,                        // block_lists
-    kHeadsKv | kHeadDim | kIndexDim | kBlock,         // append_paged
-    kHeadsQ | kHeadsKv | kHeadDim | kBlock,           // block_mass
+    kHeadsKv | kIndexDim | kBlock,                                         // index_scores
+    kHeadsKv | kBlock | kTopk | kForced,                                   // select_blocks
+    kHeadsKv | kIndexDim | kBlock | kTopk | kForced,                       // index_select
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,                        // sparse_attention
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,                        // sparse_decode
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock,                                // dense_attention
+    kHeadsQ | kHeadDim,                                                    // merge
+    kHeadsKv | kBlock | kTopk,                                             // block_lists
+    kHeadsKv | kHeadDim | kIndexDim | kBlock,                              // append_paged
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock,                                // block_mass
+    kHeadsQ | kHeadsKv | kHeadDim | kIndexDim | kBlock | kTopk | kForced,  // msa_layer_decode
 };
 
 Status at_least(const char* name, int64_t value, int64_t low) {
@@ -66,8 +67,8 @@ Status validate(const Problem& p) {
   if (p.device.kind != DeviceKind::kCPU && p.device.kind != DeviceKind::kCUDA)
     return invalid("device: got kind ", static_cast<int>(p.device.kind),
                    ", expected 1 (CPU) or 2 (CUDA)");
-  if (p.op == Op::kAppendPaged && p.layout != KvLayout::kPaged)
-    return invalid("layout: got packed, append_paged writes paged caches only");
+  if ((p.op == Op::kAppendPaged || p.op == Op::kLayerDecode) && p.layout != KvLayout::kPaged)
+    return invalid("layout: got packed, ", name_of(p.op), " works on paged caches only");
   if (uses & kHeadsQ) MSA_TRY(at_least("heads_q", p.heads_q, 1));
   if (uses & kHeadsKv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
   if ((uses & kHeadsQ) && (uses & kHeadsKv) && p.heads_q % p.heads_kv != 0)
@@ -138,6 +139,9 @@ Cost cost(const Problem& p, int64_t q_len, int64_t kv_len) {
       return {0, 2 * tokens * (2 * kv_row + p.index_dim * element)};
     case Op::kBlockMass:
       return {pair_flops / 2 * pairs.dense, q + lse + keys * kv_row + scores};
+    case Op::kLayerDecode:
+      return {index_flops + pair_flops * pairs.sparse,
+              q_idx + k_idx + 2 * q + lse + 2 * pairs.sparse * kv_row};
   }
   return {};
 }

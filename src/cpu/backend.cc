@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include "core/layer_decode.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cpu/generic/limits.h"
@@ -68,6 +69,7 @@ class CpuBackend : public Backend {
   }
 
   Status supports(const Problem& p) const override {
+    if (p.op == Op::kLayerDecode) return supports_layer_decode(*this, p);
     const auto refuse = [](const char* field, auto value, const char* supported) {
       return error(StatusCode::kUnsupported, field, ": got ", value, ", supported: ", supported);
     };
@@ -93,6 +95,8 @@ class CpuBackend : public Backend {
 
   int64_t workspace_bytes(const Problem& p, const Limits& limits) const override {
     switch (p.op) {
+      case Op::kLayerDecode:
+        return layer_decode_bytes(*this, p, limits);
       case Op::kSelectBlocks:
         return cpu::select_blocks_bytes(p, limits);
       case Op::kMerge:
@@ -104,6 +108,7 @@ class CpuBackend : public Backend {
     }
   }
 
+  using Backend::run;
   Status run(const Plan& plan, const IndexScoresParams& a, Workspace w, Queue q) const override {
     return with_team(plan, q, [&] { kernels_.index_scores(plan, a, w, q); });
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/layer_decode.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cuda/device.h"
@@ -30,15 +31,18 @@ class PlainBackend : public Backend {
   Status supports(const Problem& problem) const override {
     if (problem.device.kind != DeviceKind::kCUDA)
       return error(StatusCode::kUnsupported, "device: got CPU tensors, supported are CUDA ones");
+    if (problem.op == Op::kLayerDecode) return supports_layer_decode(*this, problem);
     const DeviceInfo* device = nullptr;
     MSA_TRY(device_info(problem.device.id, &device));
     return plain::supports(problem, *device);
   }
 
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    if (problem.op == Op::kLayerDecode) return layer_decode_bytes(*this, problem, limits);
     return plain::workspace_bytes(problem, limits);
   }
 
+  using Backend::run;
   Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) const override {
     return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
   }
@@ -123,6 +127,17 @@ class CudaBackend final : public PlainBackend {
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::prefill::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) const override {
+    const LayerDecodeSteps s = layer_decode_steps(p, a, w);
+    const bool joined = tuned_index(s.select_plan.problem, p.limits) &&
+                        sm90::decode::fits(s.attend_plan.problem) && sm90::decode::fits(s.select) &&
+                        sm90::decode::fits(s.attend);
+    if (!joined) return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q, [&](cudaStream_t stream) {
+      return sm90::decode::run_layer(s.select_plan, s.select, s.attend_plan, s.attend, s.workspace,
+                                     stream);
+    });
   }
   Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
     if (!tuned(p.problem, sm90::dense::fits) || !sm90::dense::fits(a))

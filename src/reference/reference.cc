@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "core/check.h"
+#include "core/layer_decode.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "reference/attention.h"
@@ -24,11 +25,13 @@ class ReferenceBackend final : public Backend {
   Status supports(const Problem&) const override { return {}; }
 
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    if (problem.op == Op::kLayerDecode) return layer_decode_bytes(*this, problem, limits);
     const unsigned all = std::max(1u, std::thread::hardware_concurrency());
     const int64_t workers = limits.max_threads > 0 ? limits.max_threads : all;
     return workers * scratch_bytes(problem, limits);
   }
 
+  using Backend::run;
   Status run(const Plan& plan, const IndexScoresParams& a, Workspace w, Queue q) const override {
     reference::index_scores<Real>(plan.problem, a, team(plan, w, q));
     return {};

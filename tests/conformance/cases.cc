@@ -22,6 +22,7 @@ constexpr Share kShares[] = {
     {Op::kSparseDecode, 72, 4, false, true}, {Op::kDenseAttention, 56, 3, true, true},
     {Op::kMerge, 24, 3, true, false},        {Op::kBlockLists, 20, 2, true, true},
     {Op::kAppendPaged, 36, 3, false, true},  {Op::kBlockMass, 32, 2, true, true},
+    {Op::kLayerDecode, 48, 3, false, true},
 };
 
 // Multiply-adds that the fp64 judge spends on a case, half a nanosecond each: nearly all cases are
@@ -39,8 +40,10 @@ bool is_index_op(Op op) {
   return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect;
 }
 
+bool is_decode_op(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
+
 bool is_attention_op(Op op) {
-  return op == Op::kSparseAttention || op == Op::kSparseDecode || op == Op::kDenseAttention ||
+  return op == Op::kSparseAttention || is_decode_op(op) || op == Op::kDenseAttention ||
          op == Op::kBlockMass;
 }
 
@@ -100,7 +103,7 @@ int64_t make_q_len(int64_t kv_len, int64_t pairs, Rng& rng) {
 std::vector<SequenceSize> make_sequences(const Case& c, Rng& rng) {
   const Problem& p = c.problem;
   const int64_t block = p.block_size;
-  const bool decode = p.op == Op::kSparseDecode;
+  const bool decode = is_decode_op(p.op);
   const int64_t count = decode ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
   const int64_t work = rng.chance(5) ? kLargeWork : kSmallWork;
   const int64_t per_pair =

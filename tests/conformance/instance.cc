@@ -330,6 +330,26 @@ TensorView Instance::make_lse(const BlockMassParams& a) {
   return lse;  // stale, so that the case fails, if there was none
 }
 
+LayerDecodeParams Instance::make_layer_decode() {
+  const Problem& p = problem();
+  const auto [k, v] = make_keys_values();
+  LayerDecodeParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                      .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                      .k = k,
+                      .v = v,
+                      .k_idx = make_keys(p.index_dim),
+                      .batch = batch_,
+                      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                      .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
+  // The values are judged by the lists that were chosen; hidden ones must be beyond doubt.
+  if (case_.optional || !case_.exact_scores())
+    a.ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk});
+  return a;
+}
+
 Instance::Instance(const Case& c, int64_t alignment)
     : case_(c), alignment_(alignment), rng_(c.seed) {
   const Problem& p = problem();
@@ -378,6 +398,9 @@ Instance::Instance(const Case& c, int64_t alignment)
       break;
     case Op::kBlockMass:
       params_ = make_block_mass();
+      break;
+    case Op::kLayerDecode:
+      params_ = make_layer_decode();
       break;
   }
 }

@@ -81,6 +81,7 @@ class Instance {
   BlockListsParams make_block_lists();
   AppendPagedParams make_append_paged();
   BlockMassParams make_block_mass();
+  LayerDecodeParams make_layer_decode();
 
   Case case_;
   int64_t alignment_;

@@ -106,12 +106,12 @@ concept HasRows = requires(Params a) {
 double largest_product(const Problem& p, const Params& params) {
   return std::visit(
       [&]<class P>(const P& a) {
-        if constexpr (HasIndexRows<P>) {
-          return largest_query(a.q_idx, a.batch, p.heads_kv, p.index_dim) *
-                 largest_key(a.k_idx, a.batch, p.block_size, 1, p.index_dim);
-        } else if constexpr (HasRows<P>) {
+        if constexpr (HasRows<P>) {
           return largest_query(a.q, a.batch, p.heads_q, p.head_dim) *
                  largest_key(a.k, a.batch, p.block_size, p.heads_kv, p.head_dim);
+        } else if constexpr (HasIndexRows<P>) {
+          return largest_query(a.q_idx, a.batch, p.heads_kv, p.index_dim) *
+                 largest_key(a.k_idx, a.batch, p.block_size, 1, p.index_dim);
         } else {
           return 0.0;
         }
@@ -253,6 +253,32 @@ Status run_reference(Problem problem, Op op, Limits limits, const Params& params
       [&](const auto& a) { return msa::run(plan, a, workspace, {.threads = threads}); }, params);
 }
 
+template <class Params>
+concept Chooses = requires(Params a) {
+  a.q_idx;
+  a.ids;
+};
+
+/// The chosen blocks with their scores, and the scores of all blocks: where ids differ they decide,
+/// and the values are judged by the blocks that were chosen.
+template <class Params>
+Status expect_choice(const Params& a, Threads* threads, Expected* e) {
+  const Problem& p = e->problem;
+  const int64_t tokens = a.q_idx.shape[0];
+  const int64_t blocks = (e->limits.max_kv_len + p.block_size - 1) / p.block_size;
+  e->chosen = {.q_idx = a.q_idx,
+               .k_idx = a.k_idx,
+               .batch = a.batch,
+               .ids = allocate(e, DType::kI32, {p.heads_kv, tokens, p.topk}),
+               .scores = allocate(e, DType::kF32, {p.heads_kv, tokens, p.topk})};
+  e->scores = {.q_idx = a.q_idx,
+               .k_idx = a.k_idx,
+               .batch = a.batch,
+               .scores = allocate(e, DType::kF32, {p.heads_kv, tokens, blocks})};
+  MSA_TRY(run_reference(p, Op::kIndexSelect, e->limits, e->chosen, threads));
+  return run_reference(p, Op::kIndexScores, e->limits, e->scores, threads);
+}
+
 // ---- one judgement per operator ----
 
 void judge_each(const Expected& e, const IndexScoresParams& want, const IndexScoresParams& got,
@@ -266,19 +292,26 @@ void judge_each(const Expected&, const SelectBlocksParams& want, const SelectBlo
   compare_exactly("ids", got.ids, want.ids, verdict);
 }
 
-void judge_each(const Expected& e, const IndexSelectParams& want, const IndexSelectParams& got,
+/// The first given block of every query row.
+std::vector<int64_t> first_blocks(const Expected& e) {
+  std::vector<int64_t> first(static_cast<size_t>(e.chosen.q_idx.shape[0]));
+  for (size_t t = 0; t < first.size(); ++t)
+    first[t] =
+        reference::query_at(e.chosen.batch, static_cast<int64_t>(t), e.problem.block_size).s.block0;
+  return first;
+}
+
+void judge_each(const Expected& e, const IndexSelectParams&, const IndexSelectParams& got,
                 const Conditions& c, Verdict* verdict) {
+  const IndexSelectParams& want = e.chosen;
   const int64_t tokens = want.ids.shape[1], k = want.ids.shape[2];
-  std::vector<int64_t> first_block(static_cast<size_t>(tokens));
-  for (int64_t t = 0; t < tokens; ++t)
-    first_block[static_cast<size_t>(t)] =
-        reference::query_at(got.batch, t, e.problem.block_size).s.block0;
+  const std::vector<int64_t> first_block = first_blocks(e);
   const double error = c.exact_scores ? 0 : score_error(e.problem.index_dim, e.norms);
   compare_ids(got.ids, want.ids, want.scores, e.scores.scores, first_block, 2 * error, verdict);
   if (!got.scores.given() || !verdict->ok()) return;
 
   // The scores that belong to the ids which were chosen.
-  Expected memory{.problem = e.problem, .params = {}};
+  Expected memory{.problem = e.problem, .limits = e.limits, .params = {}};
   const TensorView scores = allocate(&memory, DType::kF32, {want.ids.shape[0], tokens, k});
   for (int64_t i = 0; i < scores.numel(); ++i) {
     const int64_t r = i / k / tokens, t = i / k % tokens;
@@ -348,6 +381,33 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
   compare_rows("mass", got.mass, want.mass, {.row = 2e-5 + 2 * logit}, verdict);
 }
 
+void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodeParams& got,
+                const Conditions& c, Verdict* verdict) {
+  const Problem& p = e.problem;
+  const double norms = largest_query(got.q_idx, got.batch, p.heads_kv, p.index_dim) *
+                       largest_key(got.k_idx, got.batch, p.block_size, 1, p.index_dim);
+  if (got.ids.given()) {
+    const double error = c.exact_scores ? 0 : 2 * score_error(p.index_dim, norms);
+    compare_ids(got.ids, e.chosen.ids, e.chosen.scores, e.scores.scores, first_blocks(e), error,
+                verdict);
+    if (!verdict->ok()) return;  // the ids may be anything
+  }
+  Expected memory{.problem = p, .limits = e.limits, .params = {}};
+  const SparseAttentionParams want{
+      .q = got.q,
+      .k = got.k,
+      .v = got.v,
+      .ids = got.ids.given() ? got.ids : e.chosen.ids,
+      .batch = got.batch,
+      .softmax_scale = got.softmax_scale,
+      .o = allocate(&memory, DType::kF32, {got.o.shape[0], p.heads_q, p.head_dim}),
+      .lse = allocate(&memory, DType::kF32, {got.o.shape[0], p.heads_q})};
+  if (const Status status = run_reference(p, Op::kSparseDecode, e.limits, want, nullptr);
+      !status.ok())
+    return fail(verdict, "the judge: " + status.message());
+  judge_attention(e, {.o = want.o, .lse = want.lse}, got, c, verdict);
+}
+
 }  // namespace
 
 std::byte* make_workspace(size_t bytes, std::vector<double>* memory) {
@@ -359,7 +419,10 @@ std::byte* make_workspace(size_t bytes, std::vector<double>* memory) {
 
 Status expect(const Problem& problem, const Limits& limits, const Params& params, Threads* threads,
               Expected* out) {
-  Expected e{.problem = problem, .params = params, .norms = largest_product(problem, params)};
+  Expected e{.problem = problem,
+             .limits = limits,
+             .params = params,
+             .norms = largest_product(problem, params)};
   for (const Output& output : outputs(e.params)) {
     const TensorView given = *output.view;
     const bool exact = problem.op == Op::kAppendPaged || given.dtype == DType::kI32;
@@ -367,19 +430,12 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
                             {given.shape.begin(), given.shape.begin() + given.rank});
     if (problem.op == Op::kAppendPaged) scatter(gather(given), *output.view);
   }
-  if (auto* a = std::get_if<IndexSelectParams>(&e.params)) {
-    // Also the chosen scores and those of all blocks: where ids differ they decide.
-    const int64_t tokens = a->q_idx.shape[0];
-    const int64_t blocks = (limits.max_kv_len + problem.block_size - 1) / problem.block_size;
-    if (!a->scores.given())
-      a->scores = allocate(&e, DType::kF32, {problem.heads_kv, tokens, problem.topk});
-    e.scores = {.q_idx = a->q_idx,
-                .k_idx = a->k_idx,
-                .batch = a->batch,
-                .scores = allocate(&e, DType::kF32, {problem.heads_kv, tokens, blocks})};
-    MSA_TRY(run_reference(problem, Op::kIndexScores, limits, e.scores, threads));
-  }
-  MSA_TRY(run_reference(problem, problem.op, limits, e.params, threads));
+  MSA_TRY(std::visit(
+      [&]<class P>(const P& a) {
+        if constexpr (Chooses<P>) return expect_choice(a, threads, &e);
+        return run_reference(problem, problem.op, limits, e.params, threads);
+      },
+      e.params));
   *out = std::move(e);
   return {};
 }

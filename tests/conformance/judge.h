@@ -29,9 +29,11 @@ struct Tolerance {
 /// The outputs the specification demands for one set of arguments.
 struct Expected {
   Problem problem;
+  Limits limits;
   Params params;               ///< the arguments, with outputs of our own: f32 or i32
-  IndexScoresParams scores{};  ///< of index_select: the score of every block
-  double norms = 0;            ///< largest |q| times largest |k|
+  IndexSelectParams chosen{};  ///< of operators that choose blocks: their choice, and its scores
+  IndexScoresParams scores{};  ///< of the same: the score of every block
+  double norms = 0;            ///< largest |q| times largest |k|; of the index branch if alone
   std::vector<std::vector<double>> memory{};
 };
 

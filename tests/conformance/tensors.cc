@@ -21,6 +21,9 @@ std::vector<Output> list(AppendPagedParams& a) {
   return {{"k_pages", &a.k_pages}, {"v_pages", &a.v_pages}, {"k_idx_pages", &a.k_idx_pages}};
 }
 std::vector<Output> list(BlockMassParams& a) { return {{"mass", &a.mass}}; }
+std::vector<Output> list(LayerDecodeParams& a) {
+  return {{"o", &a.o}, {"lse", &a.lse}, {"ids", &a.ids}};
+}
 
 template <class P>
 std::vector<TensorView*> all_of(P& a) {

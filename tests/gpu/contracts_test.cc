@@ -232,6 +232,16 @@ struct Scene {
         return BlockMassParams{
             .q = q, .k = k, .lse = lse, .batch = batch, .mass = f32({heads_kv, tokens, max_pages})};
       }
+      case Op::kLayerDecode:
+        return LayerDecodeParams{.q = q,
+                                 .q_idx = q_idx,
+                                 .k = k,
+                                 .v = v,
+                                 .k_idx = k_idx,
+                                 .batch = batch,
+                                 .o = o,
+                                 .lse = f32({tokens, heads_q}),
+                                 .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
     }
     return {};
   }
@@ -292,9 +302,11 @@ class Bound {
 constexpr Op kOps[] = {Op::kIndexScores,     Op::kSelectBlocks, Op::kIndexSelect,
                        Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention,
                        Op::kMerge,           Op::kBlockLists,   Op::kAppendPaged,
-                       Op::kBlockMass};
+                       Op::kBlockMass,       Op::kLayerDecode};
 constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
-                                Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass};
+                                Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
+                                Op::kLayerDecode};
+bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
 
 Scene decode_scene(int hq = 64, int hkv = 4) {
   return Scene(hq, hkv, {1, 4, 1, 16, 2}, {5000, 129, 0, 1024, 2});
@@ -346,7 +358,7 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::Values("cuda", "cuda-plain"),
 TEST_P(Contracts, ReplayWithOtherLengths) {
   for (bool decode : {true, false}) {
     for (Op op : kOps) {
-      if (op == Op::kSparseDecode && !decode) continue;
+      if (is_decode(op) && !decode) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = decode ? decode_scene() : prefill_scene();
       Bound bound = bind(scene, op);
@@ -390,7 +402,7 @@ TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
   for (auto [hq, hkv] : {std::pair{64, 4}, {16, 1}, {8, 1}, {16, 2}}) {
     for (Op op : kOps) {
       SCOPED_TRACE(name_of(op));
-      Scene scene = op == Op::kSparseDecode ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
+      Scene scene = is_decode(op) ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
       Bound bound = bind(scene, op);
       const std::vector<std::byte> first = bound.run_and_take(0xff);
       EXPECT_TRUE(first == bound.run_and_take(0xff));
@@ -403,7 +415,7 @@ TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
 TEST_P(Contracts, StaleTokensAreNeverUsed) {
   for (Op op : kPagedReaders) {
     SCOPED_TRACE(name_of(op));
-    Scene scene = op == Op::kSparseDecode ? decode_scene() : prefill_scene();
+    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
     Bound bound = bind(scene, op);
     const std::vector<std::byte> clean = bound.run_and_take();
     // NaN in every page that no sequence uses and behind every sequence's end.
@@ -432,15 +444,16 @@ TEST_P(Contracts, StaleTokensAreNeverUsed) {
 TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
   for (Op op : kPagedReaders) {
     SCOPED_TRACE(name_of(op));
-    Scene scene = op == Op::kSparseDecode ? decode_scene() : prefill_scene();
+    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
     const std::vector<std::byte> small = bind(scene, op).run_and_take();
     // The same pages at the far end of a pool of 2^31 elements and more.
     std::vector<int32_t> table(static_cast<size_t>(scene.batch.page_table.numel()));
     ASSERT_TRUE(
         conformance::download(table.data(), scene.batch.page_table.data, table.size() * 4).ok());
     Arena far;
-    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect;
-    const int64_t page_elements = (index ? 1 : scene.heads_kv) * kBlock * kDim;
+    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect || op == Op::kLayerDecode;
+    const bool rows = op != Op::kIndexScores && op != Op::kIndexSelect;
+    const int64_t page_elements = (rows ? scene.heads_kv : 1) * kBlock * kDim;
     const int64_t first = (int64_t{1} << 31) / page_elements + 1;
     const auto move = [&](TensorView* pool) {
       const int64_t pages = pool->shape[0], page = pool->stride[0];
@@ -455,12 +468,8 @@ TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
     if (free < size_t{14} << 30) GTEST_SKIP() << "skipped: less than 14 GiB of device memory free";
-    if (index) {
-      move(&scene.k_idx);
-    } else {
-      move(&scene.k);
-      move(&scene.v);
-    }
+    if (index) move(&scene.k_idx);
+    if (rows) move(&scene.k), move(&scene.v);
     for (int32_t& page : table) page += static_cast<int32_t>(first);
     Arena::write(scene.batch.page_table, table);
     EXPECT_TRUE(small == bind(scene, op).run_and_take());
@@ -505,8 +514,8 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
   for (int round = 0; round < 6; ++round) {
     for (Op op : kOps) {
       SCOPED_TRACE(name_of(op));
-      Scene scene = op == Op::kSparseDecode ? decode_scene(16, 2) : prefill_scene(16, 2);
-      if (round % 2 == 0 && op != Op::kSparseDecode && op != Op::kAppendPaged) scene.pack();
+      Scene scene = is_decode(op) ? decode_scene(16, 2) : prefill_scene(16, 2);
+      if (round % 2 == 0 && !is_decode(op) && op != Op::kAppendPaged) scene.pack();
       Bound bound = bind(scene, op);
       for (const TensorView& lengths : {scene.batch.seq_lens, scene.batch.cu_seqlens_k})
         if (round != 1 && lengths.given()) spoil(lengths);

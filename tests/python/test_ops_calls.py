@@ -290,7 +290,7 @@ def test_importing_needs_numpy_alone():
     assert loaded == []
 
 
-def test_the_plans_of_a_decoding_step():
+def test_the_plan_of_a_decoding_step():
     p = problem(q_lens=[2, 1], paged=True)
     rng = np.random.default_rng(0)
     args = [rng.standard_normal(s, dtype=np.float32) for s in ((3, 8, 64), (3, 2, 32))]
@@ -298,10 +298,9 @@ def test_the_plans_of_a_decoding_step():
     kw = {**p.metadata(np.copy), "max_q_len": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
-    plans = (msa_cpp.plan("index_select", paged=True, **sizes),
-             msa_cpp.plan("sparse_decode", **sizes))
+    plan = msa_cpp.plan("msa_layer_decode", **sizes)
     want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
-    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plans), want,
+    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plan), want,
                                atol=1e-5)
 
 

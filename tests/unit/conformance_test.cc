@@ -73,6 +73,9 @@ class Saboteur final : public Backend {
   Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
     return sabotage(p, a, w, q);
   }
+  Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) const override {
+    return sabotage(p, a, w, q);
+  }
 
  private:
   template <class P>

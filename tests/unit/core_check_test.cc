@@ -109,6 +109,17 @@ struct Make : Storage {
             .v_pages = this->k(),
             .k_idx_pages = this->k_idx()};
   }
+  LayerDecodeParams layer_decode() {
+    return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
+            .q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
+            .k = this->k(),
+            .v = this->k(),
+            .k_idx = this->k_idx(),
+            .batch = this->batch(),
+            .o = this->make(DType::kF32, {kTokens, 4, 8}),
+            .lse = this->make(DType::kF32, {kTokens, 4}),
+            .ids = this->make(DType::kI32, {2, kTokens, 3})};
+  }
   BlockMassParams block_mass() {
     return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
             .k = this->k(),
@@ -171,6 +182,7 @@ using Dense = DenseAttentionParams;
 using Lists = BlockListsParams;
 using Append = AppendPagedParams;
 using Mass = BlockMassParams;
+using Layer = LayerDecodeParams;
 
 TEST(Check, TensorsOfAnyOperator) {
   expect_errors<Packed, Sparse>(
@@ -493,6 +505,29 @@ TEST(Check, BlockMass) {
           {"mass: got rank 3 shape [4,6,3], expected [Hkv,T,blocks] = [2,6,*]",
            [](Mass& a, Tensors&) { a.mass.shape[0] = 4; }},
       });
+}
+
+TEST(Check, LayerDecode) {
+  expect_errors<Paged, Layer>(
+      Op::kLayerDecode, &Make<Paged>::layer_decode, &Layer::o,
+      {
+          {"q_idx: not given", [](Layer& a, Tensors&) { a.q_idx = {}; }},
+          {"q_idx: got rank 3 shape [5,2,16], expected [T,Hi,Di] = [6,2,16]",
+           [](Layer& a, Tensors&) { a.q_idx.shape[0] = 5; }},
+          {"k_idx: got rank 3 shape [5,4,16], expected [P,Bk,Di] = [6,4,16]",
+           [](Layer& a, Tensors&) { a.k_idx.shape[0] = 5; }},
+          {"ids: got rank 3 shape [2,6,2], expected [Hkv,T,K] = [2,6,3]",
+           [](Layer& a, Tensors&) { a.ids.shape[2] = 2; }},
+          {"softmax_scale: got inf", [](Layer& a, Tensors&) { a.softmax_scale = INFINITY; }},
+      });
+  // Lengths and pages are looked at before the lists are chosen; lse and ids may be left out.
+  Make<Paged> storage;
+  LayerDecodeParams a = storage.layer_decode();
+  a.lse = a.ids = {};
+  EXPECT_TRUE(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).ok());
+  set(a.batch.page_table, 1, 77);
+  EXPECT_EQ(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).message(),
+            "page_table[0,1]: got 77, expected 0..5");
 }
 
 TEST(Check, PlanAndWorkspace) {

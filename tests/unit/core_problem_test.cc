@@ -13,7 +13,7 @@ namespace {
 constexpr Op kAllOps[] = {Op::kIndexScores,     Op::kSelectBlocks, Op::kIndexSelect,
                           Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention,
                           Op::kMerge,           Op::kBlockLists,   Op::kAppendPaged,
-                          Op::kBlockMass};
+                          Op::kBlockMass,       Op::kLayerDecode};
 
 TEST(Names, AreDistinctAndKnown) {
   std::set<std::string> names;
@@ -34,13 +34,14 @@ struct BadProblem {
 
 TEST(Validate, NamesFieldAndValue) {
   const BadProblem bad[] = {
-      {"op", "10", [](Problem& p) { p.op = static_cast<Op>(kOpCount); }},
+      {"op", "11", [](Problem& p) { p.op = static_cast<Op>(kOpCount); }},
       {"op", "-1", [](Problem& p) { p.op = static_cast<Op>(-1); }},
       {"dtype", "i32", [](Problem& p) { p.dtype = DType::kI32; }},
       {"dtype", "e4m3", [](Problem& p) { p.dtype = DType::kE4M3; }},
       {"dtype", "unknown", [](Problem& p) { p.dtype = static_cast<DType>(77); }},
       {"layout", "2", [](Problem& p) { p.layout = static_cast<KvLayout>(2); }},
       {"layout", "packed", [](Problem& p) { p.op = Op::kAppendPaged; }},
+      {"layout", "packed", [](Problem& p) { p.op = Op::kLayerDecode; }},
       {"device", "5", [](Problem& p) { p.device.kind = static_cast<DeviceKind>(5); }},
       {"heads_q", "0", [](Problem& p) { p.heads_q = 0; }},
       {"heads_q", "65", [](Problem& p) { p.heads_q = 65; }},
@@ -144,6 +145,7 @@ TEST(Cost, FlopsAreExactOnVisiblePairs) {
         EXPECT_EQ(flops(Op::kIndexSelect), 2.0 * 3 * 12 * static_cast<double>(n.dense));
         EXPECT_EQ(flops(Op::kDenseAttention), 4.0 * 6 * 20 * static_cast<double>(n.dense));
         EXPECT_EQ(flops(Op::kBlockMass), 2.0 * 6 * 20 * static_cast<double>(n.dense));
+        EXPECT_EQ(flops(Op::kLayerDecode), flops(Op::kIndexSelect) + flops(Op::kSparseDecode));
         EXPECT_EQ(flops(Op::kSparseAttention), 4.0 * 6 * 20 * static_cast<double>(n.sparse));
         EXPECT_EQ(flops(Op::kSparseDecode), flops(Op::kSparseAttention));
         EXPECT_EQ(flops(Op::kSelectBlocks), 0.0);

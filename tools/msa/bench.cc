@@ -305,7 +305,8 @@ int run_bench(Options options) {
     std::vector<Measured> all;
     Progress progress(fmt::format("context {}", context), options.common.quiet);
     for (const std::string& op : options.ops) {
-      const bool paged = options.layout == "paged" || op == "append_paged" || op == "sparse_decode";
+      const bool paged = options.layout == "paged" || op == "append_paged" ||
+                         op == "sparse_decode" || op == "msa_layer_decode";
       setting.problem.layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
       auto& workload = workloads[setting.problem.layout];
       if (workload == nullptr)

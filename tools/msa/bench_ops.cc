@@ -201,9 +201,13 @@ Status Workload::bind_dense(Operation* out) {
       Rows<P>{.tokens = {{&P::q, 0}, {&P::o, 0}, {&P::lse, 0}}, .keys = {&P::k, &P::v}}, out);
 }
 
-/// Index selection, then attention, as one call. With given lists (a trace, random ids) the
-/// attention reads those instead of what was just selected.
+/// Index selection, then attention, as one call: a decoding step over its own selection is one of
+/// the library as well. With given lists (a trace, random ids) the attention reads those instead of
+/// what was just selected.
 Status Workload::bind_msa(Operation* out) {
+  if (setting_.decode() && setting_.selection == "index" &&
+      setting_.problem.layout == KvLayout::kPaged)
+    return bind_layer(out);
   Operation select, attend;
   const TensorView selected = output("selected", DType::kI32, {hkv(), tokens(), topk()});
   TensorView lists = selected;
@@ -224,6 +228,24 @@ Status Workload::bind_msa(Operation* out) {
     return then(verdict);
   };
   return {};
+}
+
+Status Workload::bind_layer(Operation* out) {
+  using P = LayerDecodeParams;
+  return bind_rows(
+      Op::kLayerDecode,
+      P{.q = q(),
+        .q_idx = q_idx(),
+        .k = keys("k"),
+        .v = keys("v"),
+        .k_idx = index_keys(),
+        .batch = batch(),
+        .o = o(),
+        .lse = lse(),
+        .ids = output("selected", DType::kI32, {hkv(), tokens(), topk()})},
+      Rows<P>{.tokens = {{&P::q, 0}, {&P::q_idx, 0}, {&P::o, 0}, {&P::lse, 0}, {&P::ids, 1}},
+              .keys = {&P::k, &P::v, &P::k_idx}},
+      out);
 }
 
 Status Workload::bind_block_mass(Operation* out) {
@@ -315,6 +337,8 @@ Status Workload::bind(Op op, Operation* out) {
     }
     case Op::kBlockMass:
       return bind_block_mass(out);
+    case Op::kLayerDecode:
+      return bind_layer(out);
   }
   return Status(StatusCode::kInternal, "an operator without a benchmark");
 }

@@ -121,6 +121,7 @@ class Workload {
   Status bind_select(const TensorView& ids, Operation* out);
   Status bind_msa(Operation* out);
   Status bind_block_mass(Operation* out);
+  Status bind_layer(Operation* out);
   Problem problem(Op op) const;
   Limits limits() const;
 
