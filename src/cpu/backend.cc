@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include "core/partial_backend.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cpu/generic/limits.h"
@@ -44,7 +45,7 @@ const char* missing_amx() {
   return granted ? nullptr : "permission of the operating system for AMX tiles";
 }
 
-class CpuBackend : public Backend {
+class CpuBackend : public PartialBackend {
  public:
   CpuBackend(const char* name, const char* requirement, int priority, const Kernels& kernels,
              const char* (*missing)(), bool bf16_only)
@@ -71,6 +72,8 @@ class CpuBackend : public Backend {
     const auto refuse = [](const char* field, auto value, const char* supported) {
       return error(StatusCode::kUnsupported, field, ": got ", value, ", supported: ", supported);
     };
+    if (is_training(p.op))
+      return refuse("op", name_of(p.op), "the forward operators");
     const bool attends = p.op == Op::kSparseAttention || p.op == Op::kSparseDecode ||
                          p.op == Op::kDenseAttention || p.op == Op::kBlockMass;
     const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect;
@@ -132,6 +135,7 @@ class CpuBackend : public Backend {
   Status run(const Plan& plan, const BlockMassParams& a, Workspace w, Queue q) const override {
     return with_team(plan, q, [&] { kernels_.block_mass(plan, a, w, q); });
   }
+  using PartialBackend::run;
 
   const Kernels& kernels() const { return kernels_; }
 

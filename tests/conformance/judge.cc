@@ -348,6 +348,74 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
   compare_rows("mass", got.mass, want.mass, {.row = 2e-5 + 2 * logit}, verdict);
 }
 
+/// The gradients of a row err as its probabilities do, and by the rounding of d_o . v - o . d_o
+/// where the two cancel: an error of `dp` for each of the `sum` of probabilities that reach the
+/// row, with either sign, on a channel of size |k| / sqrt(D).
+void judge_each(const Expected& e, const AttentionBackwardParams& want,
+                const AttentionBackwardParams& got, const Conditions&, Verdict* verdict) {
+  const Problem& p = e.problem;
+  const Batch& batch = got.batch;
+  const double width = std::sqrt(double{1} * p.head_dim);
+  const double scale = got.softmax_scale != 0 ? std::abs(got.softmax_scale) : 1 / width;
+  const double logit = logit_error(p.head_dim, scale, e.norms);
+  const double dp =
+      logit_error(p.head_dim, 1,
+                  largest_query(got.d_o, batch, p.heads_q, p.head_dim) *
+                      largest_key(got.v, batch, p.block_size, p.heads_kv, p.head_dim));
+  const double q = largest_query(got.q, batch, p.heads_q, p.head_dim);
+  const double k = largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim);
+  const double readers = std::sqrt(double{1} * static_cast<double>(got.q.shape[0]) * p.group());
+  const auto tolerance = [&](const TensorView& out, double absolute) {
+    return Tolerance{.absolute = absolute + 4 * kUnit,
+                     .row = 2e-5 + 2 * logit,
+                     .element = output_rounding(out.dtype)};
+  };
+  compare_rows("dq", got.dq, want.dq, tolerance(got.dq, dp * scale * k / width), verdict);
+  compare_rows("dk", got.dk, want.dk, tolerance(got.dk, dp * scale * q / width * readers), verdict);
+  compare_rows("dv", got.dv, want.dv, tolerance(got.dv, 0), verdict);
+}
+
+double index_logit_error(const Expected& e) {
+  return logit_error(e.problem.index_dim, 1 / std::sqrt(double{1} * e.problem.index_dim), e.norms);
+}
+
+void judge_each(const Expected& e, const IndexLseParams& want, const IndexLseParams& got,
+                const Conditions&, Verdict* verdict) {
+  compare_rows("lse", got.lse, want.lse, lse_tolerance(index_logit_error(e)), verdict);
+}
+
+/// Student and teacher err as probabilities do, so that the difference of the two errs by as much
+/// of either, on a channel of an index key or query; their logarithms err as logits do.
+void judge_each(const Expected& e, const KlParams& want, const KlParams& got, const Conditions&,
+                Verdict* verdict) {
+  const Problem& p = e.problem;
+  const Batch& batch = got.batch;
+  const double student = index_logit_error(e);
+  const double teacher =
+      logit_error(p, got,
+                  largest_query(got.q, batch, p.heads_q, p.head_dim) *
+                      largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim));
+  const double probability = 4e-5 + 2 * (student + teacher);
+  if (got.kl.given())
+    compare_rows("kl", got.kl, want.kl, {.absolute = probability, .element = probability}, verdict);
+  if (!got.dq_idx.given()) return;
+  const double queries = *batch.cu_seqlens_q.at<const int32_t>(batch_size(batch));
+  const double factor =
+      1 / std::sqrt(double{1} * p.index_dim) / std::max(1.0, queries * p.heads_kv);
+  const auto tolerance = [&](const TensorView& out, double channel) {
+    return Tolerance{.absolute = factor * probability * channel,
+                     .row = probability,
+                     .element = output_rounding(out.dtype)};
+  };
+  compare_rows("dq_idx", got.dq_idx, want.dq_idx,
+               tolerance(got.dq_idx, largest_key(got.k_idx, batch, p.block_size, 1, p.index_dim)),
+               verdict);
+  compare_rows("dk_idx", got.dk_idx, want.dk_idx,
+               tolerance(got.dk_idx, largest_query(got.q_idx, batch, p.heads_kv, p.index_dim) *
+                                         std::sqrt(queries * p.heads_kv)),
+               verdict);
+}
+
 }  // namespace
 
 std::byte* make_workspace(size_t bytes, std::vector<double>* memory) {

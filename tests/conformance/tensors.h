@@ -9,9 +9,10 @@
 
 namespace msa::conformance {
 
-using Params = std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
-                            SparseAttentionParams, DenseAttentionParams, MergeParams,
-                            BlockListsParams, AppendPagedParams, BlockMassParams>;
+using Params =
+    std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams, SparseAttentionParams,
+                 DenseAttentionParams, MergeParams, BlockListsParams, AppendPagedParams,
+                 BlockMassParams, AttentionBackwardParams, IndexLseParams, KlParams>;
 
 struct Output {
   const char* name;

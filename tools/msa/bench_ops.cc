@@ -315,6 +315,12 @@ Status Workload::bind(Op op, Operation* out) {
     }
     case Op::kBlockMass:
       return bind_block_mass(out);
+    case Op::kSparseAttentionBackward:
+    case Op::kDenseAttentionBackward:
+    case Op::kIndexLse:
+    case Op::kKlBackward:
+    case Op::kKlLoss:
+      break;
   }
   return Status(StatusCode::kInternal, "an operator without a benchmark");
 }
