@@ -26,7 +26,7 @@ using msa::TensorView;
 static_assert(static_cast<int>(StatusCode::kInternal) == MSA_INTERNAL);
 static_assert(static_cast<int>(msa::DType::kI32) == MSA_I32);
 static_assert(static_cast<int>(msa::DeviceKind::kCUDA) == MSA_CUDA);
-static_assert(static_cast<int>(msa::Op::kLayerDecode) == MSA_OP_LAYER_DECODE);
+static_assert(static_cast<int>(msa::Op::kKlLoss) == MSA_OP_KL_LOSS);
 static_assert(static_cast<int>(msa::KvLayout::kPaged) == MSA_PAGED);
 static_assert(msa::kMaxRank == MSA_MAX_RANK);
 
@@ -250,6 +250,48 @@ Status convert(const msa_layer_decode_params& c, msa::LayerDecodeParams* out) {
   return convert("ids", c.ids, &out->ids);
 }
 
+Status convert(const msa_attention_backward_params& c, msa::AttentionBackwardParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("v", c.v, &out->v));
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  MSA_TRY(convert("o", c.o, &out->o));
+  MSA_TRY(convert("lse", c.lse, &out->lse));
+  MSA_TRY(convert("d_o", c.d_o, &out->d_o));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
+  MSA_TRY(convert("entries", c.entries, &out->entries));
+  MSA_TRY(convert("dq", c.dq, &out->dq));
+  MSA_TRY(convert("dk", c.dk, &out->dk));
+  return convert("dv", c.dv, &out->dv);
+}
+
+Status convert(const msa_index_lse_params& c, msa::IndexLseParams* out) {
+  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  return convert("lse", c.lse, &out->lse);
+}
+
+Status convert(const msa_kl_params& c, msa::KlParams* out) {
+  MSA_TRY(convert("q", c.q, &out->q));
+  MSA_TRY(convert("k", c.k, &out->k));
+  MSA_TRY(convert("lse", c.lse, &out->lse));
+  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
+  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
+  MSA_TRY(convert("index_lse", c.index_lse, &out->index_lse));
+  MSA_TRY(convert("ids", c.ids, &out->ids));
+  MSA_TRY(convert("batch", c.batch, &out->batch));
+  out->softmax_scale = c.softmax_scale;
+  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
+  MSA_TRY(convert("entries", c.entries, &out->entries));
+  MSA_TRY(convert("dq_idx", c.dq_idx, &out->dq_idx));
+  MSA_TRY(convert("dk_idx", c.dk_idx, &out->dk_idx));
+  return convert("kl", c.kl, &out->kl);
+}
+
 /// What every msa_run_* does; Params is the C++ twin of CParams.
 template <class Params, class CParams>
 msa_status run(const msa_plan* plan, const CParams* params, void* workspace, size_t bytes,
@@ -446,4 +488,20 @@ msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params*
 msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
                                 void* workspace, size_t bytes, const msa_queue* queue) {
   return run<msa::LayerDecodeParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_attention_backward(const msa_plan* plan,
+                                      const msa_attention_backward_params* params, void* workspace,
+                                      size_t bytes, const msa_queue* queue) {
+  return run<msa::AttentionBackwardParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_index_lse(const msa_plan* plan, const msa_index_lse_params* params,
+                             void* workspace, size_t bytes, const msa_queue* queue) {
+  return run<msa::IndexLseParams>(plan, params, workspace, bytes, queue);
+}
+
+msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params, void* workspace,
+                      size_t bytes, const msa_queue* queue) {
+  return run<msa::KlParams>(plan, params, workspace, bytes, queue);
 }

@@ -120,6 +120,11 @@ NB_MODULE(_core, module) {
   add_op<AppendPagedParams>(module, Op::kAppendPaged);
   add_op<BlockMassParams>(module, Op::kBlockMass);
   add_op<LayerDecodeParams>(module, Op::kLayerDecode);
+  add_op<AttentionBackwardParams>(module, Op::kSparseAttentionBackward);
+  add_op<AttentionBackwardParams>(module, Op::kDenseAttentionBackward);
+  add_op<IndexLseParams>(module, Op::kIndexLse);
+  add_op<KlParams>(module, Op::kKlBackward);
+  add_op<KlParams>(module, Op::kKlLoss);
 }
 
 }  // namespace msa::python

@@ -128,4 +128,44 @@ inline constexpr auto kSlots<LayerDecodeParams> = std::to_array<Slot<LayerDecode
      {"lse", "lse", Role::kExtra, kF32, "T,Hq", &LayerDecodeParams::lse},
      {"ids_out", "ids", Role::kExtra, kI32, "Hkv,T,K", &LayerDecodeParams::ids}});
 
+template <>
+inline constexpr auto kSlots<AttentionBackwardParams> =
+    std::to_array<Slot<AttentionBackwardParams>>(
+        {{"q", "q", Role::kInput, kRows, "T,Hq,D", &AttentionBackwardParams::q},
+         {"k", "k", Role::kInput, kRows, "S,Hkv,D", &AttentionBackwardParams::k},
+         {"v", "v", Role::kInput, kRows, "S,Hkv,D", &AttentionBackwardParams::v},
+         {"block_ids", "ids", Role::kOptional, kI32, "Hkv,T,K", &AttentionBackwardParams::ids},
+         {"out", "o", Role::kInput, Content::kOutput, "T,Hq,D", &AttentionBackwardParams::o},
+         {"lse", "lse", Role::kInput, kF32, "T,Hq", &AttentionBackwardParams::lse},
+         {"dout", "d_o", Role::kInput, Content::kOutput, "T,Hq,D", &AttentionBackwardParams::d_o},
+         {"row_ptr", "row_ptr", Role::kOptional, kI32, "Hkv,NB+1",
+          &AttentionBackwardParams::row_ptr},
+         {"entries", "entries", Role::kOptional, kI32, "Hkv,T*K",
+          &AttentionBackwardParams::entries},
+         {"dq", "dq", Role::kOutput, Content::kOutput, "T,Hq,D", &AttentionBackwardParams::dq},
+         {"dk", "dk", Role::kOutput, Content::kOutput, "S,Hkv,D", &AttentionBackwardParams::dk},
+         {"dv", "dv", Role::kOutput, Content::kOutput, "S,Hkv,D", &AttentionBackwardParams::dv}});
+
+template <>
+inline constexpr auto kSlots<IndexLseParams> = std::to_array<Slot<IndexLseParams>>(
+    {{"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", &IndexLseParams::q_idx},
+     {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", &IndexLseParams::k_idx},
+     {"block_ids", "ids", Role::kOptional, kI32, "Hi,T,K", &IndexLseParams::ids},
+     {"out", "lse", Role::kOutput, kF32, "T,Hi", &IndexLseParams::lse}});
+
+template <>
+inline constexpr auto kSlots<KlParams> = std::to_array<Slot<KlParams>>(
+    {{"q", "q", Role::kInput, kRows, "T,Hq,D", &KlParams::q},
+     {"k", "k", Role::kInput, kRows, "S,Hkv,D", &KlParams::k},
+     {"lse", "lse", Role::kInput, kF32, "T,Hq", &KlParams::lse},
+     {"q_idx", "q_idx", Role::kInput, kRows, "T,Hi,Di", &KlParams::q_idx},
+     {"k_idx", "k_idx", Role::kInput, kRows, "S,Di", &KlParams::k_idx},
+     {"index_lse", "index_lse", Role::kInput, kF32, "T,Hi", &KlParams::index_lse},
+     {"block_ids", "ids", Role::kOptional, kI32, "Hkv,T,K", &KlParams::ids},
+     {"row_ptr", "row_ptr", Role::kOptional, kI32, "Hkv,NB+1", &KlParams::row_ptr},
+     {"entries", "entries", Role::kOptional, kI32, "Hkv,T*K", &KlParams::entries},
+     {"dq_idx", "dq_idx", Role::kExtra, Content::kOutput, "T,Hi,Di", &KlParams::dq_idx},
+     {"dk_idx", "dk_idx", Role::kExtra, Content::kOutput, "S,Di", &KlParams::dk_idx},
+     {"kl", "kl", Role::kExtra, kF32, "T,Hi", &KlParams::kl}});
+
 }  // namespace msa::python

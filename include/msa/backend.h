@@ -99,6 +99,9 @@ class Backend {
   virtual Status run(const Plan&, const BlockMassParams&, Workspace, Queue) const = 0;
   /// Unless overridden: index_select, then sparse_decode.
   virtual Status run(const Plan&, const LayerDecodeParams&, Workspace, Queue) const;
+  virtual Status run(const Plan&, const AttentionBackwardParams&, Workspace, Queue) const = 0;
+  virtual Status run(const Plan&, const IndexLseParams&, Workspace, Queue) const = 0;
+  virtual Status run(const Plan&, const KlParams&, Workspace, Queue) const = 0;
 };
 
 /// All backends of this build, usable or not, highest priority first.
@@ -122,22 +125,18 @@ Status plan(const Problem& problem, const Limits& limits, Plan* out,
 /// then enqueues the work. Never allocates on success, never waits for a device; on the CPU it
 /// returns when done. Errors: kInvalidArgument with argument, given and expected; the outputs are
 /// then untouched.
-Status run(const Plan& plan, const IndexScoresParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const SelectBlocksParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const SparseAttentionParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const DenseAttentionParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const MergeParams& params, Workspace workspace, Queue queue = {});
-Status run(const Plan& plan, const BlockListsParams& params, Workspace workspace, Queue queue = {});
-Status run(const Plan& plan, const AppendPagedParams& params, Workspace workspace,
-           Queue queue = {});
-Status run(const Plan& plan, const BlockMassParams& params, Workspace workspace, Queue queue = {});
-Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspace,
-           Queue queue = {});
+Status run(const Plan&, const IndexScoresParams&, Workspace, Queue = {});
+Status run(const Plan&, const SelectBlocksParams&, Workspace, Queue = {});
+Status run(const Plan&, const IndexSelectParams&, Workspace, Queue = {});
+Status run(const Plan&, const SparseAttentionParams&, Workspace, Queue = {});
+Status run(const Plan&, const DenseAttentionParams&, Workspace, Queue = {});
+Status run(const Plan&, const MergeParams&, Workspace, Queue = {});
+Status run(const Plan&, const BlockListsParams&, Workspace, Queue = {});
+Status run(const Plan&, const AppendPagedParams&, Workspace, Queue = {});
+Status run(const Plan&, const BlockMassParams&, Workspace, Queue = {});
+Status run(const Plan&, const LayerDecodeParams&, Workspace, Queue = {});
+Status run(const Plan&, const AttentionBackwardParams&, Workspace, Queue = {});
+Status run(const Plan&, const IndexLseParams&, Workspace, Queue = {});
+Status run(const Plan&, const KlParams&, Workspace, Queue = {});
 
 }  // namespace msa MSA_API

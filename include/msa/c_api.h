@@ -66,7 +66,12 @@ typedef enum msa_op {
   MSA_OP_BLOCK_LISTS = 7,
   MSA_OP_APPEND_PAGED = 8,
   MSA_OP_BLOCK_MASS = 9,
-  MSA_OP_LAYER_DECODE = 10
+  MSA_OP_LAYER_DECODE = 10,
+  MSA_OP_SPARSE_ATTENTION_BACKWARD = 11, /* run both with msa_run_attention_backward */
+  MSA_OP_DENSE_ATTENTION_BACKWARD = 12,
+  MSA_OP_INDEX_LSE = 13,
+  MSA_OP_KL_BACKWARD = 14, /* run both with msa_run_kl */
+  MSA_OP_KL_LOSS = 15
 } msa_op;
 
 typedef enum msa_kv_layout {
@@ -204,10 +209,14 @@ typedef struct msa_queue {
 } msa_queue;
 
 /* ---- operators ------------------------------------------------------------------------------
- * Each msa_run_* checks every argument, then computes; on the CPU it returns when done. `workspace`
- * is 64-byte aligned (256 on CUDA) and at least msa_plan_workspace_bytes long.
+ * MSA_RUN(op) declares msa_run_op(plan, params, workspace, workspace_bytes, queue). It checks every
+ * argument, then computes; on the CPU it returns when done. `workspace` is 64-byte aligned (256 on
+ * CUDA) and at least msa_plan_workspace_bytes long.
  * Errors: MSA_INVALID_ARGUMENT with argument, given and expected; the outputs are then untouched.
  */
+#define MSA_RUN(op)                                                                      \
+  MSA_API msa_status msa_run_##op(const msa_plan* plan, const msa_##op##_params* params, \
+                                  void* workspace, size_t workspace_bytes, const msa_queue* queue)
 
 /* scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s] */
 typedef struct msa_index_scores_params {
@@ -218,9 +227,7 @@ typedef struct msa_index_scores_params {
   const msa_batch* batch;
   const msa_tensor* scores; /* out f32 [Hi,T,blocks] */
 } msa_index_scores_params;
-MSA_API msa_status msa_run_index_scores(const msa_plan* plan, const msa_index_scores_params* params,
-                                        void* workspace, size_t workspace_bytes,
-                                        const msa_queue* queue);
+MSA_RUN(index_scores);
 
 /* ids = forced blocks and best scores, ascending, -1 in the unused tail */
 typedef struct msa_select_blocks_params {
@@ -230,9 +237,7 @@ typedef struct msa_select_blocks_params {
   const msa_tensor* num_valid_blocks; /* i32 [T], optional */
   const msa_tensor* ids;              /* out i32 [Hi,T,K] */
 } msa_select_blocks_params;
-MSA_API msa_status msa_run_select_blocks(const msa_plan* plan,
-                                         const msa_select_blocks_params* params, void* workspace,
-                                         size_t workspace_bytes, const msa_queue* queue);
+MSA_RUN(select_blocks);
 
 /* index_scores and select_blocks in one pass */
 typedef struct msa_index_select_params {
@@ -244,9 +249,7 @@ typedef struct msa_index_select_params {
   const msa_tensor* ids;    /* out i32 [Hi,T,K] */
   const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
 } msa_index_select_params;
-MSA_API msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
-                                        void* workspace, size_t workspace_bytes,
-                                        const msa_queue* queue);
+MSA_RUN(index_select);
 
 /* o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode */
 typedef struct msa_sparse_attention_params {
@@ -260,10 +263,7 @@ typedef struct msa_sparse_attention_params {
   const msa_tensor* o;   /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
 } msa_sparse_attention_params;
-MSA_API msa_status msa_run_sparse_attention(const msa_plan* plan,
-                                            const msa_sparse_attention_params* params,
-                                            void* workspace, size_t workspace_bytes,
-                                            const msa_queue* queue);
+MSA_RUN(sparse_attention);
 
 /* the same with every visible block */
 typedef struct msa_dense_attention_params {
@@ -277,10 +277,7 @@ typedef struct msa_dense_attention_params {
   const msa_tensor* lse;       /* out f32 [T,Hq], optional */
   const msa_tensor* block_max; /* out f32 [Hq,T,blocks], optional */
 } msa_dense_attention_params;
-MSA_API msa_status msa_run_dense_attention(const msa_plan* plan,
-                                           const msa_dense_attention_params* params,
-                                           void* workspace, size_t workspace_bytes,
-                                           const msa_queue* queue);
+MSA_RUN(dense_attention);
 
 /* combines partial results over disjoint key sets */
 typedef struct msa_merge_params {
@@ -291,8 +288,7 @@ typedef struct msa_merge_params {
   const msa_tensor* o;         /* out [T,Hq,D] */
   const msa_tensor* lse;       /* out f32 [T,Hq], optional */
 } msa_merge_params;
-MSA_API msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* params,
-                                 void* workspace, size_t workspace_bytes, const msa_queue* queue);
+MSA_RUN(merge);
 
 /* block -> queries, as CSR per KV head; an entry is token*K + slot */
 typedef struct msa_block_lists_params {
@@ -303,9 +299,7 @@ typedef struct msa_block_lists_params {
   const msa_tensor* row_ptr; /* out i32 [Hkv,NB+1] */
   const msa_tensor* entries; /* out i32 [Hkv,T*K] */
 } msa_block_lists_params;
-MSA_API msa_status msa_run_block_lists(const msa_plan* plan, const msa_block_lists_params* params,
-                                       void* workspace, size_t workspace_bytes,
-                                       const msa_queue* queue);
+MSA_RUN(block_lists);
 
 /* writes the new rows into their pages; k with v, and k_idx, are each optional */
 typedef struct msa_append_paged_params {
@@ -319,9 +313,7 @@ typedef struct msa_append_paged_params {
   const msa_tensor* v_pages;     /* out [P,Hkv,Bk,D] */
   const msa_tensor* k_idx_pages; /* out [P,Bk,Di] */
 } msa_append_paged_params;
-MSA_API msa_status msa_run_append_paged(const msa_plan* plan, const msa_append_paged_params* params,
-                                        void* workspace, size_t workspace_bytes,
-                                        const msa_queue* queue);
+MSA_RUN(append_paged);
 
 /* attention mass of each block, mean over the heads of a group */
 typedef struct msa_block_mass_params {
@@ -333,9 +325,60 @@ typedef struct msa_block_mass_params {
   const msa_batch* batch;
   const msa_tensor* mass; /* out f32 [Hkv,T,blocks] */
 } msa_block_mass_params;
-MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
-                                      void* workspace, size_t workspace_bytes,
-                                      const msa_queue* queue);
+MSA_RUN(block_mass);
+
+/* dq, dk and dv of sparse attention, without ids of dense attention; packed keys */
+typedef struct msa_attention_backward_params {
+  uint32_t struct_size;
+  float softmax_scale;   /* 0 = 1/sqrt(D) */
+  const msa_tensor* q;   /* [T,Hq,D] */
+  const msa_tensor* k;   /* [S,Hkv,D] */
+  const msa_tensor* v;   /* as k */
+  const msa_tensor* ids; /* i32 [Hkv,T,K]; NULL for dense */
+  const msa_tensor* o;   /* [T,Hq,D] */
+  const msa_tensor* lse; /* f32 [T,Hq] */
+  const msa_tensor* d_o; /* [T,Hq,D], gradient of o */
+  const msa_batch* batch;
+  const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional, with entries: block_lists of ids */
+  const msa_tensor* entries; /* i32 [Hkv,T*K] */
+  const msa_tensor* dq;      /* out [T,Hq,D] */
+  const msa_tensor* dk;      /* out [S,Hkv,D] */
+  const msa_tensor* dv;      /* out [S,Hkv,D] */
+} msa_attention_backward_params;
+MSA_RUN(attention_backward);
+
+/* LSE of the index logits over the listed blocks, without ids over all; packed keys */
+typedef struct msa_index_lse_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* q_idx; /* [T,Hi,Di] */
+  const msa_tensor* k_idx; /* [S,Di] */
+  const msa_tensor* ids;   /* i32 [Hi,T,K], optional */
+  const msa_batch* batch;
+  const msa_tensor* lse; /* out f32 [T,Hi] */
+} msa_index_lse_params;
+MSA_RUN(index_lse);
+
+/* the KL loss of the index branch, or its gradients; packed keys */
+typedef struct msa_kl_params {
+  uint32_t struct_size;
+  float softmax_scale;         /* 0 = 1/sqrt(D) */
+  const msa_tensor* q;         /* [T,Hq,D] */
+  const msa_tensor* k;         /* [S,Hkv,D] */
+  const msa_tensor* lse;       /* f32 [T,Hq] */
+  const msa_tensor* q_idx;     /* [T,Hi,Di] */
+  const msa_tensor* k_idx;     /* [S,Di] */
+  const msa_tensor* index_lse; /* f32 [T,Hi] */
+  const msa_tensor* ids;       /* i32 [Hkv,T,K], optional */
+  const msa_batch* batch;
+  const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional, with entries: block_lists of ids */
+  const msa_tensor* entries; /* i32 [Hkv,T*K] */
+  const msa_tensor* dq_idx;  /* out [T,Hi,Di], kl_backward only */
+  const msa_tensor* dk_idx;  /* out [S,Di], kl_backward only */
+  const msa_tensor* kl;      /* out f32 [T,Hi], optional for kl_backward */
+} msa_kl_params;
+MSA_RUN(kl);
+#undef MSA_RUN
 
 /* a decoding step of a sparse layer: index_select, then attention over what it chose */
 typedef struct msa_layer_decode_params {

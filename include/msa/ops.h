@@ -6,12 +6,11 @@
 //   position  query i of sequence b stands at pos = q_offset[b] + i when q_offset is given, else at
 //             pos = block_offset[b]*Bk + kv_len[b] - q_len[b] + i (bottom-right causal).
 //   blocks    are anchored at position 0: block j holds tokens j*Bk .. (j+1)*Bk - 1, cut at kv_len.
-//   shards    with block_offset the given keys are tokens block_offset[b]*Bk + 0 .. kv_len[b]-1 of
-//   the
-//             sequence; block ids stay global, and ids of other shards are skipped. The partial
-//             results combine exactly by `merge` (values) and by the K best scores (ids).
-//   padding   a sequence with kv_len 0, and rows past cu_seqlens_q[B], give zeros, LSE -inf, ids
-//   -1.
+//   shards    with block_offset the given keys are tokens block_offset[b]*Bk + 0 .. kv_len[b]-1;
+//             block ids stay global, and ids of other shards are skipped. The partial results
+//             combine exactly by `merge` (values) and by the K best scores (ids).
+//   padding   a sequence with kv_len 0 and rows past cu_seqlens_q[B] give zeros, LSE -inf, ids -1;
+//             gradients of keys past cu_seqlens_k[B] are zero.
 // Bad contents of metadata and ids that lie in host memory are errors, by name and index.
 #pragma once
 
@@ -143,6 +142,63 @@ struct LayerDecodeParams {
   TensorView o{};           ///< out [T,Hq,D]
   TensorView lse{};         ///< out f32 [T,Hq], optional
   TensorView ids{};         ///< out i32 [Hkv,T,K], optional
+};
+
+/// Gradients of sparse_attention and, without ids, of dense_attention (sparse_attention_backward,
+/// dense_attention_backward). With P = exp(q . k * scale - lse) over the tokens of the forward pass
+/// and dS = P * (d_o . v - o . d_o) * scale:
+///   dq[t,h] = sum_s dS k[s];  dk[s] = sum_t,h dS q[t,h];  dv[s] = sum_t,h P d_o[t,h].
+/// Rows with lse -inf add nothing. Source: FlashAttention, arXiv 2205.14135, backward pass.
+struct AttentionBackwardParams {
+  TensorView q{};    ///< [T,Hq,D]
+  TensorView k{};    ///< [S,Hkv,D]; training takes packed keys only
+  TensorView v{};    ///< as k
+  TensorView ids{};  ///< i32 [Hkv,T,K], as in the forward pass; none for dense
+  TensorView o{};    ///< [T,Hq,D] of the forward pass, in the dtype of q or f32
+  TensorView lse{};  ///< f32 [T,Hq], likewise
+  TensorView d_o{};  ///< [T,Hq,D] gradient of o, in the dtype of q or f32
+  Batch batch{};
+  float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
+  TensorView row_ptr{};  ///< i32 [Hkv,NB+1], optional, with entries: what block_lists makes of ids;
+  TensorView entries{};  ///< i32 [Hkv,T*K]      without them they are made in the workspace
+  TensorView dq{};       ///< out [T,Hq,D], in the dtype of q or f32
+  TensorView dk{};       ///< out [S,Hkv,D], likewise
+  TensorView dv{};       ///< out [S,Hkv,D], likewise
+};
+
+/// lse[t,r] = ln(sum exp(q_idx[t,r] . k_idx[s] / sqrt(Di))) over the visible tokens s of the listed
+/// blocks, without ids of all; -inf if none is visible.
+struct IndexLseParams {
+  TensorView q_idx{};  ///< [T,Hi,Di]
+  TensorView k_idx{};  ///< [S,Di]
+  TensorView ids{};    ///< i32 [Hi,T,K], optional
+  Batch batch{};
+  TensorView lse{};  ///< out f32 [T,Hi]
+};
+
+/// The KL loss of the index branch (kl_loss), and its gradients (kl_backward). Over the visible
+/// tokens s of the listed blocks, without ids of all,
+///   teacher P[s] = mean over the G heads of exp(q . k[s] * scale - lse),
+///   student Pi[s] = exp(q_idx . k_idx[s] / sqrt(Di) - index_lse),
+///   kl[t,r] = sum_s P (ln P - ln Pi);  dS = (Pi - P) / (queries * Hkv) / sqrt(Di);
+///   dq_idx[t,r] = sum_s dS k_idx[s];  dk_idx[s] = sum_t,r dS q_idx[t,r].
+/// The loss is the mean of kl over the queries = cu_seqlens_q[B] rows and the Hkv groups; lambda is
+/// the caller's factor. Source: arXiv 2606.13392, training of the index branch.
+struct KlParams {
+  TensorView q{};          ///< [T,Hq,D]
+  TensorView k{};          ///< [S,Hkv,D]
+  TensorView lse{};        ///< f32 [T,Hq], of attention over the same tokens
+  TensorView q_idx{};      ///< [T,Hi,Di]
+  TensorView k_idx{};      ///< [S,Di]
+  TensorView index_lse{};  ///< f32 [T,Hi], of index_lse over the same tokens
+  TensorView ids{};        ///< i32 [Hkv,T,K], optional
+  Batch batch{};
+  float softmax_scale = 0;  ///< of the teacher; 0 = 1/sqrt(D)
+  TensorView row_ptr{};     ///< i32 [Hkv,NB+1], optional, as in AttentionBackwardParams
+  TensorView entries{};     ///< i32 [Hkv,T*K]
+  TensorView dq_idx{};      ///< out [T,Hi,Di], in the dtype of q_idx or f32; kl_backward only
+  TensorView dk_idx{};      ///< out [S,Di], likewise
+  TensorView kl{};          ///< out f32 [T,Hi], 0 if nothing is visible; optional for kl_backward
 };
 
 }  // namespace msa

@@ -16,7 +16,7 @@
 
 namespace msa MSA_API {
 
-/// The forward operators (docs: ops.h has one Params struct for each).
+/// The operators, docs in ops.h; from kSparseAttentionBackward on those of training.
 enum class Op : int32_t {
   kIndexScores = 0,
   kSelectBlocks = 1,
@@ -29,8 +29,14 @@ enum class Op : int32_t {
   kAppendPaged = 8,
   kBlockMass = 9,
   kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
+  kSparseAttentionBackward = 11,
+  kDenseAttentionBackward = 12,
+  kIndexLse = 13,
+  kKlBackward = 14,
+  kKlLoss = 15,
 };
-inline constexpr int kOpCount = 11;
+inline constexpr int kOpCount = 16;
+constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.
 const char* name_of(Op op);
@@ -69,7 +75,7 @@ struct Limits {
 };
 
 /// Checks everything that needs no backend: positive sizes, Hq a multiple of Hkv, K >= 1,
-/// init_blocks + local_blocks <= K, a known dtype and operator.
+/// init_blocks + local_blocks <= K, a known dtype and operator, packed keys for training.
 /// Errors: kInvalidArgument, naming field, value and what is legal.
 Status validate(const Problem& problem);
 Status validate(const Limits& limits);
@@ -84,7 +90,8 @@ struct Cost {
 /// (prefill of a whole context: q_len == kv_len). Sparse attention counts the pairs visible in
 /// min(K, visible) blocks: the local block as far as it is visible, the others whole; its K and V
 /// bytes are those pairs' for up to 16 new tokens, the whole context's beyond. Merge counts two
-/// parts of the problem's dtype.
+/// parts of the problem's dtype. Index LSE and KL count the selected support; K >= blocks is the
+/// full one. Backward passes count each product once: five of attention, four of KL.
 /// Source: MSA paper (arXiv 2606.13392) section on complexity; pairs are counted exactly, so that
 /// sums over causal halves are not approximated.
 /// Precondition: validate(problem) is ok and 0 <= q_len <= kv_len.

@@ -5,8 +5,9 @@ differentiates. Each function below is the kernel of one operator for CPU and CU
 signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and the place of
 its backward, which today says by name that there is none.
 
-Arguments mean what they mean in `msa_cpp.ops`. All operators are functional but `append_paged`,
-which writes into the pages; results that are made on request are empty without it.
+Arguments mean what they mean in `msa_cpp.ops` and `msa_cpp.gradients`. All operators are functional
+but `append_paged`, which writes into the pages; results that are made on request are empty without
+it.
 """
 
 import inspect
@@ -284,3 +285,88 @@ def block_mass(
         (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
          None),
         None, None, backend)[0]
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def _gradients_of(grads_f32: bool, *inputs: Tensor) -> Tuple[Tensor, ...]:
+    return tuple(_out(x, x.shape, grads_f32) for x in inputs)
+
+
+@_operator(lambda a: _gradients_of(a.grads_f32, a.q, a.k, a.v))
+def sparse_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, out: Tensor, lse: Tensor, dout: Tensor,
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, q_offset: Optional[Tensor] = None,
+    block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
+    softmax_scale: Optional[float] = None, row_ptr: Optional[Tensor] = None,
+    entries: Optional[Tensor] = None, grads_f32: bool = False, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    return _core.sparse_attention_backward(
+        (q, k, v, block_ids, out, lse, dout, row_ptr, entries, *_gradients_of(grads_f32, q, k, v)),
+        (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)
+
+
+@_operator(lambda a: _gradients_of(a.grads_f32, a.q, a.k, a.v))
+def dense_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor,
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, q_offset: Optional[Tensor] = None,
+    block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
+    softmax_scale: Optional[float] = None, grads_f32: bool = False,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    return _core.dense_attention_backward(
+        (q, k, v, None, out, lse, dout, None, None, *_gradients_of(grads_f32, q, k, v)),
+        (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)
+
+
+@_operator(lambda a: _f32(a.q_idx, *a.q_idx.shape[:2]))
+def index_lse(
+    q_idx: Tensor, k_idx: Tensor, block_ids: Optional[Tensor], cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor, q_offset: Optional[Tensor] = None,
+    block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tensor:
+    return _core.index_lse(
+        (q_idx, k_idx, block_ids, None),
+        (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
+        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)[0]
+
+
+@_operator(lambda a: _f32(a.q_idx, *a.q_idx.shape[:2]))
+def kl_loss(
+    q: Tensor, k: Tensor, lse: Tensor, q_idx: Tensor, k_idx: Tensor, index_lse: Tensor,
+    block_ids: Optional[Tensor], cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: Optional[float] = None,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tensor:
+    return _core.kl_loss(
+        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, False, False, True),
+        (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)[2]
+
+
+@_operator(lambda a: (*_gradients_of(a.grads_f32, a.q_idx, a.k_idx),
+                      _f32(a.q_idx, *a.q_idx.shape[:2])))
+def kl_backward(
+    q: Tensor, k: Tensor, lse: Tensor, q_idx: Tensor, k_idx: Tensor, index_lse: Tensor,
+    block_ids: Optional[Tensor], cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
+    q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None, causal: bool = True,
+    block_size: int = 128, softmax_scale: Optional[float] = None,
+    row_ptr: Optional[Tensor] = None, entries: Optional[Tensor] = None, grads_f32: bool = False,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    return _core.kl_backward(
+        (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
+         *_gradients_of(grads_f32, q_idx, k_idx), True),
+        (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        None, None, backend)

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "core/sequence.h"
 #include "core/text.h"
@@ -37,7 +38,9 @@ struct Blocks {
 
 std::string types_text(Types types) {
   std::string out;
-  for (DType type : types) out += (out.empty() ? "" : " or ") + std::string(name_of(type));
+  for (const DType* type = types.begin(); type != types.end(); ++type)
+    if (std::find(types.begin(), type, *type) == type)  // f32 may be there twice
+      out += (out.empty() ? "" : " or ") + std::string(name_of(*type));
   return out;
 }
 
@@ -97,11 +100,23 @@ class Border {
     MSA_TRY(output("o", o, "T,Hq,D", {p_.dtype, DType::kF32}));
     return lse.given() ? output("lse", lse, "T,Hq", {DType::kF32}) : Status();
   }
+  /// Names of (token, slot) fit into an int32.
+  Status bind_entries() {
+    const int64_t entries = extent("T") * p_.topk;
+    if (entries > INT32_MAX)
+      return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
+    bind("T*K", entries);
+    return {};
+  }
   /// A column per block of the longest sequence, or more.
   Status columns(const char* name, const TensorView& view, const Blocks& blocks) const {
     if (view.shape[2] >= blocks.most) return {};
     return invalid(name, ": got ", view.shape[2], " columns, the longest sequence has ",
                    blocks.most, " blocks");
+  }
+  Status lists(const TensorView& ids, const Batch& batch) {
+    MSA_TRY(input("ids", ids, "Hkv,T,K", {DType::kI32}));
+    return id_values(ids, batch);
   }
   Status scale(float value) const {
     if (std::isfinite(value)) return {};
@@ -117,6 +132,9 @@ class Border {
   Status batch(const Batch& batch, bool needs_pages, Blocks* blocks);
   /// Every id of a real row names a block of its sequence, up to the first -1.
   Status id_values(const TensorView& ids, const Batch& batch) const;
+  /// row_ptr and entries, when given, are what block_lists makes of `ids`.
+  Status inverse_lists(const TensorView& row_ptr, const TensorView& entries, const TensorView& ids,
+                       const Batch& batch, const Blocks& blocks);
 
  private:
   struct Letter {
@@ -313,6 +331,51 @@ Status Border::id_values(const TensorView& ids, const Batch& batch) const {
   return {};
 }
 
+Status Border::inverse_lists(const TensorView& row_ptr, const TensorView& entries,
+                             const TensorView& ids, const Batch& batch, const Blocks& blocks) {
+  const int64_t topk = p_.topk;
+  if (ids.given()) MSA_TRY(bind_entries());
+  if (!row_ptr.given() && !entries.given()) return {};
+  if (!ids.given()) return invalid("row_ptr: given, expected none without ids");
+  if (host()) bind("NB+1", blocks.sum + 1);
+  MSA_TRY(input("row_ptr", row_ptr, "Hkv,NB+1", {DType::kI32}));
+  MSA_TRY(input("entries", entries, "Hkv,T*K", {DType::kI32}));
+  if (!host()) return {};
+  for (int64_t h = 0; h < p_.heads_kv; ++h) {
+    const int32_t* rows = row_ptr.at<const int32_t>(h);
+    const int32_t* entry = entries.at<const int32_t>(h);
+    if (rows[0] != 0) return invalid("row_ptr[", h, ",0]: got ", rows[0], ", expected 0");
+    int64_t row = 0, listed = 0;
+    for (int64_t b = 0; b < batch_size(batch); ++b) {
+      const Sequence s = sequence(batch, b, p_.block_size);
+      for (int64_t t = s.q_begin; t < s.q_begin + s.q_len; ++t) {
+        const int32_t* list = ids.at<const int32_t>(h, t);
+        for (int64_t slot = 0; slot < topk && list[slot] != -1; ++slot)
+          listed += list[slot] >= s.block0 && list[slot] - s.block0 < s.blocks() ? 1 : 0;
+      }
+      for (int64_t j = 0; j < s.blocks(); ++j, ++row) {
+        if (rows[row + 1] < rows[row] || rows[row + 1] > entries.shape[1])
+          return invalid("row_ptr[", h, ",", row + 1, "]: got ", rows[row + 1], ", expected ",
+                         rows[row], "..", entries.shape[1]);
+        for (int64_t i = rows[row]; i < rows[row + 1]; ++i) {
+          const int64_t token = entry[i] / topk;
+          const bool fits = entry[i] >= 0 && token >= s.q_begin && token < s.q_begin + s.q_len &&
+                            *ids.at<const int32_t>(h, token, entry[i] % topk) - s.block0 == j &&
+                            (i == rows[row] || entry[i] > entry[i - 1]);
+          if (!fits)
+            return invalid("entries[", h, ",", i, "]: got ", entry[i],
+                           ", expected, ascending, a token*K + slot whose id is block ", j,
+                           " of sequence ", b);
+        }
+      }
+    }
+    if (rows[row] != listed)
+      return invalid("row_ptr[", h, ",", row, "]: got ", rows[row], ", ids list ", listed,
+                     " blocks");
+  }
+  return {};
+}
+
 }  // namespace
 
 Status check_distinct(const Problem& problem, const TensorView& ids, const Batch& batch) {
@@ -382,8 +445,7 @@ Status check(const Plan& plan, const SparseAttentionParams& a) {
   MSA_TRY(border.batch(a.batch, true, &blocks));
   MSA_TRY(border.scale(a.softmax_scale));
   MSA_TRY(border.attention_outputs(a.o, a.lse));
-  MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", {DType::kI32}));
-  return border.id_values(a.ids, a.batch);
+  return border.lists(a.ids, a.batch);
 }
 
 Status check(const Plan& plan, const DenseAttentionParams& a) {
@@ -417,10 +479,7 @@ Status check(const Plan& plan, const BlockListsParams& a) {
   MSA_TRY(border.op(Op::kBlockLists));
   MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", {DType::kI32}));
   MSA_TRY(border.batch(a.batch, false, &blocks));
-  const int64_t entries = border.extent("T") * plan.problem.topk;
-  if (entries > INT32_MAX)
-    return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
-  border.bind("T*K", entries);
+  MSA_TRY(border.bind_entries());
   if (border.host()) border.bind("NB+1", blocks.sum + 1);
   MSA_TRY(border.output("row_ptr", a.row_ptr, "Hkv,NB+1", {DType::kI32}));
   MSA_TRY(border.output("entries", a.entries, "Hkv,T*K", {DType::kI32}));
@@ -474,6 +533,69 @@ Status check(const Plan& plan, const LayerDecodeParams& a) {
   MSA_TRY(border.scale(a.softmax_scale));
   MSA_TRY(border.attention_outputs(a.o, a.lse));
   return a.ids.given() ? border.output("ids", a.ids, "Hkv,T,K", {DType::kI32}) : Status();
+}
+
+Status check(const Plan& plan, const AttentionBackwardParams& a) {
+  Border border(plan);
+  Blocks blocks;
+  const DType dtype = plan.problem.dtype;
+  MSA_TRY(border.op(Op::kSparseAttentionBackward, Op::kDenseAttentionBackward));
+  MSA_TRY(border.rows("q", a.q, "T,Hq,D"));
+  MSA_TRY(border.rows("k", a.k, "S,Hkv,D"));
+  MSA_TRY(border.rows("v", a.v, "S,Hkv,D"));
+  MSA_TRY(border.input("o", a.o, "T,Hq,D", {dtype, DType::kF32}));
+  MSA_TRY(border.input("lse", a.lse, "T,Hq", {DType::kF32}));
+  MSA_TRY(border.input("d_o", a.d_o, "T,Hq,D", {dtype, DType::kF32}));
+  MSA_TRY(border.batch(a.batch, false, &blocks));
+  MSA_TRY(border.scale(a.softmax_scale));
+  MSA_TRY(border.output("dq", a.dq, "T,Hq,D", {dtype, DType::kF32}));
+  MSA_TRY(border.output("dk", a.dk, "S,Hkv,D", {dtype, DType::kF32}));
+  MSA_TRY(border.output("dv", a.dv, "S,Hkv,D", {dtype, DType::kF32}));
+  if (plan.problem.op == Op::kDenseAttentionBackward) {
+    for (const auto& [name, view] :
+         {std::pair{"ids", &a.ids}, {"row_ptr", &a.row_ptr}, {"entries", &a.entries}})
+      if (view->given()) return invalid(name, ": given, dense_attention_backward takes none");
+    return {};
+  }
+  MSA_TRY(border.lists(a.ids, a.batch));
+  return border.inverse_lists(a.row_ptr, a.entries, a.ids, a.batch, blocks);
+}
+
+Status check(const Plan& plan, const IndexLseParams& a) {
+  Border border(plan);
+  Blocks blocks;
+  MSA_TRY(border.op(Op::kIndexLse));
+  MSA_TRY(border.rows("q_idx", a.q_idx, "T,Hi,Di"));
+  MSA_TRY(border.rows("k_idx", a.k_idx, "S,Di"));
+  MSA_TRY(border.batch(a.batch, false, &blocks));
+  MSA_TRY(border.output("lse", a.lse, "T,Hi", {DType::kF32}));
+  return a.ids.given() ? border.lists(a.ids, a.batch) : Status();
+}
+
+Status check(const Plan& plan, const KlParams& a) {
+  Border border(plan);
+  Blocks blocks;
+  const DType dtype = plan.problem.dtype;
+  MSA_TRY(border.op(Op::kKlBackward, Op::kKlLoss));
+  MSA_TRY(border.rows("q", a.q, "T,Hq,D"));
+  MSA_TRY(border.rows("k", a.k, "S,Hkv,D"));
+  MSA_TRY(border.input("lse", a.lse, "T,Hq", {DType::kF32}));
+  MSA_TRY(border.rows("q_idx", a.q_idx, "T,Hi,Di"));
+  MSA_TRY(border.rows("k_idx", a.k_idx, "S,Di"));
+  MSA_TRY(border.input("index_lse", a.index_lse, "T,Hi", {DType::kF32}));
+  MSA_TRY(border.batch(a.batch, false, &blocks));
+  MSA_TRY(border.scale(a.softmax_scale));
+  const bool loss = plan.problem.op == Op::kKlLoss;
+  if (loss || a.kl.given()) MSA_TRY(border.output("kl", a.kl, "T,Hi", {DType::kF32}));
+  if (loss) {
+    if (a.dq_idx.given() || a.dk_idx.given())
+      return invalid(a.dq_idx.given() ? "dq_idx" : "dk_idx", ": given, kl_loss makes no gradients");
+  } else {
+    MSA_TRY(border.output("dq_idx", a.dq_idx, "T,Hi,Di", {dtype, DType::kF32}));
+    MSA_TRY(border.output("dk_idx", a.dk_idx, "S,Di", {dtype, DType::kF32}));
+  }
+  if (a.ids.given()) MSA_TRY(border.lists(a.ids, a.batch));
+  return border.inverse_lists(a.row_ptr, a.entries, a.ids, a.batch, blocks);
 }
 
 }  // namespace msa

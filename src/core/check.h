@@ -18,6 +18,9 @@ Status check(const Plan& plan, const BlockListsParams& params);
 Status check(const Plan& plan, const AppendPagedParams& params);
 Status check(const Plan& plan, const BlockMassParams& params);
 Status check(const Plan& plan, const LayerDecodeParams& params);
+Status check(const Plan& plan, const AttentionBackwardParams& params);
+Status check(const Plan& plan, const IndexLseParams& params);
+Status check(const Plan& plan, const KlParams& params);
 
 /// No list names a block twice. O(K^2) per list, so only debug builds and the reference ask.
 /// Precondition: the other checks passed.

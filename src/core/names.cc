@@ -20,10 +20,22 @@ const char* name_of(DType dtype) {
 }
 
 const char* name_of(Op op) {
-  static constexpr std::array names = {
-      "index_scores",  "select_blocks",   "index_select",    "sparse_attention",
-      "sparse_decode", "dense_attention", "merge",           "block_lists",
-      "append_paged",  "block_mass",      "msa_layer_decode"};
+  static constexpr std::array names = {"index_scores",
+                                       "select_blocks",
+                                       "index_select",
+                                       "sparse_attention",
+                                       "sparse_decode",
+                                       "dense_attention",
+                                       "merge",
+                                       "block_lists",
+                                       "append_paged",
+                                       "block_mass",
+                                       "msa_layer_decode",
+                                       "sparse_attention_backward",
+                                       "dense_attention_backward",
+                                       "index_lse",
+                                       "kl_backward",
+                                       "kl_loss"};
   static_assert(names.size() == kOpCount);
   return name_at(names, op);
 }

@@ -34,6 +34,15 @@ class PartialBackend : public Backend {
   Status run(const Plan& p, const BlockMassParams&, Workspace, Queue) const override {
     return supports(p.problem);
   }
+  Status run(const Plan& p, const AttentionBackwardParams&, Workspace, Queue) const override {
+    return supports(p.problem);
+  }
+  Status run(const Plan& p, const IndexLseParams&, Workspace, Queue) const override {
+    return supports(p.problem);
+  }
+  Status run(const Plan& p, const KlParams&, Workspace, Queue) const override {
+    return supports(p.problem);
+  }
 };
 
 }  // namespace msa

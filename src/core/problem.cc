@@ -24,6 +24,11 @@ constexpr int kUses[kOpCount] = {
     kHeadsKv | kHeadDim | kIndexDim | kBlock,                              // append_paged
     kHeadsQ | kHeadsKv | kHeadDim | kBlock,                                // block_mass
     kHeadsQ | kHeadsKv | kHeadDim | kIndexDim | kBlock | kTopk | kForced,  // msa_layer_decode
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock | kTopk,              // sparse_attention_backward
+    kHeadsQ | kHeadsKv | kHeadDim | kBlock,                      // dense_attention_backward
+    kHeadsKv | kIndexDim | kBlock | kTopk,                       // index_lse
+    kHeadsQ | kHeadsKv | kHeadDim | kIndexDim | kBlock | kTopk,  // kl_backward
+    kHeadsQ | kHeadsKv | kHeadDim | kIndexDim | kBlock | kTopk,  // kl_loss
 };
 
 Status at_least(const char* name, int64_t value, int64_t low) {
@@ -69,6 +74,8 @@ Status validate(const Problem& p) {
                    ", expected 1 (CPU) or 2 (CUDA)");
   if ((p.op == Op::kAppendPaged || p.op == Op::kLayerDecode) && p.layout != KvLayout::kPaged)
     return invalid("layout: got packed, ", name_of(p.op), " works on paged caches only");
+  if (is_training(p.op) && p.layout != KvLayout::kPacked)
+    return invalid("layout: got paged, ", name_of(p.op), " takes packed keys only");
   if (uses & kHeadsQ) MSA_TRY(at_least("heads_q", p.heads_q, 1));
   if (uses & kHeadsKv) MSA_TRY(at_least("heads_kv", p.heads_kv, 1));
   if ((uses & kHeadsQ) && (uses & kHeadsKv) && p.heads_q % p.heads_kv != 0)
@@ -113,8 +120,11 @@ Cost cost(const Problem& p, int64_t q_len, int64_t kv_len) {
   const double k_idx = keys * p.index_dim * element;
   const double ids = heads_kv * tokens * p.topk * 4;
   const double scores = heads_kv * tokens * blocks * 4;
-  const double index_flops = 2.0 * heads_kv * p.index_dim * pairs.dense;
   const double pair_flops = 4.0 * p.heads_q * p.head_dim;
+  const double index_pair_flops = 2.0 * heads_kv * p.index_dim;
+  const double index_flops = index_pair_flops * pairs.dense;
+  const double index_lse = heads_kv * tokens * 4;
+  const double kl_bytes = q + lse + keys * kv_row + q_idx + k_idx + index_lse + ids;
 
   switch (p.op) {
     case Op::kIndexScores:
@@ -142,6 +152,16 @@ Cost cost(const Problem& p, int64_t q_len, int64_t kv_len) {
     case Op::kLayerDecode:
       return {index_flops + pair_flops * pairs.sparse,
               q_idx + k_idx + 2 * q + lse + 2 * pairs.sparse * kv_row};
+    case Op::kSparseAttentionBackward:
+      return {pair_flops / 2 * 5 * pairs.sparse, 4 * q + lse + ids + 4 * keys * kv_row};
+    case Op::kDenseAttentionBackward:
+      return {pair_flops / 2 * 5 * pairs.dense, 4 * q + lse + 4 * keys * kv_row};
+    case Op::kIndexLse:
+      return {index_pair_flops * pairs.sparse, q_idx + k_idx + ids + index_lse};
+    case Op::kKlBackward:
+      return {(pair_flops / 2 + 3 * index_pair_flops) * pairs.sparse, kl_bytes + q_idx + k_idx};
+    case Op::kKlLoss:
+      return {(pair_flops / 2 + index_pair_flops) * pairs.sparse, kl_bytes + index_lse};
   }
   return {};
 }

@@ -149,5 +149,14 @@ Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) {
 Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) {
   return checked_run(p, a, w, q);
 }
+Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) {
+  return checked_run(p, a, w, q);
+}
+Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) {
+  return checked_run(p, a, w, q);
+}
+Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) {
+  return checked_run(p, a, w, q);
+}
 
 }  // namespace msa

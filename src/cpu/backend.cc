@@ -74,8 +74,12 @@ class CpuBackend : public Backend {
       return error(StatusCode::kUnsupported, field, ": got ", value, ", supported: ", supported);
     };
     const bool attends = p.op == Op::kSparseAttention || p.op == Op::kSparseDecode ||
-                         p.op == Op::kDenseAttention || p.op == Op::kBlockMass;
-    const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect;
+                         p.op == Op::kDenseAttention || p.op == Op::kBlockMass ||
+                         (is_training(p.op) && p.op != Op::kIndexLse);
+    const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect ||
+                         p.op == Op::kIndexLse || p.op == Op::kKlBackward || p.op == Op::kKlLoss;
+    if (bf16_only_ && is_training(p.op))
+      return refuse("op", name_of(p.op), "the forward operators; training is in f32");
     if (bf16_only_ && (attends || indexes) && p.dtype != DType::kBF16)
       return refuse("dtype", name_of(p.dtype), "bf16");
     if (bf16_only_ && !attends && !indexes)
@@ -136,6 +140,16 @@ class CpuBackend : public Backend {
   }
   Status run(const Plan& plan, const BlockMassParams& a, Workspace w, Queue q) const override {
     return with_team(plan, q, [&] { kernels_.block_mass(plan, a, w, q); });
+  }
+  Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace w,
+             Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.attention_backward(plan, a, w, q); });
+  }
+  Status run(const Plan& plan, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.index_lse(plan, a, w, q); });
+  }
+  Status run(const Plan& plan, const KlParams& a, Workspace w, Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.kl(plan, a, w, q); });
   }
 
   const Kernels& kernels() const { return kernels_; }

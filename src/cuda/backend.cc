@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/layer_decode.h"
+#include "core/partial_backend.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cuda/device.h"
@@ -20,7 +21,7 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace)
 
-class PlainBackend : public Backend {
+class PlainBackend : public PartialBackend {
  public:
   const char* name() const override { return "cuda-plain"; }
   const char* requirement() const override { return "NVIDIA GPU of sm_80 or newer"; }
@@ -70,6 +71,7 @@ class PlainBackend : public Backend {
   Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
     return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
   }
+  using PartialBackend::run;
 
  protected:
   /// launch(stream) with the problem's device as the current one.

@@ -15,11 +15,11 @@ Real scale_of(float softmax_scale, int64_t dim) {
                             : 1 / std::sqrt(static_cast<Real>(dim));
 }
 
-/// o = softmax(q . k * scale) v and lse for query head h, over the tokens that for_each_token(body)
-/// names; it is asked twice. scratch: a logit per token and D sums.
-template <class Real, class Params, class ForEachToken>
-void attend(const Problem& p, const Params& a, const Query& query, int64_t h,
-            const ForEachToken& for_each_token, std::byte* scratch) {
+/// o = softmax(q . k * scale) v and lse for query head h, over the visible tokens of the blocks in
+/// `ids`, of all if null. scratch: a logit per token and D sums.
+template <class Real, class Params>
+void attend(const Problem& p, const Params& a, const Query& query, int64_t h, const int32_t* ids,
+            std::byte* scratch) {
   const int64_t kv_head = h / p.group();
   const Real scale = scale_of<Real>(a.softmax_scale, p.head_dim);
   Real* sums = reinterpret_cast<Real*>(scratch);
@@ -27,7 +27,7 @@ void attend(const Problem& p, const Params& a, const Query& query, int64_t h,
 
   Real max = -std::numeric_limits<Real>::infinity();
   int64_t tokens = 0;
-  for_each_token([&](int64_t s) {
+  for_each_token(query, ids, p.topk, [&](int64_t s) {
     const Row k = key_row(a.k, query.s, s, kv_head);
     logits[tokens] = dot<Real>(row(a.q, query.row, h), k, p.head_dim) * scale;
     max = std::max(max, logits[tokens++]);
@@ -36,7 +36,7 @@ void attend(const Problem& p, const Params& a, const Query& query, int64_t h,
   std::fill_n(sums, p.head_dim, Real{0});
   Real sum = 0;
   const Real* logit = logits;
-  for_each_token([&](int64_t s) {
+  for_each_token(query, ids, p.topk, [&](int64_t s) {
     const Real weight = std::exp(*logit++ - max);
     sum += weight;
     add_scaled(sums, weight, key_row(a.v, query.s, s, kv_head), p.head_dim);
@@ -57,15 +57,7 @@ void sparse_attention(const Problem& p, const SparseAttentionParams& a, const Te
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t h = 0; h < p.heads_q; ++h) {
       const int32_t* ids = a.ids.at<const int32_t>(h / p.group(), t);
-      const auto for_each_token = [&](const auto& body) {
-        if (query.visible() == 0) return;  // also padded rows, whose ids mean nothing
-        for (int64_t slot = 0; slot < p.topk && ids[slot] != -1; ++slot) {
-          const int64_t j = ids[slot] - query.s.block0;
-          if (j < 0) continue;  // another shard's; those after this one end before they begin
-          for (int64_t s = j * p.block_size; s < query.block_end(j); ++s) body(s);
-        }
-      };
-      attend<Real>(p, a, query, h, for_each_token, scratch);
+      attend<Real>(p, a, query, h, ids, scratch);
     }
   });
 }
@@ -74,11 +66,8 @@ template <class Real>
 void dense_attention(const Problem& p, const DenseAttentionParams& a, const Team& team) {
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
-    const auto for_each_token = [&](const auto& body) {
-      for (int64_t s = 0; s < query.visible(); ++s) body(s);
-    };
     for (int64_t h = 0; h < p.heads_q; ++h) {
-      attend<Real>(p, a, query, h, for_each_token, scratch);
+      attend<Real>(p, a, query, h, nullptr, scratch);
       for (int64_t j = 0; a.block_max.given() && j < a.block_max.shape[2]; ++j)
         *a.block_max.at<float>(h, t, j) =
             block_score<Real>(row(a.q, t, h), a.k, h / p.group(), p.head_dim, query, j);

@@ -8,6 +8,7 @@
 #include "reference/attention.h"
 #include "reference/cache.h"
 #include "reference/index.h"
+#include "reference/training.h"
 
 namespace msa {
 namespace {
@@ -71,16 +72,35 @@ class ReferenceBackend final : public Backend {
     reference::block_mass<Real>(plan.problem, a, team(plan, w, q));
     return {};
   }
+  Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace w,
+             Queue q) const override {
+    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
+    reference::attention_backward<Real>(plan.problem, a, team(plan, w, q));
+    return {};
+  }
+  Status run(const Plan& plan, const IndexLseParams& a, Workspace w, Queue q) const override {
+    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
+    reference::index_lse<Real>(plan.problem, a, team(plan, w, q));
+    return {};
+  }
+  Status run(const Plan& plan, const KlParams& a, Workspace w, Queue q) const override {
+    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
+    reference::kl<Real>(plan.problem, a, team(plan, w, q));
+    return {};
+  }
 
  private:
-  /// What one worker needs for one query: a score and an id per block, or a logit per token and D
-  /// sums; a multiple of a cache line.
+  /// What one worker needs for one query or key: a score and an id per block, a logit per token and
+  /// D sums, or the sums of a gradient row; a multiple of a cache line.
   static int64_t scratch_bytes(const Problem& p, const Limits& limits) {
     int64_t bytes = 0;
     if (p.op == Op::kSelectBlocks || p.op == Op::kIndexSelect)
       bytes = (limits.max_kv_len + p.block_size - 1) / p.block_size * 8;
     if (p.op == Op::kSparseAttention || p.op == Op::kSparseDecode || p.op == Op::kDenseAttention)
       bytes = (limits.max_kv_len + p.head_dim) * int64_t{sizeof(Real)};
+    if (p.op == Op::kSparseAttentionBackward || p.op == Op::kDenseAttentionBackward)
+      bytes = 2 * p.head_dim * int64_t{sizeof(Real)};
+    if (p.op == Op::kKlBackward || p.op == Op::kKlLoss) bytes = p.index_dim * int64_t{sizeof(Real)};
     return (bytes + 63) / 64 * 64;
   }
 

@@ -52,11 +52,10 @@ auto with_elements(Row row, const Visit& visit) {
   }
 }
 
-/// a . b over n elements of one dtype, in eight partial sums that a compiler can keep in a vector.
+/// a . b over n elements, in eight partial sums that a compiler can keep in a vector.
 template <class Real>
 Real dot(Row a, Row b, int64_t n) {
-  return with_elements(a, [&]<class Element>(const Element* x) {
-    const Element* y = static_cast<const Element*>(b.data);
+  const auto sum_of = [n](const auto* x, const auto* y) {
     const auto product = [&](int64_t d) {
       return static_cast<Real>(value(x[d])) * static_cast<Real>(value(y[d]));
     };
@@ -68,6 +67,9 @@ Real dot(Row a, Row b, int64_t n) {
     for (; d < n; ++d) sum += product(d);
     for (Real lane : partial) sum += lane;
     return sum;
+  };
+  return with_elements(a, [&](const auto* x) {
+    return with_elements(b, [&](const auto* y) { return sum_of(x, y); });
   });
 }
 
@@ -99,6 +101,47 @@ inline Query query_at(const Batch& batch, int64_t row, int64_t block_size) {
   const int64_t b = std::upper_bound(begins, begins + sequences + 1, row) - begins - 1;
   const Sequence s = sequence(batch, b, block_size);
   return {.s = s, .i = row - s.q_begin, .row = row};
+}
+
+/// body(s) for the visible tokens of the blocks in `ids` [topk], in the list's order; without a
+/// list for all visible tokens.
+template <class Body>
+void for_each_token(const Query& query, const int32_t* ids, int64_t topk, const Body& body) {
+  if (query.visible() == 0) return;  // also padded rows, whose ids mean nothing
+  if (ids == nullptr) {
+    for (int64_t s = 0; s < query.visible(); ++s) body(s);
+    return;
+  }
+  for (int64_t slot = 0; slot < topk && ids[slot] != -1; ++slot) {
+    const int64_t j = ids[slot] - query.s.block0;
+    if (j < 0) continue;  // another shard's; those after this one end before they begin
+    for (int64_t s = j * query.s.block_size; s < query.block_end(j); ++s) body(s);
+  }
+}
+
+/// Whether token s is one of those.
+inline bool reads(const Query& query, const int32_t* ids, int64_t topk, int64_t s) {
+  if (s >= query.visible()) return false;
+  if (ids == nullptr) return true;
+  const int64_t id = query.s.block0 + s / query.s.block_size;
+  const int32_t* end = std::find(ids, ids + topk, -1);
+  return std::find(ids, end, id) != end;
+}
+
+/// One row of packed keys. Rows past cu_seqlens_k[B] belong to an empty sequence, so none reads
+/// them.
+struct Key {
+  Sequence s;
+  int64_t token = 0;  ///< index in the sequence
+};
+
+inline Key key_at(const Batch& batch, int64_t row, int64_t block_size) {
+  const int32_t* begins = batch.cu_seqlens_k.at<const int32_t>();
+  const int64_t sequences = batch_size(batch);
+  if (row >= begins[sequences]) return {.s = {.block_size = block_size}};
+  const int64_t b = std::upper_bound(begins, begins + sequences + 1, row) - begins - 1;
+  const Sequence s = sequence(batch, b, block_size);
+  return {.s = s, .token = row - s.k_begin};
 }
 
 /// The workers of a call; each has its own scratch memory.

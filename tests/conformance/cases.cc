@@ -17,11 +17,21 @@ struct Share {
   bool paged;
 };
 constexpr Share kShares[] = {
-    {Op::kIndexScores, 36, 3, true, true},   {Op::kSelectBlocks, 30, 10, true, false},
-    {Op::kIndexSelect, 60, 5, true, true},   {Op::kSparseAttention, 64, 4, true, true},
-    {Op::kSparseDecode, 72, 4, false, true}, {Op::kDenseAttention, 56, 3, true, true},
-    {Op::kMerge, 24, 3, true, false},        {Op::kBlockLists, 20, 2, true, true},
-    {Op::kAppendPaged, 36, 3, false, true},  {Op::kBlockMass, 32, 2, true, true},
+    {Op::kIndexScores, 36, 3, true, true},
+    {Op::kSelectBlocks, 30, 10, true, false},
+    {Op::kIndexSelect, 60, 5, true, true},
+    {Op::kSparseAttention, 64, 4, true, true},
+    {Op::kSparseDecode, 72, 4, false, true},
+    {Op::kDenseAttention, 56, 3, true, true},
+    {Op::kMerge, 24, 3, true, false},
+    {Op::kBlockLists, 20, 2, true, true},
+    {Op::kAppendPaged, 36, 3, false, true},
+    {Op::kBlockMass, 32, 2, true, true},
+    {Op::kSparseAttentionBackward, 48, 4, true, false},
+    {Op::kDenseAttentionBackward, 32, 3, true, false},
+    {Op::kIndexLse, 24, 2, true, false},
+    {Op::kKlBackward, 40, 4, true, false},
+    {Op::kKlLoss, 16, 2, true, false},
     {Op::kLayerDecode, 48, 3, false, true},
 };
 
@@ -44,7 +54,7 @@ bool is_decode_op(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDec
 
 bool is_attention_op(Op op) {
   return op == Op::kSparseAttention || is_decode_op(op) || op == Op::kDenseAttention ||
-         op == Op::kBlockMass;
+         op == Op::kBlockMass || is_training(op);
 }
 
 /// Shapes: mostly what models use, and now and then what nobody does. `variant` walks through all
@@ -106,8 +116,9 @@ std::vector<SequenceSize> make_sequences(const Case& c, Rng& rng) {
   const bool decode = is_decode_op(p.op);
   const int64_t count = decode ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
   const int64_t work = rng.chance(5) ? kLargeWork : kSmallWork;
-  const int64_t per_pair =
-      is_attention_op(p.op) ? 2 * p.heads_q * p.head_dim : int64_t{p.heads_kv} * p.index_dim;
+  const int64_t per_pair = is_training(p.op)       ? 10 * p.heads_q * p.head_dim
+                           : is_attention_op(p.op) ? 2 * p.heads_q * p.head_dim
+                                                   : int64_t{p.heads_kv} * p.index_dim;
   const int64_t pairs = std::max<int64_t>(1, work / per_pair / count);
   // Enough blocks that the best K are a choice, or fewer than K.
   const int64_t blocks = rng.chance(70) ? p.topk + rng.between(1, 8) : rng.between(1, 6);

@@ -113,6 +113,14 @@ void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {
   }
 }
 
+/// The gradient of an output [T,Hq,D].
+void Instance::fill_gradient(const TensorView& rows) {
+  for (int64_t t = 0; t < tokens_ - case_.padded_rows; ++t)
+    for (int64_t h = 0; h < rows.shape[1]; ++h)
+      for (int64_t d = 0; d < rows.shape[2]; ++d)
+        store_f32(rows.data, rows.dtype, rows.offset(t, h, d), rng_.normal());
+}
+
 void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored) {
   for (size_t b = 0; b < case_.sequences.size(); ++b) {
     const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);

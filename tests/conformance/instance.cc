@@ -311,23 +311,145 @@ BlockMassParams Instance::make_block_mass() {
   return a;
 }
 
+// ---- operators that need the results of others ----
+
+/// Runs another operator by the judge and copies one of its outputs into an input of ours: the real
+/// rows, so that those of padding stay stale.
+TensorView Instance::result_of(Op op, const Params& call, const char* output,
+                               const TensorView& into) {
+  Problem p = problem();
+  p.op = op;
+  Expected expected;
+  const Status status = expect(p, limits_, call, nullptr, &expected);
+  if (!status.ok()) return into;  // stale, so that the case fails
+  for (const Output& made : outputs(expected.params)) {
+    if (std::string_view(made.name) != output) continue;
+    const bool rows = op != Op::kBlockLists;  // [T, ...]
+    const int64_t count =
+        rows ? into.numel() / std::max<int64_t>(1, tokens_) * (tokens_ - case_.padded_rows)
+             : into.numel();
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t from = element_offset(*made.view, i), to = element_offset(into, i);
+      if (into.dtype == DType::kI32)
+        into.at<int32_t>()[to] = made.view->at<int32_t>()[from];
+      else
+        store_f32(into.data, into.dtype, to, made.view->at<float>()[from]);
+    }
+  }
+  return into;
+}
+
+/// A view of nowhere, for outputs that a call by the judge shall have.
+TensorView wanted(DType dtype, std::initializer_list<int64_t> shape) {
+  return TensorView::contiguous(nullptr, dtype, shape);
+}
+
 /// The LSE that belongs to the mass: dense attention by the judge.
 TensorView Instance::make_lse(const BlockMassParams& a) {
-  Problem p = problem();
-  p.op = Op::kDenseAttention;
+  const Problem& p = problem();
   const TensorView lse = input(DType::kF32, {tokens_, p.heads_q});
-  const DenseAttentionParams dense{
-      .q = a.q,
-      .k = a.k,
-      .v = a.k,
-      .batch = a.batch,
-      .softmax_scale = a.softmax_scale,
-      .o = TensorView::contiguous(nullptr, DType::kF32, {tokens_, p.heads_q, p.head_dim}),
-      .lse = lse};
-  Expected expected;
-  const Status status = expect(p, limits_, dense, nullptr, &expected);
-  if (status.ok()) scatter(gather(std::get<DenseAttentionParams>(expected.params).lse), lse);
-  return lse;  // stale, so that the case fails, if there was none
+  return result_of(Op::kDenseAttention,
+                   DenseAttentionParams{.q = a.q,
+                                        .k = a.k,
+                                        .v = a.k,
+                                        .batch = a.batch,
+                                        .softmax_scale = a.softmax_scale,
+                                        .o = wanted(DType::kF32, {tokens_, p.heads_q, p.head_dim}),
+                                        .lse = lse},
+                   "lse", lse);
+}
+
+/// row_ptr and entries, in two of three calls.
+std::array<TensorView, 2> Instance::make_inverse_lists(const TensorView& ids) {
+  if (rng_.chance(33)) return {};
+  int64_t blocks = 0;
+  for (int64_t b = 0; b < batch_size(batch_); ++b)
+    blocks += sequence(batch_, b, problem().block_size).blocks();
+  const int64_t heads = problem().heads_kv;
+  BlockListsParams a{.ids = ids,
+                     .batch = batch_,
+                     .row_ptr = input(DType::kI32, {heads, blocks + 1}),
+                     .entries = input(DType::kI32, {heads, tokens_ * problem().topk})};
+  return {result_of(Op::kBlockLists, a, "row_ptr", a.row_ptr),
+          result_of(Op::kBlockLists, a, "entries", a.entries)};
+}
+
+AttentionBackwardParams Instance::make_attention_backward() {
+  const Problem& p = problem();
+  const bool sparse = p.op == Op::kSparseAttentionBackward;
+  const auto [k, v] = make_keys_values();
+  AttentionBackwardParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                            .k = k,
+                            .v = v,
+                            .batch = batch_,
+                            .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  a.o = input(rng_.chance(30) ? DType::kF32 : p.dtype, {tokens_, p.heads_q, p.head_dim});
+  a.lse = input(DType::kF32, {tokens_, p.heads_q});
+  a.d_o = input(rng_.chance(30) ? DType::kF32 : p.dtype, {tokens_, p.heads_q, p.head_dim});
+  fill_gradient(a.d_o);
+  if (sparse) {
+    a.ids = make_ids();
+    const SparseAttentionParams forward{a.q, k, v, a.ids, batch_, a.softmax_scale, a.o, a.lse};
+    result_of(Op::kSparseAttention, forward, "o", a.o);
+    result_of(Op::kSparseAttention, forward, "lse", a.lse);
+    std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+  } else {
+    const DenseAttentionParams forward{a.q, k, v, batch_, a.softmax_scale, a.o, a.lse, {}};
+    result_of(Op::kDenseAttention, forward, "o", a.o);
+    result_of(Op::kDenseAttention, forward, "lse", a.lse);
+  }
+  a.dq = output(output_dtype(), {tokens_, p.heads_q, p.head_dim});
+  a.dk = output(output_dtype(), {k.shape[0], p.heads_kv, p.head_dim});
+  a.dv = output(output_dtype(), {k.shape[0], p.heads_kv, p.head_dim});
+  return a;
+}
+
+IndexLseParams Instance::make_index_lse() {
+  const Problem& p = problem();
+  IndexLseParams a{.q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                   .k_idx = make_keys(p.index_dim),
+                   .batch = batch_,
+                   .lse = output(DType::kF32, {tokens_, p.heads_kv})};
+  fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  if (rng_.chance(60)) a.ids = make_ids();
+  return a;
+}
+
+KlParams Instance::make_kl() {
+  const Problem& p = problem();
+  const auto [k, v] = make_keys_values();
+  KlParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+             .k = k,
+             .lse = input(DType::kF32, {tokens_, p.heads_q}),
+             .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+             .k_idx = input(p.dtype, {k.shape[0], p.index_dim}),
+             .index_lse = input(DType::kF32, {tokens_, p.heads_kv}),
+             .batch = batch_,
+             .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f})};
+  fill_queries(a.q, p.heads_q, p.head_dim);
+  fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
+  const TensorView o = wanted(DType::kF32, {tokens_, p.heads_q, p.head_dim});
+  if (rng_.chance(60)) {
+    a.ids = make_ids();
+    result_of(Op::kSparseAttention,
+              SparseAttentionParams{a.q, k, k, a.ids, batch_, a.softmax_scale, o, a.lse}, "lse",
+              a.lse);
+    if (p.op == Op::kKlBackward)
+      std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+  } else {
+    result_of(Op::kDenseAttention,
+              DenseAttentionParams{a.q, k, k, batch_, a.softmax_scale, o, a.lse, {}}, "lse", a.lse);
+  }
+  result_of(Op::kIndexLse, IndexLseParams{a.q_idx, a.k_idx, a.ids, batch_, a.index_lse}, "lse",
+            a.index_lse);
+  if (p.op == Op::kKlBackward) {
+    a.dq_idx = output(output_dtype(), {tokens_, p.heads_kv, p.index_dim});
+    a.dk_idx = output(output_dtype(), {k.shape[0], p.index_dim});
+  }
+  if (p.op == Op::kKlLoss || case_.optional) a.kl = output(DType::kF32, {tokens_, p.heads_kv});
+  return a;
 }
 
 LayerDecodeParams Instance::make_layer_decode() {
@@ -401,6 +523,17 @@ Instance::Instance(const Case& c, int64_t alignment)
       break;
     case Op::kLayerDecode:
       params_ = make_layer_decode();
+      break;
+    case Op::kSparseAttentionBackward:
+    case Op::kDenseAttentionBackward:
+      params_ = make_attention_backward();
+      break;
+    case Op::kIndexLse:
+      params_ = make_index_lse();
+      break;
+    case Op::kKlBackward:
+    case Op::kKlLoss:
+      params_ = make_kl();
       break;
   }
 }

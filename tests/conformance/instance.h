@@ -70,6 +70,9 @@ class Instance {
   std::array<TensorView, 2> make_keys_values();
   TensorView make_ids();
   TensorView make_lse(const BlockMassParams& a);
+  void fill_gradient(const TensorView& rows);
+  std::array<TensorView, 2> make_inverse_lists(const TensorView& ids);
+  TensorView result_of(Op op, const Params& call, const char* output, const TensorView& into);
   void break_some_keys(const TensorView& k, int64_t dim);
 
   IndexScoresParams make_index_scores();
@@ -82,6 +85,9 @@ class Instance {
   AppendPagedParams make_append_paged();
   BlockMassParams make_block_mass();
   LayerDecodeParams make_layer_decode();
+  AttentionBackwardParams make_attention_backward();
+  IndexLseParams make_index_lse();
+  KlParams make_kl();
 
   Case case_;
   int64_t alignment_;

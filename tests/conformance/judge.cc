@@ -106,12 +106,12 @@ concept HasRows = requires(Params a) {
 double largest_product(const Problem& p, const Params& params) {
   return std::visit(
       [&]<class P>(const P& a) {
-        if constexpr (HasRows<P>) {
-          return largest_query(a.q, a.batch, p.heads_q, p.head_dim) *
-                 largest_key(a.k, a.batch, p.block_size, p.heads_kv, p.head_dim);
-        } else if constexpr (HasIndexRows<P>) {
+        if constexpr (HasIndexRows<P>) {
           return largest_query(a.q_idx, a.batch, p.heads_kv, p.index_dim) *
                  largest_key(a.k_idx, a.batch, p.block_size, 1, p.index_dim);
+        } else if constexpr (HasRows<P>) {
+          return largest_query(a.q, a.batch, p.heads_q, p.head_dim) *
+                 largest_key(a.k, a.batch, p.block_size, p.heads_kv, p.head_dim);
         } else {
           return 0.0;
         }
@@ -151,7 +151,8 @@ void compare_rows(const char* name, const TensorView& got, const TensorView& wan
       const double error = std::abs(g - w);
       const double allowed =
           tolerance.absolute + tolerance.row * magnitude + tolerance.element * std::abs(w);
-      if (magnitude > 0) verdict->max_error = std::max(verdict->max_error, error / magnitude);
+      const double size = std::max(magnitude, tolerance.absolute);  // not of what cancelled
+      if (size > 0) verdict->max_error = std::max(verdict->max_error, error / size);
       if (!(error <= allowed)) {
         fail(verdict, text(place(name, got, i), ": got ", g, ", expected ", w, ", error ", error,
                            " above ", allowed));
@@ -254,10 +255,8 @@ Status run_reference(Problem problem, Op op, Limits limits, const Params& params
 }
 
 template <class Params>
-concept Chooses = requires(Params a) {
-  a.q_idx;
-  a.ids;
-};
+concept Chooses =
+    std::is_same_v<Params, IndexSelectParams> || std::is_same_v<Params, LayerDecodeParams>;
 
 /// The chosen blocks with their scores, and the scores of all blocks: where ids differ they decide,
 /// and the values are judged by the blocks that were chosen.
@@ -384,15 +383,17 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
 void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodeParams& got,
                 const Conditions& c, Verdict* verdict) {
   const Problem& p = e.problem;
-  const double norms = largest_query(got.q_idx, got.batch, p.heads_kv, p.index_dim) *
-                       largest_key(got.k_idx, got.batch, p.block_size, 1, p.index_dim);
   if (got.ids.given()) {
-    const double error = c.exact_scores ? 0 : 2 * score_error(p.index_dim, norms);
+    const double error = c.exact_scores ? 0 : 2 * score_error(p.index_dim, e.norms);
     compare_ids(got.ids, e.chosen.ids, e.chosen.scores, e.scores.scores, first_blocks(e), error,
                 verdict);
     if (!verdict->ok()) return;  // the ids may be anything
   }
-  Expected memory{.problem = p, .limits = e.limits, .params = {}};
+  Expected values{.problem = p,
+                  .limits = e.limits,
+                  .params = {},
+                  .norms = largest_query(got.q, got.batch, p.heads_q, p.head_dim) *
+                           largest_key(got.k, got.batch, p.block_size, p.heads_kv, p.head_dim)};
   const SparseAttentionParams want{
       .q = got.q,
       .k = got.k,
@@ -400,12 +401,80 @@ void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodePa
       .ids = got.ids.given() ? got.ids : e.chosen.ids,
       .batch = got.batch,
       .softmax_scale = got.softmax_scale,
-      .o = allocate(&memory, DType::kF32, {got.o.shape[0], p.heads_q, p.head_dim}),
-      .lse = allocate(&memory, DType::kF32, {got.o.shape[0], p.heads_q})};
+      .o = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q, p.head_dim}),
+      .lse = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q})};
   if (const Status status = run_reference(p, Op::kSparseDecode, e.limits, want, nullptr);
       !status.ok())
     return fail(verdict, "the judge: " + status.message());
-  judge_attention(e, {.o = want.o, .lse = want.lse}, got, c, verdict);
+  judge_attention(values, {.o = want.o, .lse = want.lse}, got, c, verdict);
+}
+
+/// The gradients of a row err as its probabilities do. Where shares of dS = P (d_o . v - o . d_o)
+/// cancel, as those of a query always do, the row says nothing about their size: then an error of
+/// P times d_o . v, which is |d_o||v| / sqrt(D), and the rounding of the two products, for each of
+/// the `readers` with either sign, on a channel of size |k| / sqrt(D).
+void judge_each(const Expected& e, const AttentionBackwardParams& want,
+                const AttentionBackwardParams& got, const Conditions&, Verdict* verdict) {
+  const Problem& p = e.problem;
+  const Batch& batch = got.batch;
+  const double width = std::sqrt(double{1} * p.head_dim);
+  const double scale = got.softmax_scale != 0 ? std::abs(got.softmax_scale) : 1 / width;
+  const double probability = 2e-5 + 2 * logit_error(p.head_dim, scale, e.norms);
+  const double d_o_v = largest_query(got.d_o, batch, p.heads_q, p.head_dim) *
+                       largest_key(got.v, batch, p.block_size, p.heads_kv, p.head_dim);
+  const double ds = scale * (probability * d_o_v / width + 2 * logit_error(p.head_dim, 1, d_o_v));
+  const double q = largest_query(got.q, batch, p.heads_q, p.head_dim) / width;
+  const double k = largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim) / width;
+  const double readers = std::sqrt(static_cast<double>(got.q.shape[0] * p.group()));
+  const auto tolerance = [&](const TensorView& out, double absolute) {
+    return Tolerance{.absolute = absolute + 4 * kUnit,
+                     .row = probability,
+                     .element = output_rounding(out.dtype)};
+  };
+  compare_rows("dq", got.dq, want.dq, tolerance(got.dq, ds * k), verdict);
+  compare_rows("dk", got.dk, want.dk, tolerance(got.dk, ds * q * readers), verdict);
+  compare_rows("dv", got.dv, want.dv, tolerance(got.dv, 0), verdict);
+}
+
+double index_logit_error(const Expected& e) {
+  return logit_error(e.problem.index_dim, 1 / std::sqrt(double{1} * e.problem.index_dim), e.norms);
+}
+
+void judge_each(const Expected& e, const IndexLseParams& want, const IndexLseParams& got,
+                const Conditions&, Verdict* verdict) {
+  compare_rows("lse", got.lse, want.lse, lse_tolerance(index_logit_error(e)), verdict);
+}
+
+/// Student and teacher err as probabilities do, so that the difference of the two errs by as much
+/// of either, on a channel of an index key or query; their logarithms err as logits do.
+void judge_each(const Expected& e, const KlParams& want, const KlParams& got, const Conditions&,
+                Verdict* verdict) {
+  const Problem& p = e.problem;
+  const Batch& batch = got.batch;
+  const double student = index_logit_error(e);
+  const double teacher =
+      logit_error(p, got,
+                  largest_query(got.q, batch, p.heads_q, p.head_dim) *
+                      largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim));
+  const double probability = 4e-5 + 2 * (student + teacher);
+  if (got.kl.given())
+    compare_rows("kl", got.kl, want.kl, {.absolute = probability, .element = probability}, verdict);
+  if (!got.dq_idx.given()) return;
+  const double queries = *batch.cu_seqlens_q.at<const int32_t>(batch_size(batch));
+  const double factor =
+      1 / std::sqrt(double{1} * p.index_dim) / std::max(1.0, queries * p.heads_kv);
+  const auto tolerance = [&](const TensorView& out, double channel) {
+    return Tolerance{.absolute = factor * probability * channel,
+                     .row = probability,
+                     .element = output_rounding(out.dtype)};
+  };
+  compare_rows("dq_idx", got.dq_idx, want.dq_idx,
+               tolerance(got.dq_idx, largest_key(got.k_idx, batch, p.block_size, 1, p.index_dim)),
+               verdict);
+  compare_rows("dk_idx", got.dk_idx, want.dk_idx,
+               tolerance(got.dk_idx, largest_query(got.q_idx, batch, p.heads_kv, p.index_dim) *
+                                         std::sqrt(queries * p.heads_kv)),
+               verdict);
 }
 
 }  // namespace

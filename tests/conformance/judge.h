@@ -33,7 +33,7 @@ struct Expected {
   Params params;               ///< the arguments, with outputs of our own: f32 or i32
   IndexSelectParams chosen{};  ///< of operators that choose blocks: their choice, and its scores
   IndexScoresParams scores{};  ///< of the same: the score of every block
-  double norms = 0;            ///< largest |q| times largest |k|; of the index branch if alone
+  double norms = 0;            ///< largest |q| times largest |k|, of the index branch if it has one
   std::vector<std::vector<double>> memory{};
 };
 

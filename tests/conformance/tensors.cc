@@ -25,6 +25,14 @@ std::vector<Output> list(LayerDecodeParams& a) {
   return {{"o", &a.o}, {"lse", &a.lse}, {"ids", &a.ids}};
 }
 
+std::vector<Output> list(AttentionBackwardParams& a) {
+  return {{"dq", &a.dq}, {"dk", &a.dk}, {"dv", &a.dv}};
+}
+std::vector<Output> list(IndexLseParams& a) { return {{"lse", &a.lse}}; }
+std::vector<Output> list(KlParams& a) {
+  return {{"dq_idx", &a.dq_idx}, {"dk_idx", &a.dk_idx}, {"kl", &a.kl}};
+}
+
 template <class P>
 std::vector<TensorView*> all_of(P& a) {
   std::vector<TensorView*> all;
@@ -47,6 +55,12 @@ std::vector<TensorView*> all_of(P& a) {
   if constexpr (requires { a.v_pages; }) all.push_back(&a.v_pages);
   if constexpr (requires { a.k_idx_pages; }) all.push_back(&a.k_idx_pages);
   if constexpr (requires { a.mass; }) all.push_back(&a.mass);
+  if constexpr (requires { a.d_o; }) all.push_back(&a.d_o);
+  if constexpr (requires { a.index_lse; }) all.push_back(&a.index_lse);
+  if constexpr (requires { a.dq; })
+    for (TensorView* view : {&a.dq, &a.dk, &a.dv}) all.push_back(view);
+  if constexpr (requires { a.dq_idx; })
+    for (TensorView* view : {&a.dq_idx, &a.dk_idx, &a.kl}) all.push_back(view);
   if constexpr (requires { a.batch; }) {
     Batch& b = a.batch;
     for (TensorView* view : {&b.cu_seqlens_q, &b.cu_seqlens_k, &b.seq_lens, &b.page_table,

@@ -9,10 +9,10 @@
 
 namespace msa::conformance {
 
-using Params =
-    std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams, SparseAttentionParams,
-                 DenseAttentionParams, MergeParams, BlockListsParams, AppendPagedParams,
-                 BlockMassParams, LayerDecodeParams>;
+using Params = std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
+                            SparseAttentionParams, DenseAttentionParams, MergeParams,
+                            BlockListsParams, AppendPagedParams, BlockMassParams, LayerDecodeParams,
+                            AttentionBackwardParams, IndexLseParams, KlParams>;
 
 struct Output {
   const char* name;

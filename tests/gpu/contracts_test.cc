@@ -242,6 +242,12 @@ struct Scene {
                                  .o = o,
                                  .lse = f32({tokens, heads_q}),
                                  .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+      case Op::kSparseAttentionBackward:
+      case Op::kDenseAttentionBackward:
+      case Op::kIndexLse:
+      case Op::kKlBackward:
+      case Op::kKlLoss:
+        break;  // no CUDA backend trains
     }
     return {};
   }

@@ -16,6 +16,9 @@ bool reads_rows(Op op) {
 }  // namespace
 
 Status supports(const Problem& problem, const DeviceInfo& device) {
+  if (is_training(problem.op))
+    return error(StatusCode::kUnsupported, "op: got ", name_of(problem.op),
+                 ", supported: the forward operators; training runs on the CPU");
   constexpr int32_t kMostHeads = 65535;  // of a grid's y
   if (problem.heads_q > kMostHeads)
     return error(StatusCode::kUnsupported, "heads_q: got ", problem.heads_q, ", supported up to ",
