@@ -1,4 +1,9 @@
-"""NumPy and torch behind one face, for tests that run on both."""
+"""NumPy and torch behind one face, for tests that run on both.
+
+MSA_TEST_DEVICE=cuda puts the tensors on a GPU: `dev/gpu.sh python` runs the suite so.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +16,8 @@ try:
     import ml_dtypes
 except ImportError:
     ml_dtypes = None
+
+DEVICE = os.environ.get("MSA_TEST_DEVICE", "cpu")
 
 
 class Kind:

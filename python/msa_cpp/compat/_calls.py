@@ -1,0 +1,67 @@
+"""What the adapters share: lengths on the device, and what none of them serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msa_cpp
+import torch
+
+BLOCK = 128  # tokens of a block, and of a page
+NO_BOUND = 2**31 - 1  # as max_seqlen_k: whatever the page table holds
+DECODE_TOKENS = 16  # the most new tokens of a sequence that `sparse_decode` takes
+
+_uniform: dict[tuple[torch.device, int, int], torch.Tensor] = {}
+
+
+def uniform_cu_seqlens(batch: int, length: int, device: torch.device) -> torch.Tensor:
+    """int32 [B+1]: 0, length, 2 length, ... Kept for good, since a CUDA graph may point at it.
+
+    One that is made during a capture belongs to that graph and is not kept.
+    """
+    key = (device, batch, length)
+    kept = _uniform.get(key)
+    if kept is not None:
+        return kept
+    made = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    if device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
+        _uniform[key] = made
+    return made
+
+
+def int32(lengths: torch.Tensor) -> torch.Tensor:
+    return lengths if lengths.dtype == torch.int32 else lengths.int()
+
+
+def refuse_8bit(**tensors: torch.Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.element_size() == 1:
+            raise NotImplementedError(f"{name}: got dtype {tensor.dtype}; 8-bit and 4-bit elements "
+                                      "are not in this version")
+
+
+def check_heads(name: str, heads: int, expected: int) -> None:
+    if heads != expected:
+        raise ValueError(f"{name}: got {heads} heads, expected {expected}, one per KV head")
+
+
+def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
+                 tokens: int) -> torch.Tensor:
+    """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the
+    first token of each sequence. Nothing is read back."""
+    rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens_q.device)
+    sequence = torch.searchsorted(cu_seqlens_q[1:], rows, right=True, out_int32=True)
+    sequence = sequence.clamp_(max=first_positions.shape[0] - 1)
+    start = (first_positions - cu_seqlens_q[:-1])[sequence]
+    return ((start + rows).clamp_(min=-1) // BLOCK + 1).int()
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
+           max_q_len: int, **batch: Any) -> Any:
+    """sparse_decode where it can, sparse_attention else; the same function either way.
+
+    q [T,Hq,D]; pages k, v [P,Hkv,Bk,D]; ids [Hkv,T,K].
+    """
+    if max_q_len <= DECODE_TOKENS:
+        return msa_cpp.sparse_decode(q, k, v, ids, max_q_len=max_q_len, **batch)
+    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_q_len, **batch)
