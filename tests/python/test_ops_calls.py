@@ -36,7 +36,7 @@ def attention_call(p, kind=Kind("numpy", "float32")):
     """Positional and keyword arguments of sparse_attention."""
     q, k, v = (kind.rows(p.normal(n, h, p.head_dim)) for n, h in (
         (p.tokens, p.heads_q), (sum(p.kv_lens), p.heads_kv), (sum(p.kv_lens), p.heads_kv)))
-    return (q, k, v, kind.raw(p.block_ids())), {**p.metadata(kind.raw), "block_size": p.block_size}
+    return (q, k, v, kind.raw(p.block_ids())), {**kind.batch(p), "block_size": p.block_size}
 
 
 def test_examples_of_the_documentation():

@@ -126,8 +126,8 @@ def _fmha_sm100(
     for name, scale in (("q_scale", q_scale), ("k_scale", k_scale), ("v_scale", v_scale),
                         ("o_scale", o_scale)):
         if scale not in (None, 1):
-            raise NotImplementedError(f"{name}: got {scale}, supported is 1: scales belong to 8-bit "
-                                      "caches")
+            raise NotImplementedError(f"{name}: got {scale}, supported is 1: scales belong to "
+                                      "8-bit caches")
     _check_plan(plan_info, q, k)
     batch = _batch(plan_info, k, kv_indices, page_table, q_offset_override)
     max_q_len, tiles = plan_info["max_qo_len"], -(-plan_info["max_kv_len"] // BLOCK)
