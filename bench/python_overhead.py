@@ -7,7 +7,8 @@ One query over one key (Hq 2, Hkv 1, D 16), one thread: next to no work, so that
 is measured. Rounds of the C call and of each way from Python alternate on one machine; a round's
 overhead is the difference of their mean CPU times, and on a machine with other work the difference
 of the fastest rounds says more. The C call goes through ctypes, whose own cost, that of a call that
-does nothing, is subtracted.
+does nothing, is subtracted. With torch, calls through the adapters for serving engines are set
+beside the canonical calls they make, in the same way.
 """
 
 from __future__ import annotations
@@ -126,6 +127,34 @@ def python_calls(q, k, v, ids, lengths, out):
     }
 
 
+def adapter_calls():
+    """name -> (call through an adapter, the canonical call): one query over one page."""
+    try:
+        import torch
+
+        from msa_cpp.compat import vllm
+    except ImportError:
+        return {}
+    q, idx_q = torch.randn(1, 2, 16), torch.randn(1, 1, 16)
+    cache, index_cache = torch.randn(1, 1, 128, 32), torch.randn(1, 128, 16)
+    table, ids = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, dtype=torch.int32)
+    lengths, ends = torch.ones(1, dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    out, k, v = torch.empty_like(q), cache[..., :16], cache[..., 16:]
+    batch = dict(cu_seqlens_q=ends, seq_lens=lengths, page_table=table, max_seqlen_k=128)
+    return {
+        "vllm, index": (
+            lambda: vllm.minimax_m3_index_decode(idx_q, index_cache, table, lengths, 128, 1, 0, 1,
+                                                 1, 1, 1, out=ids),
+            lambda: msa_cpp.index_select(idx_q, index_cache, topk=1, max_seqlen_q=1, out=ids,
+                                         **batch)),
+        "vllm, attention": (
+            lambda: vllm.minimax_m3_sparse_attn_decode(q, cache, ids, table, lengths, 1, 0.25, out,
+                                                       1),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, softmax_scale=0.25, out=out,
+                                          **batch)),
+    }
+
+
 def seconds(call, count):
     """CPU time of this thread, which other programs on the machine do not lengthen."""
     start = time.thread_time()
@@ -138,6 +167,24 @@ def spread(prefix, values):
     cuts = statistics.quantiles(values, n=10)
     return {f"{prefix}_median": round(statistics.median(values), 3),
             f"{prefix}_p10": round(cuts[0], 3), f"{prefix}_p90": round(cuts[-1], 3)}
+
+
+def adapter_row(name, through, canonical, args):
+    """What an adapter adds; at most 5 us and 5 % of the canonical call."""
+    for call in (through, canonical):
+        for _ in range(200):
+            call()
+    pairs = [(1e6 * seconds(through, args.calls), 1e6 * seconds(canonical, args.calls))
+             for _ in range(args.rounds)]
+    over, base = [a - b for a, b in pairs], [b for _, b in pairs]
+    row = {"run": "adapter overhead", "call": name, "clock": "thread CPU time",
+           "rounds": args.rounds, "calls_per_round": args.calls,
+           "limit_us": round(5 + 0.05 * statistics.median(base), 3),
+           **spread("overhead_us", over), **spread("canonical_us", base)}
+    print(f"{name:18} {row['overhead_us_median']:6.2f} us over the canonical call "
+          f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}), "
+          f"limit {row['limit_us']}", file=sys.stderr)
+    return row
 
 
 def machine():
@@ -188,6 +235,7 @@ def main():
         print(f"{name:18} {row['overhead_us_median']:6.2f} us over C "
               f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
               f"{row['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
+    rows += [adapter_row(name, *pair, args) for name, pair in adapter_calls().items()]
     text = json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n"
     if args.output is None:
         sys.stdout.write(text)

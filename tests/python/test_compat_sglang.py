@@ -172,7 +172,7 @@ def test_what_is_not_served_is_refused_by_name(server):
             ("block_size_q: got 2, supported is 1",
              lambda: select_prefill(s, slots, block_size_q=2)),
             ("k_cache: got 2 index key heads", lambda: select_prefill(s, slots, k_cache=slots.k)),
-            ("k_cache: got dtype torch.float8_e4m3fn",
+            ("k: got dtype torch.float8_e4m3fn",
              lambda: attend_prefill(s, slots, s.ids(), k_cache=fp8, v_cache=fp8))]:
         with pytest.raises(NotImplementedError, match=message):
             call()
@@ -227,6 +227,7 @@ def test_patch_serves_and_hands_back(sglang, caplog, monkeypatch):
             3, 0, 1)
     got = decode.flash_decode_with_topk_idx(*args, disable_index_value=True, page_size=BLOCK)
     assert torch.equal(got[1].cpu(), s.ids())
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "msa_cpp.compat"):
         for _ in range(2):
             got = decode.flash_decode_with_topk_idx(*args, disable_index_value=True, page_size=64)

@@ -2,8 +2,10 @@
 
 import inspect
 import logging
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -140,7 +142,8 @@ def test_bad_input_is_refused_where_the_host_sees_it():
              lambda: attend(block_table=s.block_table[:, :2])),
             (ValueError, r"block_ids\[0,0,0\]: got 3, expected -1 or a block of sequence 0",
              lambda: attend(topk_idx=far)),
-            (ValueError, "kv_cache: got 2 heads, expected 4", lambda: attend(num_kv_heads=4)),
+            (ValueError, r"block_ids: got rank 3 .* expected \[Hkv,T,K\]",
+             lambda: attend(topk_idx=ids[:1])),
             (ValueError, "out: got rank 3", lambda: attend(output=attn[-1][:-1])),
             (ValueError, "max_seqlen_q: got 5, the longest length in cu_seqlens_q is 140",
              lambda: attend(max_query_len=5)),
@@ -155,7 +158,7 @@ def test_bad_input_is_refused_where_the_host_sees_it():
             (ValueError, "decode_query_len: got 2 for 179 tokens of 3 requests",
              lambda: ours.minimax_m3_sparse_attn_decode(
                  *attn[:4], s.seq_lens, 2, 0.1, attn[-1], 2)),
-            (NotImplementedError, "kv_cache: got dtype torch.float8_e4m3fn",
+            (NotImplementedError, "k: got dtype torch.float8_e4m3fn",
              lambda: attend(kv_cache=s.kv_cache().to(torch.float8_e4m3fn)))]:
         with pytest.raises(error, match=message):
             call()
@@ -230,12 +233,13 @@ def test_what_is_not_served_goes_to_the_original_and_is_said_once(vllm, caplog):
     cache = s.kv_cache().to(torch.float8_e4m3fn)
     args = (s.q, cache, s.ids(), s.block_table, s.cu_seqlens_q, s.seq_lens, s.prefix_lens, 140, 2,
             0.1)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "msa_cpp.compat"):
         for _ in range(3):
             said, got, kwargs = attend(*args, output=s.q)
             assert said == "original" and got == args and kwargs == {"output": s.q}
     assert len(caplog.records) == 1
-    assert "minimax_m3_sparse_attn goes to the original: kv_cache: got dtype" in caplog.text
+    assert "minimax_m3_sparse_attn goes to the original: k: got dtype" in caplog.text
 
 
 def test_unknown_versions_and_signatures_are_refused_by_name(vllm):
@@ -289,6 +293,18 @@ def test_the_plugin_does_nothing_unless_asked(vllm, monkeypatch):
     monkeypatch.setenv("MSA_VLLM", "1")
     ours.plugin()
     assert modules[f"{OPS}.sparse_attn"].minimax_m3_sparse_attn is not held
+
+
+def test_the_page_about_serving(vllm, caplog):
+    page = (Path(__file__).resolve().parents[2] / "docs/serving.md").read_text()
+    (code,) = re.findall(r"<!-- runs with a stand-in of vllm -->\n```python\n(.*?)```", page,
+                         re.DOTALL)
+    exec(code, {})
+    modules, functions = vllm
+    assert modules[f"{OPS}.sparse_attn"].minimax_m3_sparse_attn is functions[
+        "minimax_m3_sparse_attn"]
+    assert "vllm: minimax_m3_index_score, minimax_m3_index_topk, " in caplog.text
+    assert "vllm: minimax_m3_index_score, minimax_m3_index_topk, ..." in page
 
 
 def test_without_the_engine():

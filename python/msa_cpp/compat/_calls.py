@@ -1,4 +1,4 @@
-"""What the adapters share: lengths on the device, and what none of them serves."""
+"""What the adapters share: lengths on the device, and the choice of an operator."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def int32(lengths: torch.Tensor) -> torch.Tensor:
     return lengths if lengths.dtype == torch.int32 else lengths.int()
 
 
-def refuse_8bit(**tensors: torch.Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.element_size() == 1:
-            raise NotImplementedError(f"{name}: got dtype {tensor.dtype}; 8-bit and 4-bit elements "
-                                      "are not in this version")
-
-
-def check_heads(name: str, heads: int, expected: int) -> None:
-    if heads != expected:
-        raise ValueError(f"{name}: got {heads} heads, expected {expected}, one per KV head")
-
-
 def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
                  tokens: int) -> torch.Tensor:
     """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the
@@ -58,10 +46,7 @@ def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
            max_q_len: int, **batch: Any) -> Any:
-    """sparse_decode where it can, sparse_attention else; the same function either way.
-
-    q [T,Hq,D]; pages k, v [P,Hkv,Bk,D]; ids [Hkv,T,K].
-    """
+    """`sparse_decode` over pages [P,Hkv,Bk,D] where it can, `sparse_attention` else: the same."""
     if max_q_len <= DECODE_TOKENS:
         return msa_cpp.sparse_decode(q, k, v, ids, max_q_len=max_q_len, **batch)
     return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_q_len, **batch)

@@ -54,8 +54,8 @@ class Engine:
             shim = self._shim(original, ours)
             _rebind(original, shim)
             self._patched.append((original, shim))
-        _log.info("%s: %s are msa_cpp's now", self.name,
-                  ", ".join(ours.__name__ for _, ours, _ in found))
+        _log.warning("%s: %s are msa_cpp's now", self.name,  # engines show no less by default
+                     ", ".join(ours.__name__ for _, ours, _ in found))
 
     def unpatch(self) -> None:
         """Puts the originals back, wherever the replacements are by now. Idempotent."""

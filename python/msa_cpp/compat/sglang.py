@@ -28,7 +28,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from ._calls import NO_BOUND, attend, int32, refuse_8bit, uniform_cu_seqlens
+from ._calls import NO_BOUND, attend, int32, uniform_cu_seqlens
 from ._engine import Engine
 
 
@@ -52,7 +52,6 @@ def flash_prefill_with_topk_index(
     _refuse(sink=sink, loc_mapping=loc_mapping)
     _refuse_other("block_size_q", block_size_q, 1)
     _refuse_index_options(score_type, disable_index_value)
-    refuse_8bit(q=q, k_cache=k_cache)
     pages = _Pages(req_to_token, slot_ids, block_size_k, page_size, max_seqlen_k)
     return None, msa_cpp.index_select(
         q, pages.index_keys(k_cache), cu_seqlens_q=int32(cu_seqlens), seq_lens=int32(seq_lens),
@@ -78,7 +77,6 @@ def flash_decode_with_topk_idx(
     _refuse(sink=sink)
     _refuse_other("use_dense_main_attn", use_dense_main_attn, False)
     _refuse_index_options(score_type, disable_index_value)
-    refuse_8bit(q=q, k_cache=k_cache)
     pages = _Pages(req_to_token, slot_ids, block_size, page_size, max_seqlen)
     ids = msa_cpp.index_select(
         q, pages.index_keys(k_cache), cu_seqlens_q=uniform_cu_seqlens(q.shape[0], 1, q.device),
@@ -103,7 +101,6 @@ def flash_prefill_with_gqa_share_sparse(
     """
     _refuse(sink=sink, loc_mapping=loc_mapping)
     _refuse_other("block_size_q", block_size_q, 1)
-    refuse_8bit(q=q, k_cache=k_cache, v_cache=v_cache)
     pages = _Pages(req_to_token, slot_ids, block_size_k, page_size, req_to_token.shape[1])
     return msa_cpp.sparse_attention(
         q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, cu_seqlens_q=int32(cu_seqlens),
@@ -121,7 +118,6 @@ def flash_decode_with_gqa_share_sparse(
 ) -> torch.Tensor:
     """Attention of one new token per row over its blocks: [B,Hq,D] of the dtype of q."""
     _refuse(sink=sink, hisparse_slots=hisparse_slots)
-    refuse_8bit(q=q, k_cache=k_cache, v_cache=v_cache)
     pages = _Pages(req_to_token, slot_ids, block_size, page_size, req_to_token.shape[1])
     return attend(
         q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_q_len=1,

@@ -27,9 +27,7 @@ import os
 import msa_cpp
 import torch
 
-from ._calls import (
-    BLOCK, NO_BOUND, attend, check_heads, refuse_8bit, uniform_cu_seqlens, valid_blocks,
-)
+from ._calls import BLOCK, NO_BOUND, attend, uniform_cu_seqlens, valid_blocks
 from ._engine import Engine
 
 FORCED_INIT, FORCED_LOCAL = 1e30, 1e29  # the scores of forced blocks, as vLLM writes them
@@ -45,8 +43,6 @@ def minimax_m3_index_score(
     idx_q [T,Hi,Di]; prefix_lens [B]: cached tokens before each chunk. Columns are
     ceil(max_seq_len / 128), rounded up to a multiple of 16.
     """
-    refuse_8bit(idx_q=idx_q, index_kv_cache=index_kv_cache)
-    check_heads("idx_q", idx_q.shape[1], num_kv_heads)
     return msa_cpp.index_scores(
         idx_q, index_kv_cache, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
         page_table=block_table, q_offset=prefix_lens, max_seqlen_q=max_query_len,
@@ -82,8 +78,6 @@ def minimax_m3_index_decode(
         cu_seqlens_q = _decode_rows(idx_q, seq_lens, decode_query_len)
         return minimax_m3_index_topk(score, cu_seqlens_q, seq_lens - decode_query_len,
                                      decode_query_len, topk, init_blocks, local_blocks, out)
-    refuse_8bit(idx_q=idx_q, index_kv_cache=index_kv_cache)
-    check_heads("idx_q", idx_q.shape[1], num_kv_heads)
     return msa_cpp.index_select(
         idx_q, index_kv_cache, cu_seqlens_q=_decode_rows(idx_q, seq_lens, decode_query_len),
         seq_lens=seq_lens, page_table=block_table, topk=topk, init_blocks=init_blocks,
@@ -101,8 +95,6 @@ def minimax_m3_index_decode_score(
 
     Forced blocks score 1e30 (the first ones) and 1e29 (the local ones, which prevail).
     """
-    refuse_8bit(idx_q=idx_q, index_kv_cache=index_kv_cache)
-    check_heads("idx_q", idx_q.shape[1], num_kv_heads)
     score = _new_scores(idx_q, max_seq_len) if score_out is None else score_out
     cu_seqlens_q = _decode_rows(idx_q, seq_lens, decode_query_len)
     columns = -(-max_seq_len // BLOCK)
@@ -128,10 +120,8 @@ def minimax_m3_sparse_attn(
 
     q [T,Hq,D]; topk_idx [Hkv,T,K] in any order, -1 behind. The scales belong to 8-bit caches.
     """
-    refuse_8bit(q=q, kv_cache=kv_cache)
-    check_heads("kv_cache", kv_cache.shape[1], num_kv_heads)
     msa_cpp.sparse_attention(
-        q, *_keys_and_values(kv_cache), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
+        q, *kv_cache.chunk(2, -1), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
         page_table=block_table, q_offset=prefix_lens, max_seqlen_q=max_query_len,
         max_seqlen_k=NO_BOUND, softmax_scale=sm_scale, out=output)
 
@@ -148,19 +138,11 @@ def minimax_m3_sparse_attn_decode(
     query_start_loc [B+1]: the rows of each request where they are not uniform; `decode_query_len`
     is then the most of one request. token_to_req_indices follows from it.
     """
-    refuse_8bit(q=q, kv_cache=kv_cache)
-    check_heads("kv_cache", kv_cache.shape[1], num_kv_heads)
     cu_seqlens_q = (_decode_rows(q, seq_lens, decode_query_len) if query_start_loc is None
                     else query_start_loc)
-    attend(q, *_keys_and_values(kv_cache), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
-           page_table=block_table, max_q_len=decode_query_len,
-           max_seqlen_k=NO_BOUND, softmax_scale=sm_scale, out=output)
-
-
-def _keys_and_values(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages [P,Hkv,Bk,D] of K and of V, two views of a packed cache."""
-    dim = kv_cache.shape[-1] // 2
-    return kv_cache[..., :dim], kv_cache[..., dim:]
+    attend(q, *kv_cache.chunk(2, -1), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
+           page_table=block_table, max_q_len=decode_query_len, max_seqlen_k=NO_BOUND,
+           softmax_scale=sm_scale, out=output)
 
 
 def _new_scores(idx_q: torch.Tensor, max_seq_len: int) -> torch.Tensor:
@@ -171,8 +153,8 @@ def _new_scores(idx_q: torch.Tensor, max_seq_len: int) -> torch.Tensor:
 
 def _rows_of(out: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
     """The first rows of a buffer [Hi,>=T,K]."""
-    if out is None:
-        return None
+    if out is None or out.shape[1] == tokens:
+        return out
     if out.shape[1] < tokens:
         raise ValueError(f"out: got {out.shape[1]} rows, expected at least the {tokens} tokens")
     return out[:, :tokens]

@@ -18,7 +18,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from .._calls import BLOCK, attend, refuse_8bit
+from .._calls import BLOCK, attend
 
 __all__ = ["_fmha_sm100", "_fmha_sm100_plan", "fmha_sm100", "fmha_sm100_plan",
            "sparse_topk_select"]
@@ -122,7 +122,6 @@ def _fmha_sm100(
     is always checked, `check_input_valid` adds nothing. Errors: ValueError for what does not fit
     the plan, NotImplementedError for 8-bit elements and for scales other than 1.
     """
-    refuse_8bit(q=q, k=k, v=v)
     for name, scale in (("q_scale", q_scale), ("k_scale", k_scale), ("v_scale", v_scale),
                         ("o_scale", o_scale)):
         if scale not in (None, 1):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import msa_cpp
 import torch
 
-from .._calls import attend, refuse_8bit, uniform_cu_seqlens
+from .._calls import attend, uniform_cu_seqlens
 from .api import _fmha_sm100, _fmha_sm100_plan
 
 __all__ = [
@@ -63,7 +63,6 @@ def sparse_atten_func(
     partial_dtype, schedule and usable_SM_count are hints that nothing here needs. Errors:
     NotImplementedError for 8-bit elements, output scales and other temperatures.
     """
-    refuse_8bit(q=q, k=k, v=v)
     if output_scale not in (None, 1):
         raise NotImplementedError("output_scale: given, supported is None")
     if return_temperature_lse and lse_temperature_scale != 1:
@@ -149,7 +148,6 @@ class SparseDecodePagedAttentionWrapper:
         """[B*seqlen_q,Hq,D], and the LSE float32 [B*seqlen_q,Hq] on request."""
         if self._batch is None:
             raise RuntimeError("run: not planned, expected plan() first")
-        refuse_8bit(q=q, k=k, v=v)
         if q.shape[0] != self._tokens:
             raise ValueError(f"q: got {q.shape[0]} tokens, the plan was made for {self._tokens}")
         options = dict(softmax_scale=softmax_scale, out=out, lse=lse,
