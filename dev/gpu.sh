@@ -93,10 +93,10 @@ SETTINGS
   done
 }
 
-# The tests of the Python package on CUDA tensors, a file at a time.
+# The tests of the Python package whose tensors follow MSA_TEST_DEVICE, a file at a time.
 python() {
   local file
-  for file in tests/python/test_*.py; do
+  for file in $(grep -lE 'msa_arrays|msa_serving' tests/python/test_*.py); do
     step "python_$(basename "$file" .py)" 300 env MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" \
       PYTHONPATH="$BIN/python" "${PYTHON:-python3}" -m pytest -q -rs -p no:cacheprovider "$file"
   done

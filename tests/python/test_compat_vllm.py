@@ -165,6 +165,40 @@ def test_bad_input_is_refused_where_the_host_sees_it():
     assert (attn[-1] == 77).all()
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_captured_step_serves_other_lengths():
+    """Captured once, replayed 100 times with other lengths; as the call outside a graph, bit by
+    bit. Two draft tokens, padding among the requests."""
+    s = Serving([2] * 8, [700] * 8, dtype=torch.bfloat16)
+    cache, index_cache = s.kv_cache(), s.index_cache()
+    buffer, ids = token_major(s, s.tokens + 4)
+    out = s.poison(*s.q.shape, dtype=torch.bfloat16)
+
+    def step(ids, out):
+        ours.minimax_m3_index_decode(s.idx_q, index_cache, s.block_table, s.seq_lens, 1000, s.topk,
+                                     0, 1, s.heads_kv, 2, 2, out=ids)
+        ours.minimax_m3_sparse_attn_decode(s.q, cache, ids[:, :s.tokens], s.block_table,
+                                           s.seq_lens, s.heads_kv, 0.1, out, 2)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(ids, out)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(ids, out)
+    for _ in range(100):
+        lengths = torch.randint(0, 701, (8,), generator=s.generator)
+        s.seq_lens.copy_(lengths.int() * (lengths > 99))  # every seventh is padding
+        graph.replay()
+        want_ids, want = torch.empty_like(buffer).transpose(0, 1), torch.empty_like(out)
+        step(want_ids, want)
+        assert torch.equal(ids[:, :s.tokens], want_ids[:, :s.tokens])
+        assert torch.equal(out, want)
+    assert (buffer[s.tokens:] == 77).all()
+
+
 # ---- patch()
 
 

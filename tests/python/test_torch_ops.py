@@ -189,6 +189,27 @@ def test_msa_layer_decode_compiles():
     same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_captured_layer_reads_lengths_when_it_is_replayed():
+    """Fresh outputs and workspace come from the graph's own pool; no bound is exceeded."""
+    inputs = layer_inputs(77)
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            layer(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out, lse = layer(*inputs)
+        for tokens in (77, 1, 40, 76):
+            inputs[-1].copy_(torch.tensor([0, tokens], dtype=torch.int32))
+            graph.replay()
+            want, want_lse = layer(*inputs)
+            assert torch.equal(out[:tokens], want[:tokens])
+            assert torch.equal(lse[:tokens], want_lse[:tokens])
+
+
 def test_fake_tensors_get_shapes_alone():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

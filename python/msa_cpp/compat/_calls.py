@@ -17,16 +17,18 @@ _uniform: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 def uniform_cu_seqlens(batch: int, length: int, device: torch.device) -> torch.Tensor:
     """int32 [B+1]: 0, length, 2 length, ... Kept for good, since a CUDA graph may point at it.
 
-    One that is made during a capture belongs to that graph and is not kept.
+    It is complete when this returns, for every stream; but one that is made during a capture
+    belongs to that graph and is not kept.
     """
     key = (device, batch, length)
     kept = _uniform.get(key)
     if kept is not None:
         return kept
-    made = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
-    if device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
-        _uniform[key] = made
-    return made
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    made = torch.arange(batch + 1, dtype=torch.int32) * length
+    _uniform[key] = made.to(device)
+    return _uniform[key]
 
 
 def int32(lengths: torch.Tensor) -> torch.Tensor:
