@@ -20,8 +20,8 @@ OPS = "vllm.models.minimax_m3.common.ops"
 
 
 def prefill(**changes):
-    """A first chunk, one over a cached prefix, and one that begins inside a block."""
-    return Serving(**{**dict(q_lens=[140, 9, 30], kv_lens=[140, 500, 401]), **changes})
+    """A first chunk, no token, one over a cached prefix, and one that begins inside a block."""
+    return Serving(**{**dict(q_lens=[140, 0, 9, 30], kv_lens=[140, 77, 500, 401]), **changes})
 
 
 def verify(length=3, **changes):
@@ -90,7 +90,7 @@ def test_index_of_a_decode_batch(layout, length):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_of_a_prefill(layout, dtype):
-    s = prefill(layout=layout, dtype=dtype, q_lens=[40, 5, 12], kv_lens=[40, 500, 401])
+    s = prefill(layout=layout, dtype=dtype, q_lens=[40, 0, 5, 12], kv_lens=[40, 77, 500, 401])
     ids = s.ids()
     out = s.poison(s.tokens, 2 * 4, 128, dtype=dtype)[:, ::2]  # strided in place
     result = ours.minimax_m3_sparse_attn(
@@ -138,7 +138,7 @@ def test_bad_input_is_refused_where_the_host_sees_it():
     far = ids.clone()
     far[0, 0, 0] = 3
     for error, message, call in [
-            (ValueError, r"seq_lens\[1\]: got 500, expected 0..256",
+            (ValueError, r"seq_lens\[2\]: got 500, expected 0..256",
              lambda: attend(block_table=s.block_table[:, :2])),
             (ValueError, r"block_ids\[0,0,0\]: got 3, expected -1 or a block of sequence 0",
              lambda: attend(topk_idx=far)),
@@ -155,7 +155,7 @@ def test_bad_input_is_refused_where_the_host_sees_it():
              lambda: ours.minimax_m3_index_topk(
                  score, s.cu_seqlens_q, s.prefix_lens, 140, 3, 0, 1,
                  out=torch.empty(2, 178, 3, dtype=torch.int32))),
-            (ValueError, "decode_query_len: got 2 for 179 tokens of 3 requests",
+            (ValueError, "decode_query_len: got 2 for 179 tokens of 4 requests",
              lambda: ours.minimax_m3_sparse_attn_decode(
                  *attn[:4], s.seq_lens, 2, 0.1, attn[-1], 2)),
             (NotImplementedError, "k: got dtype torch.float8_e4m3fn",

@@ -38,12 +38,11 @@ def int32(lengths: torch.Tensor) -> torch.Tensor:
 def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
                  tokens: int) -> torch.Tensor:
     """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the
-    first token of each sequence. Nothing is read back."""
+    first token of each sequence, which may lie a little before 0. Nothing is read back."""
     rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens_q.device)
-    sequence = torch.searchsorted(cu_seqlens_q[1:], rows, right=True, out_int32=True)
-    sequence = sequence.clamp_(max=first_positions.shape[0] - 1)
-    start = (first_positions - cu_seqlens_q[:-1])[sequence]
-    return ((start + rows).clamp_(min=-1) // BLOCK + 1).int()
+    sequence = torch.searchsorted(cu_seqlens_q[1:-1], rows, right=True, out_int32=True)
+    position = (first_positions - cu_seqlens_q[:-1]).index_select(0, sequence).add_(rows)
+    return position.div_(BLOCK, rounding_mode="floor").add_(1)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
