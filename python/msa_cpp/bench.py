@@ -15,9 +15,9 @@ One layer of random data over a paged cache as vLLM holds it. The contenders:
 
 A verdict comes first: sampled queries are computed again in plain torch, attention in fp64 over the
 blocks that a contender chose, and the choice by the gap of its scores. Then rounds of all
-contenders, one after the other; `ratio` is a contender over msa, round by round. On a GPU a
-measurement is the replay of a CUDA graph over copies of the data in turn, larger than the L2 cache
-together; on a CPU it is one call.
+contenders, one after the other; `ratio` is a contender over msa, round by round. A measurement is
+one call; on a GPU, calls below a millisecond are replayed as a CUDA graph over copies of the data
+in turn, together larger than the L2 cache.
 
 `--selection FILE` (a trace of `msa eval --trace`) and `random` give the lists that sparse attention
 reads; the index branch is then still computed inside `msa`, on the random data.
@@ -347,30 +347,27 @@ def cpu_clock(calls: list[Call]) -> Callable[[], float]:
 
 
 def cuda_clock(calls: list[Call]) -> Callable[[], float]:
-    """Seconds of a call: a graph over the copies of the data in turn, again and again."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    """Seconds of a call. Short ones are replayed as a graph over the copies of the data in turn,
+    again and again; beside long ones a launch does not count."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds(run: Callable[[], object]) -> float:
         begin.record()
-        calls[0]()
+        run()
         end.record()
-    torch.cuda.synchronize()
-    rounds = max(1, math.ceil(GRAPH_SECONDS / (begin.elapsed_time(end) * 1e-3 * len(calls))))
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+    for call in calls:  # what compiles or tunes itself has done so
+        call()
+    rounds = math.ceil(GRAPH_SECONDS / (seconds(calls[0]) * len(calls)))
+    if rounds <= 1:
+        return lambda: seconds(calls[0])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls * rounds:
             call()
-
-    def measure() -> float:
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) * 1e-3 / (len(calls) * rounds)
-
-    return measure
+    return lambda: seconds(graph.replay) / (len(calls) * rounds)
 
 
 def contenders(work: Work) -> dict[str, Call]:
