@@ -132,7 +132,7 @@ def adapter_calls():
     try:
         import torch
 
-        from msa_cpp.compat import vllm
+        from msa_cpp.compat import fmha_sm100, sglang, vllm
     except ImportError:
         return {}
     q, idx_q = torch.randn(1, 2, 16), torch.randn(1, 1, 16)
@@ -141,7 +141,19 @@ def adapter_calls():
     lengths, ends = torch.ones(1, dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
     out, k, v = torch.empty_like(q), cache[..., :16], cache[..., 16:]
     batch = dict(cu_seqlens_q=ends, seq_lens=lengths, page_table=table, max_seqlen_k=128)
+    slots = cache[:, 0, :, None]  # [1,slots,1,2*D]
+    keys, values, tokens = slots[0, ..., :16], slots[0, ..., 16:], torch.arange(128).int()[None]
+    request = torch.zeros(1, dtype=torch.int64)
+    plan = fmha_sm100.fmha_sm100_plan(lengths, lengths, 2, 1, page_size=128, device="cpu")
     return {
+        "sglang, attention": (
+            lambda: sglang.flash_decode_with_gqa_share_sparse(
+                q, None, keys, values, tokens, lengths, request, 128, ids, page_size=128),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, **batch)),
+        "fmha_sm100, sparse": (
+            lambda: fmha_sm100.fmha_sm100(q, k, v, plan, page_table=table, kv_block_indexes=ids,
+                                          out=out),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, out=out, **batch)),
         "vllm, index": (
             lambda: vllm.minimax_m3_index_decode(idx_q, index_cache, table, lengths, 128, 1, 0, 1,
                                                  1, 1, 1, out=ids),
