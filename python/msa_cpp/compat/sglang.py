@@ -140,8 +140,11 @@ class _Pages:
             raise NotImplementedError(f"page_size: got {page_size}, supported are multiples of the "
                                       f"{block_size} tokens of a block (--page-size {block_size})")
         self._block_size = block_size
-        longest = min(longest, req_to_token.shape[1])
-        self.table = req_to_token[:, :longest:block_size][slot_ids]
+        requests, length = req_to_token.shape
+        blocks = -(-min(longest, length) // block_size)
+        row, token = req_to_token.stride()
+        firsts = req_to_token.as_strided((requests, blocks), (row, token * block_size))
+        self.table = firsts[slot_ids]
 
     def rows(self, cache: torch.Tensor) -> torch.Tensor:
         """[slots,H,D] as pages [slots-Bk+1,H,Bk,D]"""

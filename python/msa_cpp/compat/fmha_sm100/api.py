@@ -218,8 +218,11 @@ def _batch(plan: dict[str, Any], k: torch.Tensor, kv_indices: torch.Tensor | Non
         q_offset = plan["qo_offset"]
     elif isinstance(q_offset, int):
         q_offset = torch.full_like(plan["qo_offset"], q_offset)
-    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"],
-                 q_offset=q_offset.clamp(min=0) if plan["causal"] else None,
+    if not plan["causal"]:
+        q_offset = None
+    elif not q_offset.is_cuda:  # where it is, kernels clamp it
+        q_offset = q_offset.clamp(min=0)
+    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset,
                  max_seqlen_k=plan["max_kv_len"])
     if k.dim() == 3:
         return batch | dict(cu_seqlens_k=plan["kv_segment_offsets"])
