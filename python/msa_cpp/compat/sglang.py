@@ -150,8 +150,8 @@ class _Pages:
         """[slots,H,D] as pages [slots-Bk+1,H,Bk,D]"""
         slots, heads, dim = cache.shape
         slot, head, inner = cache.stride()
-        return cache.as_strided((slots - self._block_size + 1, heads, self._block_size, dim),
-                                (slot, head, slot, inner))
+        pages = max(slots - self._block_size + 1, 0)
+        return cache.as_strided((pages, heads, self._block_size, dim), (slot, head, slot, inner))
 
     def index_keys(self, cache: torch.Tensor) -> torch.Tensor:
         """[slots,1,Di] as pages [slots-Bk+1,Bk,Di]"""
