@@ -7,7 +7,8 @@ One query over one key (Hq 2, Hkv 1, D 16), one thread: next to no work, so that
 is measured. Rounds of the C call and of each way from Python alternate on one machine; a round's
 overhead is the difference of their mean CPU times, and on a machine with other work the difference
 of the fastest rounds says more. The C call goes through ctypes, whose own cost, that of a call that
-does nothing, is subtracted.
+does nothing, is subtracted. With torch, calls through the adapters for serving engines are set
+beside the canonical calls they make, in the same way.
 """
 
 from __future__ import annotations
@@ -126,6 +127,46 @@ def python_calls(q, k, v, ids, lengths, out):
     }
 
 
+def adapter_calls():
+    """name -> (call through an adapter, the canonical call): one query over one page."""
+    try:
+        import torch
+
+        from msa_cpp.compat import fmha_sm100, sglang, vllm
+    except ImportError:
+        return {}
+    q, idx_q = torch.randn(1, 2, 16), torch.randn(1, 1, 16)
+    cache, index_cache = torch.randn(1, 1, 128, 32), torch.randn(1, 128, 16)
+    table, ids = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, dtype=torch.int32)
+    lengths, ends = torch.ones(1, dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    out, k, v = torch.empty_like(q), cache[..., :16], cache[..., 16:]
+    batch = dict(cu_seqlens_q=ends, seq_lens=lengths, page_table=table, max_seqlen_k=128)
+    slots = cache[:, 0, :, None]  # [1,slots,1,2*D]
+    keys, values, tokens = slots[0, ..., :16], slots[0, ..., 16:], torch.arange(128).int()[None]
+    request = torch.zeros(1, dtype=torch.int64)
+    plan = fmha_sm100.fmha_sm100_plan(lengths, lengths, 2, 1, page_size=128, device="cpu")
+    return {
+        "sglang, attention": (
+            lambda: sglang.flash_decode_with_gqa_share_sparse(
+                q, None, keys, values, tokens, lengths, request, 128, ids, page_size=128),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, **batch)),
+        "fmha_sm100, sparse": (
+            lambda: fmha_sm100.fmha_sm100(q, k, v, plan, page_table=table, kv_block_indexes=ids,
+                                          out=out),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, out=out, **batch)),
+        "vllm, index": (
+            lambda: vllm.minimax_m3_index_decode(idx_q, index_cache, table, lengths, 128, 1, 0, 1,
+                                                 1, 1, 1, out=ids),
+            lambda: msa_cpp.index_select(idx_q, index_cache, topk=1, max_seqlen_q=1, out=ids,
+                                         **batch)),
+        "vllm, attention": (
+            lambda: vllm.minimax_m3_sparse_attn_decode(q, cache, ids, table, lengths, 1, 0.25, out,
+                                                       1),
+            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_q_len=1, softmax_scale=0.25, out=out,
+                                          **batch)),
+    }
+
+
 def seconds(call, count):
     """CPU time of this thread, which other programs on the machine do not lengthen."""
     start = time.thread_time()
@@ -138,6 +179,26 @@ def spread(prefix, values):
     cuts = statistics.quantiles(values, n=10)
     return {f"{prefix}_median": round(statistics.median(values), 3),
             f"{prefix}_p10": round(cuts[0], 3), f"{prefix}_p90": round(cuts[-1], 3)}
+
+
+def adapter_row(name, through, canonical, args):
+    """What an adapter adds; at most 5 us and 5 % of the canonical call."""
+    for call in (through, canonical):
+        for _ in range(200):
+            call()
+    pairs = [(1e6 * seconds(through, args.calls), 1e6 * seconds(canonical, args.calls))
+             for _ in range(args.rounds)]
+    over, base = [a - b for a, b in pairs], [b for _, b in pairs]
+    row = {"run": "adapter overhead", "call": name, "clock": "thread CPU time",
+           "rounds": args.rounds, "calls_per_round": args.calls,
+           "limit_us": round(5 + 0.05 * statistics.median(base), 3),
+           **spread("overhead_us", over),
+           "overhead_us_of_the_fastest": round(min(a for a, _ in pairs) - min(base), 3),
+           **spread("canonical_us", base)}
+    print(f"{name:18} {row['overhead_us_median']:6.2f} us over the canonical call "
+          f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
+          f"{row['overhead_us_of_the_fastest']:.2f}), limit {row['limit_us']}", file=sys.stderr)
+    return row
 
 
 def machine():
@@ -188,6 +249,7 @@ def main():
         print(f"{name:18} {row['overhead_us_median']:6.2f} us over C "
               f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
               f"{row['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
+    rows += [adapter_row(name, *pair, args) for name, pair in adapter_calls().items()]
     text = json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n"
     if args.output is None:
         sys.stdout.write(text)

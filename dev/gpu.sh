@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine with CUDA 13 and PyTorch:
 #
-#   dev/gpu.sh build|check|sanitize|bench|all
+#   dev/gpu.sh build|check|sanitize|bench|python|compare|all
 #
 # Each stage takes less than 8 minutes and leaves its results as JSON and logs in $OUT (default
-# build/gpu). MSA_BIN names a folder with ready-made `msa` and `msa_gpu` (and what they need);
-# without it they are built into build/cuda.
+# build/gpu). MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what
+# they need); without it they are built into build/cuda, the Python package where nanobind is.
+# `python` and `compare` run in $PYTHON (default python3), which needs what
+# scripts/requirements-test.txt lists; `compare` includes vLLM and SGLang where they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,7 +35,9 @@ build() {
     return
   fi
   step configure 60 cmake --preset cuda
-  step build $LIMIT cmake --build --preset cuda --parallel "$(nproc)" --target msa_cli --target msa_gpu
+  local targets=(--target msa_cli --target msa_gpu)
+  cmake --build --preset cuda --target help | grep -q '_core' && targets+=(--target _core)
+  step build $LIMIT cmake --build --preset cuda --parallel "$(nproc)" "${targets[@]}"
 }
 
 check() {
@@ -93,11 +97,41 @@ SETTINGS
   done
 }
 
+# The tests of the Python package whose tensors follow MSA_TEST_DEVICE, a file at a time.
+python() {
+  local file
+  for file in $(grep -lE 'msa_arrays|msa_serving' tests/python/test_*.py); do
+    step "python_$(basename "$file" .py)" 300 env MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" \
+      PYTHONPATH="$BIN/python" "${PYTHON:-python3}" -m pytest -q -rs -p no:cacheprovider "$file"
+  done
+}
+
+# Ours beside cuDNN, FlashAttention and the engines, interleaved; on random and on trained lists.
+compare() {
+  local name limit flags trace=$OUT/trace_compare
+  step eval_compare 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \
+    --text models/code-11m/sample.txt --context 32768 --attention msa --trace "$trace"
+  while read -r name limit flags; do
+    # shellcheck disable=SC2086  # flags are words
+    step "compare_$name" "$limit" env PYTHONPATH="$BIN/python" "${PYTHON:-python3}" \
+      -m msa_cpp.bench --device cuda ${flags//TRACE/$trace} --json "$OUT/compare_$name.json" \
+      --tsv "$OUT/compare_$name.tsv"
+  done <<'SETTINGS'
+prefill       90 --context 8192,32768 --selection TRACE
+prefill_128k  90 --context 131072 --selection random --repeats 3
+extend        60 --context 131072 --new-tokens 1024
+decode        60 --context 32768,131072 --new-tokens 1
+decode_batch  60 --context 32768 --new-tokens 1 --batch 32
+verify        60 --context 131072 --new-tokens 4 --batch 8
+SETTINGS
+  rm -f "$trace"
+}
+
 case ${1:-} in
-  build | check | sanitize | bench) "$1" ;;
-  all) build && check && sanitize && bench ;;
+  build | check | sanitize | bench | python | compare) "$1" ;;
+  all) build && check && sanitize && bench && python && compare ;;
   *)
-    echo "usage: dev/gpu.sh build|check|sanitize|bench|all" >&2
+    echo "usage: dev/gpu.sh build|check|sanitize|bench|python|compare|all" >&2
     exit 2
     ;;
 esac

@@ -17,9 +17,14 @@ cd "$work/clone"
 
 site='import sysconfig; print(sysconfig.get_path("purelib"))'
 "$OLDPWD/.venv/bin/python3" -c "$site" >"$("$python" -c "$site")/borrowed.pth"
-for example in examples/python/*.py; do
+for example in examples/{python,serving}/*.py; do
   echo "$example"
   "$python" "$example"
 done
+"$python" -c 'import importlib.metadata as m
+for group in ("vllm.general_plugins", "sglang.srt.plugins"):
+    (plugin,) = m.entry_points(group=group, name="msa_cpp")
+    plugin.load()()  # nothing, unless asked'
+"$python" -c 'import msa_cpp.compat as c; assert (c.kernel_folder() / "build/torch-universal/__init__.py").exists()'
 "$python" -m msa_cpp.convert --check models/code-11m
 "$python" -m msa_cpp.plot speedup bench/results/xeon-16.json --output "$work/speedup.png"

@@ -39,6 +39,7 @@ constexpr int32_t kCudaHost = 3, kCudaManaged = 13;  // DLPack's devices beside 
 constexpr auto kInt = static_cast<uint8_t>(nb::dlpack::dtype_code::Int);
 constexpr auto kFloat = static_cast<uint8_t>(nb::dlpack::dtype_code::Float);
 constexpr auto kBfloat = static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat);
+constexpr auto kBool = static_cast<uint8_t>(nb::dlpack::dtype_code::Bool);
 constexpr uint8_t kOther = 255;
 
 /// An array of any dtype and rank; extents beyond kMaxRank are not kept. Strides count elements.
@@ -138,6 +139,7 @@ Array from_array_struct(const char* name, nb::handle array) {
             .device_type = static_cast<int32_t>(DeviceKind::kCPU),
             .writeable = (a->flags & kWriteable) != 0};
   if (a->kind == 'f') out.code = kFloat;
+  if (a->kind == 'b') out.code = kBool;
   if (a->kind == 'i') out.code = kInt;
   if (a->kind == 'V' && a->item_size == 2 && dtype_name(array) == "bfloat16") out.code = kBfloat;
   set_extents<intptr_t>(name, a->rank, a->shape, a->strides, std::max(a->item_size, 1), &out);
@@ -201,6 +203,9 @@ DType dtype_of(nb::handle array, const char* name, Content content, const Array&
   if (rows && a.code == kFloat && a.bits == 16) return DType::kF16;
   if (rows && a.code == kBfloat && a.bits == 16) return DType::kBF16;
   if (!real && a.code == kInt && a.bits == 32) return DType::kI32;
+  if (rows && a.bits == 8 && a.code != kBool)
+    raise(PyExc_NotImplementedError, name, ": got dtype ", dtype_name(array),
+          "; 8-bit and 4-bit elements are not in this version");
   raise(PyExc_TypeError, name, ": got dtype ", dtype_name(array), ", expected ",
         rows   ? "float32, bfloat16 or float16"
         : real ? "float32"

@@ -27,8 +27,8 @@ enum class Content {
 using Leases = std::vector<nb::ndarray<nb::ro>>;
 
 /// The view of `array`. Errors name the argument: TypeError for what is no array or of a wrong
-/// dtype, ValueError for a wrong device or rank, for foreign byte order, and, if `written`,
-/// read-only memory.
+/// dtype, NotImplementedError for rows of 8 bits, ValueError for a wrong device or rank, for
+/// foreign byte order, and, if `written`, read-only memory.
 TensorView view_of(nb::handle array, const char* name, Content content, bool written,
                    Leases* leases);
 

@@ -1,4 +1,9 @@
-"""NumPy and torch behind one face, for tests that run on both."""
+"""NumPy and torch behind one face, for tests that run on both.
+
+MSA_TEST_DEVICE=cuda puts the tensors on a GPU: `dev/gpu.sh python` runs the suite so.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +16,8 @@ try:
     import ml_dtypes
 except ImportError:
     ml_dtypes = None
+
+DEVICE = os.environ.get("MSA_TEST_DEVICE", "cpu")
 
 
 class Kind:
@@ -30,17 +37,18 @@ class Kind:
 
     def raw(self, array):
         """The same memory where it can be shared: strides and dtype stay."""
-        return torch.from_numpy(array) if self.framework == "torch" else array
+        if self.framework == "torch":
+            shared = torch.from_numpy(array)
+            return shared if DEVICE == "cpu" else _copy(shared, shared.dtype)
+        return array
 
     def rows(self, array):
         """A float32 array in this dtype; strides are kept."""
         if self.framework == "torch":
             shared = torch.from_numpy(array)
-            if self.dtype == "float32":
+            if self.dtype == "float32" and DEVICE == "cpu":
                 return shared
-            out = torch.empty_strided(shared.shape, shared.stride(),
-                                      dtype=getattr(torch, self.dtype))
-            return out.copy_(shared)
+            return _copy(shared, getattr(torch, self.dtype))
         if self.dtype == "float32":
             return array
         dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.float16
@@ -54,7 +62,7 @@ class Kind:
     def empty(self, shape, dtype=None):
         dtype = dtype or self.dtype
         if self.framework == "torch":
-            return torch.full(shape, 77, dtype=getattr(torch, dtype))
+            return torch.full(shape, 77, dtype=getattr(torch, dtype), device=DEVICE)
         return np.full(shape, 77, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
     def rounded(self, array):
@@ -64,9 +72,27 @@ class Kind:
     def numpy(self, array):
         if self.framework == "torch":
             assert isinstance(array, torch.Tensor)
-            return (array.float() if array.dtype.is_floating_point else array).numpy()
+            return (array.float() if array.dtype.is_floating_point else array).cpu().numpy()
         assert isinstance(array, np.ndarray)
         return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
+    def batch(self, p, decode=False, **options):
+        """The metadata of a Problem, and the bounds of its lengths where they are not read back."""
+        out = p.metadata(self.raw, **options)
+        if self.framework == "torch" and DEVICE != "cpu":
+            out["max_seqlen_k"] = max([*p.kv_lens, 0])
+            if not decode:  # else they are given as max_q_len
+                out["max_seqlen_q"] = max([*p.q_lens, 0])
+        return out
 
-KINDS = [Kind(f, d) for f in ("numpy", "torch") for d in ("float32", "bfloat16", "float16")]
+
+def _copy(array, dtype):
+    """On the device of the tests, with the strides of `array`."""
+    out = torch.empty_strided(array.shape, array.stride(), dtype=dtype, device=DEVICE)
+    return out.copy_(array)
+
+
+# A GPU takes tensors of torch alone, and has backends of its own.
+FRAMEWORKS = ["numpy", "torch"] if DEVICE == "cpu" else ["torch"]
+BACKENDS = ["auto", "reference"] if DEVICE == "cpu" else ["cuda", "cuda-plain"]
+KINDS = [Kind(f, d) for f in FRAMEWORKS for d in ("float32", "bfloat16", "float16")]

@@ -1,4 +1,4 @@
-"""docs/python.md shows the files of examples/python and what they print; README shows a part."""
+"""docs/python.md and docs/serving.md show files of examples and what they print; README a part."""
 
 import os
 import re
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/python.md").read_text()
-EXAMPLES = sorted((ROOT / "examples/python").glob("*.py"))
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("python", "serving")}
+EXAMPLES = sorted(path for name in PAGES for path in (ROOT / "examples" / name).glob("*.py"))
 SHOWN = {
     name: (code, output)
+    for page in PAGES.values()
     for name, code, output in re.findall(
-        r"<!-- (\S+) -->\n```python\n(.*?)```\n```text\n(.*?)```\n", PAGE, re.DOTALL
+        r"<!-- (\S+) -->\n```python\n(.*?)```\n```text\n(.*?)```\n", page, re.DOTALL
     )
 }
 
@@ -24,15 +25,16 @@ def name_of(path):
 
 
 def test_all_examples_are_shown():
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 5
     assert sorted(SHOWN) == [name_of(path) for path in EXAMPLES]
-    assert PAGE.count("```python") == len(SHOWN)
+    blocks = sum(page.count("```python") for page in PAGES.values())
+    assert blocks == len(SHOWN) + 1  # patching vLLM: test_compat_vllm.py runs it
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path):
     code, output = SHOWN[name_of(path)]
-    assert code == path.read_text(), "docs/python.md shows another text"
+    assert code == path.read_text(), "the page shows another text"
     if not path.stem.startswith("numpy"):
         pytest.importorskip("torch", reason="torch is not installed")
     done = subprocess.run(

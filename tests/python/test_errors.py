@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import msa_cpp
-from msa_arrays import Kind
+from msa_arrays import DEVICE, FRAMEWORKS, Kind
 from msa_heap import growth
 from msa_oracle import Problem
 
@@ -118,6 +118,11 @@ CASES = [
         "q: got list, expected a NumPy array, a torch tensor", {"q": [1.0]}),
     Bad("None for an array", "sparse_attention", TypeError,
         "k: got None, expected an array [P,Hkv,Bk,D]", {"k": None}),
+    Bad("8-bit rows", "sparse_attention", NotImplementedError,
+        "k: got dtype int8; 8-bit and 4-bit elements are not in this version",
+        {"k": lambda a: np.ones(a.shape, np.int8)}),
+    Bad("booleans", "sparse_attention", TypeError, "q: got dtype bool, expected float32",
+        {"q": np.bool_}),
     Bad("float64", "sparse_attention", TypeError,
         "q: got dtype float64, expected float32, bfloat16 or float16", {"q": np.float64}),
     Bad("int64 metadata", "sparse_attention", TypeError,
@@ -303,6 +308,10 @@ def test_the_good_arguments_are_good():
         call()
 
 
+if any(b.usable for b in msa_cpp.backends() if b.name.startswith("cuda")):
+    CASES = [case for case in CASES if case.name != "CUDA tensors without a backend"]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_error(case):
     call, written = prepare(case)
@@ -379,33 +388,40 @@ def test_the_cuda_backend_says_why_it_is_not_usable():
     built = {b.name: b for b in msa_cpp.backends()}
     error, message = (ValueError, 'backend: got "cuda", expected auto')
     if "cuda" in built:
-        error, message = NotImplementedError, "backend cuda: "
+        error, message = NotImplementedError, "backend cuda: "  # on a GPU: these are CPU arrays
         if not built["cuda"].usable:
             assert "no device" in built["cuda"].reason
     with pytest.raises(error, match=message):
         msa_cpp.index_select(a["q_idx"], a["k_idx"], block_size=4, backend="cuda", **kw)
 
 
-@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_empty_batches_are_legal(framework):
     kind = Kind(framework, "float32")
     kind.skip_unless_there()
     none, zero = kind.empty((0,), "int32"), kind.raw(np.zeros(1, np.int32))
     paged = dict(cu_seqlens_q=zero, seq_lens=none, page_table=kind.empty((0, 3), "int32"))
+    lists = {}
+    if DEVICE != "cpu":  # bounds of lengths that are not read back
+        paged |= dict(max_seqlen_k=0)
+        lists = dict(max_seqlen_q=0, max_seqlen_k=0, num_blocks=0)
     q, pages = kind.empty((0, 4, 8)), kind.empty((5, 2, 128, 8))
     ids = kind.empty((2, 0, 16), "int32")
+    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_q_len=0, **paged).shape == (0, 4, 8)
+    if DEVICE != "cpu":
+        paged |= dict(max_seqlen_q=0)
     assert msa_cpp.dense_attention(q, pages, pages, **paged).shape == (0, 4, 8)
     assert msa_cpp.sparse_attention(q, pages, pages, ids, **paged).shape == (0, 4, 8)
-    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_q_len=0, **paged).shape == (0, 4, 8)
     q_idx, k_idx = kind.empty((0, 2, 4)), kind.empty((5, 128, 4))
     assert msa_cpp.index_scores(q_idx, k_idx, **paged).shape == (2, 0, 0)
     assert msa_cpp.index_select(q_idx, k_idx, **paged).shape == (2, 0, 16)
     assert msa_cpp.select_blocks(kind.empty((2, 0, 0)), 16).shape == (2, 0, 16)
     assert msa_cpp.merge(kind.empty((1, 0, 4, 8)), kind.empty((1, 0, 4))).shape == (0, 4, 8)
-    row_ptr, entries = msa_cpp.block_lists(ids, cu_seqlens_q=zero, seq_lens=none)
+    row_ptr, entries = msa_cpp.block_lists(ids, cu_seqlens_q=zero, seq_lens=none, **lists)
     assert row_ptr.shape == (2, 1) and entries.shape == (2, 0)
     assert not kind.numpy(row_ptr).any()
-    packed = dict(cu_seqlens_q=zero, cu_seqlens_k=zero)
+    packed = dict(paged, cu_seqlens_k=zero)
+    packed.pop("seq_lens"), packed.pop("page_table")
     keys = kind.empty((0, 2, 8))
     assert msa_cpp.dense_attention(q, keys, keys, **packed).shape == (0, 4, 8)
     msa_cpp.append_paged(keys, keys, k_pages=pages, v_pages=pages, **paged)

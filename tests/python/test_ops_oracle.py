@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 import msa_cpp
 import msa_oracle as oracle
-from msa_arrays import KINDS, Kind
+from msa_arrays import BACKENDS, DEVICE, FRAMEWORKS, KINDS, Kind
 
-BACKENDS = ["auto", "reference"]
 drawn = settings(max_examples=25, deadline=None, derandomize=True, database=None,
                  suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 kinds = pytest.mark.parametrize("kind", KINDS, ids=repr)
@@ -46,7 +45,7 @@ def test_index_branch(kind: Kind, p):
     k_idx = p.small_integers(sum(p.kv_lens), p.index_dim)
     want = oracle.index_scores(p, q_idx, k_idx)
     want_ids, want_best = oracle.index_select(p, want)
-    batch = {**p.metadata(kind.raw), "block_size": p.block_size, "causal": p.causal}
+    batch = {**kind.batch(p), "block_size": p.block_size, "causal": p.causal}
     rows, keys = kind.rows(transposed(q_idx)), kind.rows(p.store(k_idx, interleaved=True))
     forced = {"init_blocks": p.init_blocks, "local_blocks": p.local_blocks}
     for backend in BACKENDS:
@@ -60,7 +59,7 @@ def test_index_branch(kind: Kind, p):
         np.testing.assert_array_equal(kind.numpy(best), want_best)
 
 
-@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @drawn
 @given(p=oracle.problems())
 def test_select_blocks(framework, p):
@@ -99,7 +98,7 @@ def test_sparse_attention(kind: Kind, p):
     ids = p.block_ids()
     want, want_lse, _, _ = oracle.attention(p, *values, ids)
     o_bound, lse_bound, _ = oracle.tolerance(p, *values, kind.dtype)
-    batch = {**p.metadata(kind.raw), "block_size": p.block_size, "causal": p.causal,
+    batch = {**kind.batch(p), "block_size": p.block_size, "causal": p.causal,
              "softmax_scale": p.scale}
     for backend in BACKENDS:
         out, lse = msa_cpp.sparse_attention(*arrays, kind.raw(ids), **batch, return_lse=True,
@@ -123,7 +122,7 @@ def test_sparse_decode(kind: Kind, p):
         lse = kind.empty(want_lse.shape, "float32")
         out = kind.empty(want.shape, "float32")
         got = msa_cpp.sparse_decode(
-            *arrays, given_ids, **p.metadata(kind.raw), max_q_len=max(p.q_lens, default=0),
+            *arrays, given_ids, **kind.batch(p, decode=True), max_q_len=max(p.q_lens, default=0),
             block_size=p.block_size, causal=p.causal, softmax_scale=p.scale, out=out, lse=lse,
             backend=backend)
         assert got is out
@@ -145,7 +144,7 @@ def test_msa_layer_decode(kind: Kind, p):
     for backend in BACKENDS:
         ids = kind.empty(want_ids.shape, "int32")
         out, lse = msa_cpp.msa_layer_decode(
-            q, kind.rows(q_idx), k, v, kind.rows(p.store(k_idx)), **p.metadata(kind.raw),
+            q, kind.rows(q_idx), k, v, kind.rows(p.store(k_idx)), **kind.batch(p, decode=True),
             max_q_len=max(p.q_lens, default=0), topk=p.topk, block_size=p.block_size,
             init_blocks=p.init_blocks, local_blocks=p.local_blocks, softmax_scale=p.scale,
             ids_out=ids, return_lse=True, backend=backend)
@@ -161,7 +160,7 @@ def test_dense_attention_and_block_mass(kind: Kind, p):
     arrays, values = qkv(kind, p)
     want, want_lse, want_mass, want_max = oracle.attention(p, *values)
     o_bound, lse_bound, mass_bound = oracle.tolerance(p, *values, kind.dtype)
-    batch = {**p.metadata(kind.raw), "block_size": p.block_size, "causal": p.causal,
+    batch = {**kind.batch(p), "block_size": p.block_size, "causal": p.causal,
              "softmax_scale": p.scale}
     for backend in BACKENDS:
         maxima = kind.empty(want_max.shape, "float32")
@@ -194,7 +193,7 @@ def test_merge(kind: Kind, p):
         close(kind.numpy(lse), want_lse, 2.0 ** -18, f"{backend} lse")
 
 
-@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @drawn
 @given(p=oracle.problems(shards=True))
 def test_block_lists(framework, p):
@@ -203,9 +202,9 @@ def test_block_lists(framework, p):
     ids = p.block_ids()
     want_rows, want_entries = oracle.block_lists(p, ids)
     for backend in BACKENDS:
-        for num_blocks in (None, want_rows.shape[1] - 1):
+        for num_blocks in (None, want_rows.shape[1] - 1)[DEVICE != "cpu":]:
             row_ptr, entries = msa_cpp.block_lists(
-                kind.raw(ids), **p.metadata(kind.raw, pages=False), block_size=p.block_size,
+                kind.raw(ids), **kind.batch(p, pages=False), block_size=p.block_size,
                 num_blocks=num_blocks, backend=backend)
             np.testing.assert_array_equal(kind.numpy(row_ptr), want_rows)
             np.testing.assert_array_equal(kind.numpy(entries), want_entries)
@@ -229,7 +228,7 @@ def test_append_paged(kind: Kind, p):
             page, slot = p.page_table[b, s // p.block_size], s % p.block_size
             want[0][page, :, slot], want[1][page, :, slot] = (kind.rounded(x[t]) for x in new[:2])
             want[2][page, slot] = kind.rounded(new[2][t])
-    meta = p.metadata(kind.raw)
+    meta = kind.batch(p)
     meta.pop("q_offset", None)
     for backend in BACKENDS:
         for with_kv, with_index in ((True, True), (True, False), (False, True)):

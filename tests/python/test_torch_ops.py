@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import msa_cpp  # noqa: E402
 import msa_cpp.torch_ops  # noqa: E402
-from msa_arrays import Kind  # noqa: E402
+from msa_arrays import DEVICE, Kind  # noqa: E402
 from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
@@ -15,7 +15,16 @@ NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "s
          "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
          "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
          "kl_backward"]
+
+# Lengths that only the device knows need bounds.
+BOUND = {} if DEVICE == "cpu" else {"max_seqlen_q": 100, "max_seqlen_k": 100}
 FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    with torch.device(DEVICE):
+        yield
 
 
 def arguments(name, dtype="float32"):
@@ -23,7 +32,7 @@ def arguments(name, dtype="float32"):
     p = Problem([5, 3], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
                 topk=3, paged=name in ("sparse_decode", "append_paged"))
     kind = Kind("torch", dtype)
-    meta = p.metadata(kind.raw)
+    meta = kind.batch(p, decode=name == "sparse_decode")
     q = kind.rows(p.normal(p.tokens, p.heads_q, p.head_dim))
     k, v = (kind.rows(p.store(p.normal(sum(p.kv_lens), p.heads_kv, p.head_dim))) for _ in range(2))
     q_idx = kind.rows(p.normal(p.tokens, p.heads_kv, p.index_dim))
@@ -134,6 +143,7 @@ def test_opcheck(name):
     assert set(outcome.values()) == {"SUCCESS"}
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="lengths on a device are not read back")
 @pytest.mark.parametrize("name", ["index_scores", "block_mass", "block_lists"])
 def test_opcheck_with_a_shape_that_depends_on_lengths(name):
     args, kwargs = arguments(name)
@@ -155,14 +165,14 @@ def test_compiled_functions_agree(name):
 
 def layer(q, k, v, q_idx, k_idx, lengths, out=None, **options):
     """A sparse layer between ordinary operators."""
-    batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=8, **options)
+    batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=8, **BOUND, **options)
     ids = msa_cpp.index_select(q_idx * 2, k_idx, topk=2, **batch)
     o, lse = msa_cpp.sparse_attention(q + 1, k, v, ids, out=out, return_lse=True, **batch)
     return torch.relu(o) + 1, lse
 
 
 def layer_inputs(tokens):
-    generator = torch.Generator().manual_seed(tokens)
+    generator = torch.Generator(DEVICE).manual_seed(tokens)
     shapes = [(tokens, 4, 16), (tokens, 2, 16), (tokens, 2, 16), (tokens, 2, 8), (tokens, 8)]
     return [*(torch.randn(s, generator=generator) for s in shapes),
             torch.tensor([0, tokens], dtype=torch.int32)]
@@ -200,9 +210,30 @@ def test_msa_layer_decode_compiles():
     k, v = (kind.raw(p.store(p.normal(33, 2, 16))) for _ in range(2))
     args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
             kind.raw(p.store(p.normal(33, 8))))
-    kwargs = dict(p.metadata(kind.raw), max_q_len=2, topk=3, block_size=4, return_lse=True)
+    kwargs = dict(kind.batch(p, decode=True), max_q_len=2, topk=3, block_size=4, return_lse=True)
     compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
     same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_captured_layer_reads_lengths_when_it_is_replayed():
+    """Fresh outputs and workspace come from the graph's own pool; no bound is exceeded."""
+    inputs = layer_inputs(77)
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            layer(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out, lse = layer(*inputs)
+        for tokens in (77, 1, 40, 76):
+            inputs[-1].copy_(torch.tensor([0, tokens], dtype=torch.int32))
+            graph.replay()
+            want, want_lse = layer(*inputs)
+            assert torch.equal(out[:tokens], want[:tokens])
+            assert torch.equal(lse[:tokens], want_lse[:tokens])
 
 
 def test_fake_tensors_get_shapes_alone():
@@ -278,4 +309,4 @@ def test_parameters_and_views_need_no_detour():
     wide = torch.cat([args[0], args[0]], dim=-1)
     got = msa_cpp.sparse_attention(wide[..., :16], *args[1:], **kwargs)
     assert isinstance(got, torch.Tensor) and got.is_contiguous()
-    np.testing.assert_array_equal(got.numpy(), want.numpy())
+    np.testing.assert_array_equal(got.cpu().numpy(), want.cpu().numpy())

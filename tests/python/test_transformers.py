@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache  # noqa
 from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl as m3  # noqa: E402
 
 import msa_cpp.integrations.transformers as integration  # noqa: E402
+from msa_arrays import DEVICE  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "golden"))
@@ -36,7 +37,7 @@ ROOM = 64 + 9  # of a static cache: the new tokens, and what makes it no multipl
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     integration.register()
-    with torch.no_grad():
+    with torch.no_grad(), torch.device(DEVICE):
         yield
     integration.unregister()
 
@@ -48,7 +49,7 @@ def model_of(name, implementation, dtype=F32):
         config = make_goldens.tiny_config()
         config._attn_implementation = implementation
         model = m3.MiniMaxM3VLForCausalLM(config)
-        model.load_state_dict(make_goldens.tiny_model().state_dict())
+        model.load_state_dict(tiny_state())
         model = model.to(dtype).eval()
     else:
         model = AutoModelForCausalLM.from_pretrained(
@@ -57,14 +58,19 @@ def model_of(name, implementation, dtype=F32):
         )  # fmt: skip
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model
+    return model.to(DEVICE)
+
+
+def tiny_state():
+    with torch.device("cpu"):
+        return make_goldens.tiny_model().state_dict()
 
 
 def tokens_of(name, length, start=0):
     """int64 [length]: text for code-11m, random tokens for the random model."""
     if name == "moe":
         generator = torch.Generator().manual_seed(31 + start)
-        return torch.randint(2, 96, (length,), generator=generator)
+        return torch.randint(2, 96, (length,), generator=generator, device="cpu").to(DEVICE)
     text = (make_goldens.CODE_11M / "sample.txt").read_bytes()[start : start + length]
     return torch.tensor(list(text))
 
@@ -194,6 +200,7 @@ def test_whole_prefill(name, length):
 def test_the_sixteen_blocks_of_code_11m():
     """4096 tokens against the golden file, which the eager model wrote: logits and selections."""
     golden, metadata = make_goldens.load_golden(ROOT / "tests/golden/code-11m.4096.safetensors")
+    golden = {key: value.to(DEVICE) for key, value in golden.items()}
     length, first = (int(metadata[key]) for key in ("context", "first_selected"))
     model = model_of("code-11m, K=16", "msa_cpp")
     cache = DynamicCache(config=model.config)
@@ -400,7 +407,7 @@ def small():
     config = make_goldens.tiny_config()
     config.num_hidden_layers, config._attn_implementation = 2, "msa_cpp"
     model = m3.MiniMaxM3VLForCausalLM(config).eval()
-    model.load_state_dict(make_goldens.tiny_model().state_dict(), strict=False)
+    model.load_state_dict(tiny_state(), strict=False)
     return model, torch.compile(model.forward, fullgraph=True, backend="aot_eager")
 
 
@@ -434,7 +441,7 @@ def test_other_forms_of_the_model():
             for key, value in changes.items():
                 setattr(config, key, value)
             model = m3.MiniMaxM3VLForCausalLM(config).eval()
-            model.load_state_dict(make_goldens.tiny_model().state_dict(), strict=False)
+            model.load_state_dict(tiny_state(), strict=False)
             logits.append(model(ids).logits)
         torch.testing.assert_close(*logits, rtol=0, atol=2e-4)
 

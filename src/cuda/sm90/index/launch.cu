@@ -135,8 +135,9 @@ Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t
     return launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
         kSMs, args, stream);
   }
+  args.grid.splits = splits(p, plan.limits);  // every block has its own place: nothing to merge
   return launch_scores<WideTile, OneTile<WideTile::kRows>, ScoreMatrix<WideTile>>(
-      static_cast<uint32_t>(args.grid.tiles), args, stream);
+      static_cast<uint32_t>(args.grid.tiles * args.grid.splits), args, stream);
 }
 
 Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {

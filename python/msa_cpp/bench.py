@@ -1,0 +1,494 @@
+"""Ours beside others, interleaved in one run, every result checked before it is timed.
+
+    python -m msa_cpp.bench --context 8192 --json bench.json                      prefill
+    python -m msa_cpp.bench --context 131072 --new-tokens 1 --batch 8             decode
+    python -m msa_cpp.bench --context 131072 --new-tokens 1024 --selection trace.safetensors
+
+One layer of random data over a paged cache as vLLM holds it. The contenders:
+
+    msa             index, selection and attention: what a sparse layer costs
+    index, sparse   its two parts
+    dense           our dense attention
+    adapter         msa through msa_cpp.compat.vllm
+    sdpa...         torch's dense attention: on a GPU cuDNN and FlashAttention
+    vllm, sglang    the engines' own functions, where they can be imported and a GPU runs them
+
+A verdict comes first: sampled queries are computed again in plain torch, attention in fp64 over the
+blocks that a contender chose, and the choice by the gap of its scores. Then rounds of all
+contenders, one after the other; `ratio` is a contender over msa, round by round. A measurement is
+one call; on a GPU, calls below a millisecond are replayed as a CUDA graph over copies of the data
+in turn, together larger than the L2 cache.
+
+`--selection FILE` (a trace of `msa eval --trace`) and `random` give the lists that sparse attention
+reads; the index branch is then still computed inside `msa`, on the random data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msa_cpp
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from ._checkpoint import read_header
+from ._command import InputError, Parser, exit_code
+from .compat import sglang, vllm
+from .plot import read_trace
+
+BLOCK, DIM = 128, 128
+SHAPES = {"m3": (64, 4), "code-11m": (16, 2)}  # query and KV heads
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+# Of an output against fp64, relative to the largest value of its row: 16-bit kernels round
+# probabilities and results, fp32 ones err by the order of sums.
+TOLERANCE = {"f32": 1e-4, "bf16": 2.0 ** -6}
+SCORE_GAP = 1e-4  # of the largest score: what the order of fp32 sums moves it by
+SAMPLED = 4  # queries of a case that are computed again
+GRAPH_SECONDS = 1e-3  # of calls in one CUDA graph
+
+Call = Callable[[], tuple[Any, Any]]  # (ids [Hkv,T,K] or None, out [T,Hq,D] or None)
+
+
+@dataclass
+class Case:
+    context: int  # tokens of a sequence, the new ones included
+    new_tokens: int
+    batch: int
+    heads_q: int
+    heads_kv: int
+    topk: int
+    dtype: str
+    device: str
+    selection: str
+
+
+class Work:
+    """The tensors of a case, and its contenders: name -> call."""
+
+    def __init__(self, case: Case, seed: int, given_ids: torch.Tensor | None) -> None:
+        self.case, dtype, device = case, DTYPES[case.dtype], case.device
+        generator = torch.Generator(device).manual_seed(seed)
+        tokens, pages = case.batch * case.new_tokens, -(-case.context // BLOCK)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+        self.q, self.idx_q = normal(tokens, case.heads_q, DIM), normal(tokens, case.heads_kv, DIM)
+        self.kv_cache = normal(case.batch * pages, BLOCK, case.heads_kv, 2 * DIM).transpose(1, 2)
+        self.index_cache = normal(case.batch * pages, BLOCK, DIM)
+        order = torch.randperm(case.batch * pages, generator=generator, device=device)
+        self.page_table = order.int().view(case.batch, pages)
+        lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device=device)
+        self.seq_lens, self.prefix_lens = lengths, lengths - case.new_tokens
+        steps = torch.arange(case.batch + 1, dtype=torch.int32, device=device)
+        self.cu_seqlens_q = steps * case.new_tokens
+        self.given_ids = given_ids
+        self.ids = torch.empty((case.heads_kv, tokens, case.topk), dtype=torch.int32,
+                               device=device)
+        self.out = torch.empty_like(self.q)
+
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.q, self.idx_q, self.kv_cache, self.index_cache))
+
+    def lists(self) -> torch.Tensor:
+        return self.ids if self.given_ids is None else self.given_ids
+
+    def ours(self) -> dict[str, Call]:
+        c = self.case
+        k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
+        batch = dict(seq_lens=self.seq_lens, page_table=self.page_table,
+                     cu_seqlens_q=self.cu_seqlens_q, max_seqlen_k=c.context)
+
+        def index() -> tuple[Any, Any]:
+            return msa_cpp.index_select(self.idx_q, self.index_cache, topk=c.topk, out=self.ids,
+                                        max_seqlen_q=c.new_tokens, **batch), None
+
+        def sparse() -> tuple[Any, Any]:
+            call = (msa_cpp.sparse_decode if c.new_tokens <= 16 else msa_cpp.sparse_attention)
+            longest = "max_q_len" if c.new_tokens <= 16 else "max_seqlen_q"
+            return self.lists(), call(self.q, k, v, self.lists(), out=self.out,
+                                      **{longest: c.new_tokens}, **batch)
+
+        def msa() -> tuple[Any, Any]:
+            index()
+            return sparse()
+
+        def dense() -> tuple[Any, Any]:
+            return None, msa_cpp.dense_attention(self.q, k, v, out=self.out,
+                                                 max_seqlen_q=c.new_tokens, **batch)
+
+        return {"msa": msa, "index": index, "sparse": sparse, "dense": dense,
+                "adapter": self.as_vllm(vllm)}
+
+    def as_vllm(self, functions: Any) -> Call:
+        """The calls of vLLM's Triton path."""
+        c = self.case
+        scale, table = DIM ** -0.5, self.page_table
+
+        def decode() -> tuple[Any, Any]:
+            functions.minimax_m3_index_decode(
+                self.idx_q, self.index_cache, table, self.seq_lens, c.context, c.topk, 0, 1,
+                c.heads_kv, c.new_tokens, c.new_tokens, out=self.ids)
+            functions.minimax_m3_sparse_attn_decode(
+                self.q, self.kv_cache, self.lists(), table, self.seq_lens, c.heads_kv, scale,
+                self.out, c.new_tokens)
+            return self.lists(), self.out
+
+        def prefill() -> tuple[Any, Any]:
+            lengths = (self.cu_seqlens_q, self.seq_lens, self.prefix_lens)
+            scores = functions.minimax_m3_index_score(
+                self.idx_q, self.index_cache, table, *lengths, c.new_tokens, c.context, c.heads_kv)
+            functions.minimax_m3_index_topk(scores, lengths[0], lengths[2], c.new_tokens, c.topk,
+                                             0, 1, out=self.ids)
+            functions.minimax_m3_sparse_attn(
+                self.q, self.kv_cache, self.lists(), table, *lengths, c.new_tokens, c.heads_kv,
+                scale, self.out)
+            return self.lists(), self.out
+
+        return decode if c.new_tokens <= 16 else prefill
+
+    def torch_dense(self) -> dict[str, Call]:
+        """torch's attention on contiguous copies [B,H,S,D], a call per backend."""
+        c = self.case
+        q = self.q.view(c.batch, c.new_tokens, c.heads_q, DIM).transpose(1, 2).contiguous()
+        both = self.kv_cache[self.page_table.long()]  # [B,pages,Hkv,128,2*D]
+        both = both.transpose(1, 2).reshape(c.batch, c.heads_kv, -1, 2 * DIM)[:, :, :c.context]
+        k, v = both[..., :DIM].contiguous(), both[..., DIM:].contiguous()
+        mask = {"is_causal": True}
+        if c.new_tokens == 1:
+            mask = {}
+        elif c.new_tokens < c.context:  # is_causal means the upper left corner
+            mask = {"attn_mask": causal_lower_right(c.new_tokens, c.context)}
+
+        def attend() -> tuple[Any, Any]:
+            out = scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
+            return None, out.transpose(1, 2).reshape_as(self.q)
+
+        if c.device == "cpu":
+            return {"sdpa": attend}
+
+        def through(backend: SDPBackend) -> Call:
+            def call() -> tuple[Any, Any]:
+                with sdpa_kernel(backend):
+                    return attend()
+            return call
+
+        return {"sdpa cudnn": through(SDPBackend.CUDNN_ATTENTION),
+                "sdpa flash": through(SDPBackend.FLASH_ATTENTION)}
+
+    def engines(self) -> dict[str, Call]:
+        """The engines' own functions, where they are installed; their Triton needs a GPU."""
+        calls: dict[str, Call] = {}
+        if self.case.device == "cpu":
+            return calls
+        if (functions := originals(vllm)) is not None:
+            calls["vllm"] = self.as_vllm(functions)
+        if (functions := originals(sglang)) is not None:
+            calls["sglang"] = self.as_sglang(functions)
+        return calls
+
+    def as_sglang(self, functions: Any) -> Call:
+        """The calls of SGLang's Triton path; its caches are ours, slot by slot."""
+        c = self.case
+        slots = self.kv_cache.transpose(1, 2).flatten(0, 1)  # [slots,Hkv,2*D]
+        k, v = slots[..., :DIM], slots[..., DIM:]
+        index_k = self.index_cache.flatten(0, 1)[:, None]
+        within = torch.arange(BLOCK, dtype=torch.int32, device=self.q.device)
+        table = (self.page_table[..., None] * BLOCK + within).flatten(1)
+        slot_ids = torch.arange(c.batch, device=self.q.device)
+        lengths = dict(cu_seqlens=self.cu_seqlens_q, seq_lens=self.seq_lens,
+                       prefix_lens=self.prefix_lens, max_seqlen_q=c.new_tokens)
+        common = dict(sink=None, req_to_token=table, slot_ids=slot_ids)
+
+        def decode() -> tuple[Any, Any]:
+            _, ids, _ = functions.flash_decode_with_topk_idx(
+                q=self.idx_q, k_cache=index_k, v_cache=None, seq_lens=self.seq_lens,
+                max_seqlen=c.context, block_size=BLOCK, topk=c.topk, init_blocks=0, local_blocks=1,
+                disable_index_value=True, **common)
+            ids = ids if self.given_ids is None else self.given_ids
+            return ids, functions.flash_decode_with_gqa_share_sparse(
+                q=self.q, k_cache=k, v_cache=v, seq_lens=self.seq_lens, block_size=BLOCK,
+                topk_idx=ids, **common)
+
+        def prefill() -> tuple[Any, Any]:
+            _, ids = functions.flash_prefill_with_topk_index(
+                q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen_k=c.context,
+                block_size_q=1, block_size_k=BLOCK, topk=c.topk, init_blocks=0, local_blocks=1,
+                disable_index_value=True, **lengths, **common)
+            ids = ids if self.given_ids is None else self.given_ids
+            return ids, functions.flash_prefill_with_gqa_share_sparse(
+                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, block_size_q=1, block_size_k=BLOCK,
+                **lengths, **common)
+
+        return decode if c.new_tokens == 1 else prefill
+
+    # ---- the verdict
+
+    def check(self, ids: torch.Tensor | None, out: torch.Tensor | None) -> float:
+        """The largest error of sampled queries; raises ValueError for a wrong result."""
+        worst = 0.0
+        for t in np.random.default_rng(1).choice(self.q.shape[0], SAMPLED).tolist():
+            b, i = divmod(t, self.case.new_tokens)
+            position = self.case.context - self.case.new_tokens + i
+            pages = self.page_table[b, :position // BLOCK + 1].long()
+            for head in range(self.case.heads_kv):
+                chosen = None if ids is None else self.check_list(ids[head, t], head, t, pages,
+                                                                  position)
+                if out is not None:
+                    worst = max(worst, self.check_row(out[t], head, t, pages, position, chosen))
+        if worst > TOLERANCE[self.case.dtype]:
+            raise ValueError(f"error {worst:.1e}, allowed {TOLERANCE[self.case.dtype]:.1e}")
+        return worst
+
+    def check_list(self, listed: torch.Tensor, head: int, t: int, pages: torch.Tensor,
+                   position: int) -> torch.Tensor:
+        """The blocks of a list, if they are as many as there must be and the best."""
+        count = position // BLOCK + 1
+        chosen = listed[listed >= 0].long()
+        distinct = set(chosen.tolist())
+        if len(distinct) != min(self.case.topk, count) or len(distinct) != len(chosen) or \
+                count - 1 not in distinct:
+            raise ValueError(f"query {t}, head {head}: list {listed.tolist()} of {count} blocks")
+        if self.given_ids is not None or len(distinct) == count:
+            return chosen
+        products = self.index_cache[pages].float() @ self.idx_q[t, head].float()
+        products.view(-1)[position + 1:] = -math.inf
+        scores = products.amax(1)
+        missed = torch.ones(count, dtype=torch.bool, device=scores.device)
+        missed[chosen] = False
+        own = chosen[chosen != count - 1]
+        gap = (scores[missed].max() - scores[own].min()).item()
+        if gap > SCORE_GAP * scores.abs().max().item():
+            raise ValueError(f"query {t}, head {head}: a missed block scores {gap:.1e} more")
+        return chosen
+
+    def check_row(self, out: torch.Tensor, head: int, t: int, pages: torch.Tensor, position: int,
+                  chosen: torch.Tensor | None) -> float:
+        """The error of the heads of one group, relative to the largest value of their rows."""
+        group = slice(head * self.case.heads_q // self.case.heads_kv,
+                      (head + 1) * self.case.heads_q // self.case.heads_kv)
+        blocks = torch.arange(len(pages), device=pages.device) if chosen is None else chosen
+        rows = self.kv_cache[pages[blocks], head].double()  # [blocks,128,2*D]
+        places = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=pages.device)
+        rows = rows[places <= position]
+        logits = self.q[t, group].double() @ rows[:, :DIM].T * DIM ** -0.5
+        want = torch.softmax(logits, 1) @ rows[:, DIM:]
+        error = (out[group].double() - want).abs().amax(1) / want.abs().amax(1)
+        return error.max().item() if bool(error.isfinite().all()) else math.inf
+
+
+def originals(adapter: Any) -> Any:
+    """The functions that an adapter replaces, patched or not; None without the engine."""
+    found = {}
+    for module, functions in adapter._engine.modules.items():
+        try:
+            held = importlib.import_module(module)
+        except ImportError:
+            return None
+        for ours in functions:
+            function = getattr(held, ours.__name__)
+            found[ours.__name__] = getattr(function, "__wrapped__", function)
+    return type(adapter._engine.name, (), {k: staticmethod(f) for k, f in found.items()})
+
+
+# ---- lists, clocks, rows
+
+
+def given_ids(case: Case) -> torch.Tensor | None:
+    """int32 [Hkv,T,K] of a trace or at random, or None: what the index branch selects."""
+    if case.selection == "index":
+        return None
+    first = case.context - case.new_tokens
+    if case.selection == "random":
+        draw = np.random.default_rng(2)
+        ids = np.full((case.heads_kv, case.new_tokens, case.topk), -1, np.int32)
+        for i in range(case.new_tokens):
+            local = (first + i) // BLOCK
+            count = min(case.topk - 1, local)
+            for head in range(case.heads_kv):
+                others = draw.choice(local, count, replace=False)
+                ids[head, i, :count + 1] = sorted([*others, local])
+    else:
+        path = Path(case.selection)
+        names = (re.fullmatch(r"layers\.(\d+)\.block_ids", name) for name in read_header(path)[0])
+        layers = sorted(int(match[1]) for match in names if match)
+        if not layers:
+            raise InputError(f"{path}: not a trace of msa eval")
+        whole = np.concatenate([read_trace(path, layer)[0] for layer in layers])
+        if len(whole) < case.heads_kv or whole.shape[1] < case.context or \
+                whole.shape[2] != case.topk:
+            raise InputError(f"{path}: lists are {list(whole.shape)}, expected "
+                             f"[>={case.heads_kv},>={case.context},{case.topk}]")
+        ids = np.ascontiguousarray(whole[:case.heads_kv, first:case.context])
+    return torch.from_numpy(np.tile(ids, (1, case.batch, 1))).to(case.device)
+
+
+def cpu_clock(calls: list[Call]) -> Callable[[], float]:
+    def measure() -> float:
+        start = time.perf_counter()
+        calls[0]()
+        return time.perf_counter() - start
+
+    return measure
+
+
+def cuda_clock(calls: list[Call]) -> Callable[[], float]:
+    """Seconds of a call. Short ones are replayed as a graph over the copies of the data in turn,
+    again and again; beside long ones a launch does not count."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds(run: Callable[[], object]) -> float:
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+    for call in calls:  # what compiles or tunes itself has done so
+        call()
+    rounds = math.ceil(GRAPH_SECONDS / (seconds(calls[0]) * len(calls)))
+    if rounds <= 1:
+        return lambda: seconds(calls[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls * rounds:
+            call()
+    return lambda: seconds(graph.replay) / (len(calls) * rounds)
+
+
+def contenders(work: Work) -> dict[str, Call]:
+    return {**work.ours(), **work.torch_dense(), **work.engines()}
+
+
+def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
+    """The rows of a case: a verdict for every contender, then the rounds."""
+    ids = given_ids(case)
+    works = [Work(case, 0, ids)]
+    if case.device != "cpu":
+        l2 = torch.cuda.get_device_properties(0).L2_cache_size
+        copies = min(8, math.ceil(2 * l2 / works[0].nbytes()))
+        works += [Work(case, seed, ids) for seed in range(1, copies)]
+    calls: dict[str, list[Call]] = {}
+    for work in works:
+        for name, call in contenders(work).items():
+            if not only or name in only:
+                calls.setdefault(name, []).append(call)
+
+    rows, clocks = {}, {}
+    for name, copies_of in calls.items():
+        row: dict[str, Any] = {"contender": name, **asdict(case), "verdict": "ok"}
+        rows[name] = row
+        works[0].ids.fill_(-7)
+        works[0].out.fill_(math.nan)
+        if name == "sparse" and ids is None:  # reads the lists of the index branch
+            works[0].ours()["index"]()
+        try:
+            row["max_error"] = works[0].check(*copies_of[0]())
+            clocks[name] = (cpu_clock if case.device == "cpu" else cuda_clock)(copies_of)
+        except ValueError as error:
+            row["verdict"] = f"failed: {error}"
+        except (NotImplementedError, RuntimeError) as error:
+            row["verdict"] = f"refused: {str(error).splitlines()[0]}"
+        print(f"{name:12} {row['verdict']}", file=sys.stderr)
+
+    seconds: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(repeats):
+        for name, clock in clocks.items():
+            seconds[name].append(clock())
+    for name, times in seconds.items():
+        rows[name] |= {"repeats": repeats, "seconds_median": statistics.median(times),
+                       "seconds_p10": float(np.quantile(times, 0.1)),
+                       "seconds_p90": float(np.quantile(times, 0.9))}
+        if "msa" in seconds:
+            rows[name]["ratio"] = statistics.median(
+                mine / ours for mine, ours in zip(times, seconds["msa"]))
+    return list(rows.values())
+
+
+def machine(device: str) -> dict[str, Any]:
+    known = {"cpu": platform.processor() or platform.machine(), "threads": msa_cpp.num_threads(),
+             "torch": torch.__version__, "msa_cpp": msa_cpp.__version__}
+    if device != "cpu":
+        known["gpu"] = torch.cuda.get_device_name()
+    return known
+
+
+def tsv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([str(row.get(key, "")) for key in columns] for row in rows)]
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def lines_of(rows: list[dict[str, Any]]) -> str:
+    text = []
+    for row in rows:
+        if "seconds_median" not in row:
+            continue
+        ratio = f"  {row['ratio']:.3g}x msa" if "ratio" in row else ""
+        text.append(f"{row['contender']:12} {row['batch']} x {row['new_tokens']} over "
+                    f"{row['context']}: {row['seconds_median'] * 1e3:.4g} ms "
+                    f"({row['seconds_p10'] * 1e3:.4g} to {row['seconds_p90'] * 1e3:.4g}){ratio}")
+    return "\n".join(text)
+
+
+def body(arguments: list[str] | None = None) -> str:
+    parser = Parser(prog="python -m msa_cpp.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--context", default="8192", help="key lengths, separated by commas")
+    parser.add_argument("--new-tokens", type=int, help="per sequence (default: all are new)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--shape", default="m3", help="m3, code-11m or HQ,HKV")
+    parser.add_argument("--topk", type=int, default=16)
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, else f32")
+    parser.add_argument("--device", choices=("cpu", "cuda"),
+                        default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--selection", default="index", help="index, random, or a trace FILE")
+    parser.add_argument("--contenders", default="", help="only these, separated by commas")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tsv", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        heads = SHAPES.get(options.shape) or tuple(map(int, options.shape.split(",")))
+        heads_q, heads_kv = heads
+        contexts = [int(word) for word in options.context.split(",")]
+    except ValueError:
+        raise InputError(f"--shape, --context: got {options.shape}, {options.context}, expected "
+                         "m3, code-11m or HQ,HKV, and numbers") from None
+    rows = []
+    with torch.inference_mode():
+        for context in contexts:
+            new_tokens = options.new_tokens or context
+            if not 0 < new_tokens <= context:
+                raise InputError(f"--new-tokens: got {new_tokens}, expected 1..{context}")
+            case = Case(context, new_tokens, options.batch, heads_q, heads_kv, options.topk,
+                        options.dtype or ("f32" if options.device == "cpu" else "bf16"),
+                        options.device, options.selection)
+            rows += run(case, options.repeats, [n for n in options.contenders.split(",") if n])
+    result = {"machine": machine(options.device), "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.tsv:
+        options.tsv.write_text(tsv(rows))
+    failed = [row["contender"] for row in rows if row["verdict"].startswith("failed")]
+    if failed:
+        print(lines_of(rows))
+        sys.exit(f"msa_cpp.bench: wrong results: {', '.join(failed)}")
+    return lines_of(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("msa_cpp.bench", body))

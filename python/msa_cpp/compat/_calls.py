@@ -1,0 +1,53 @@
+"""What the adapters share: lengths on the device, and the choice of an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msa_cpp
+import torch
+
+BLOCK = 128  # tokens of a block, and of a page
+NO_BOUND = 2**31 - 1  # as max_seqlen_k: whatever the page table holds
+DECODE_TOKENS = 16  # the most new tokens of a sequence that `sparse_decode` takes
+
+_uniform: dict[tuple[torch.device, int, int], torch.Tensor] = {}
+
+
+def uniform_cu_seqlens(batch: int, length: int, device: torch.device) -> torch.Tensor:
+    """int32 [B+1]: 0, length, 2 length, ... Kept for good, since a CUDA graph may point at it.
+
+    It is complete when this returns, for every stream; but one that is made during a capture
+    belongs to that graph and is not kept.
+    """
+    key = (device, batch, length)
+    kept = _uniform.get(key)
+    if kept is not None:
+        return kept
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    made = torch.arange(batch + 1, dtype=torch.int32) * length
+    _uniform[key] = made.to(device)
+    return _uniform[key]
+
+
+def int32(lengths: torch.Tensor) -> torch.Tensor:
+    return lengths if lengths.dtype == torch.int32 else lengths.int()
+
+
+def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
+                 tokens: int) -> torch.Tensor:
+    """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the
+    first token of each sequence, which may lie a little before 0. Nothing is read back."""
+    rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens_q.device)
+    sequence = torch.searchsorted(cu_seqlens_q[1:-1], rows, right=True, out_int32=True)
+    position = (first_positions - cu_seqlens_q[:-1]).index_select(0, sequence).add_(rows)
+    return position.div_(BLOCK, rounding_mode="floor").add_(1)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
+           max_q_len: int, **batch: Any) -> Any:
+    """`sparse_decode` over pages [P,Hkv,Bk,D] where it can, `sparse_attention` else: the same."""
+    if max_q_len <= DECODE_TOKENS:
+        return msa_cpp.sparse_decode(q, k, v, ids, max_q_len=max_q_len, **batch)
+    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_q_len, **batch)
