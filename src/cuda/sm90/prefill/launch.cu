@@ -79,68 +79,85 @@ Status launch_union(const Call& call, cudaStream_t stream) {
                 stream, call.q, call.k, call.v, args);
 }
 
-/// Windows first .. first+count-1, whose lists fit into the workspace together.
-template <int kGroup, class Out>
-Status launch_round(const Call& call, const Windows& w, int64_t first, int64_t count,
+/// The lists of windows first .. first+count-1; they are the workspace's windows 0 .. count-1.
+template <int kGroup>
+Status launch_lists(const Call& call, const Windows& w, int64_t first, int64_t count,
                     cudaStream_t stream) {
-  const int window_tokens = static_cast<int>(w.tokens), topk = call.lists.topk;
-  const auto heads = static_cast<uint32_t>(call.heads_kv);
-  MSA_TRY(launch("sparse_attention (lists)", build_lists,
-                 {.grid = dim3(static_cast<uint32_t>(count), heads),
-                  .block = kListThreads,
-                  .shared_bytes = sizeof(ListBuilder::Shared)},
-                 stream,
-                 ListsArgs{.batch = call.batch,
-                           .lists = call.lists,
-                           .windows = w,
-                           .workspace = call.workspace,
-                           .first_window = static_cast<int>(first),
-                           .heads_kv = call.heads_kv,
-                           .tile_queries = kTileRows / kGroup,
-                           .measured = call.measured}));
-  for (int64_t i = 0; i < count; ++i) {
-    const WindowLists lists = window_lists(w, call.workspace, call.heads_kv, topk, i);
-    const int begin = static_cast<int>((first + i) * w.tokens);
-    auto* lse = reinterpret_cast<float*>(call.workspace + w.lse);
-    auto* o = reinterpret_cast<__nv_bfloat16*>(call.workspace + w.o);
-    MSA_TRY(launch("sparse_attention (blocks)", attend_blocks<kGroup>,
-                   {.grid = call.sms,
-                    .block = kThreads,
-                    .shared_bytes = sizeof(KvOuterShared<kGroup>),
-                    .overlap = true},
-                   stream, call.q, call.k, call.v,
-                   KvOuterArgs{.lists = lists,
-                               .lse = lse,
-                               .o = o,
-                               .first = begin,
-                               .window_tokens = window_tokens,
-                               .heads_kv = call.heads_kv,
-                               .topk = topk,
-                               .scale = call.scale,
-                               .paged = call.batch.page_table != nullptr,
-                               .workspace = call.workspace,
-                               .measured = call.measured}));
-    const int tokens = std::min(window_tokens, call.batch.tokens - begin);
-    MSA_TRY(
-        launch("sparse_attention (merge)", merge_parts<Out>,
-               {.grid = dim3(static_cast<uint32_t>(ceil_div(int64_t{tokens} * kGroup * kMergeLanes,
-                                                            int64_t{kMergeThreads})),
-                             heads),
-                .block = kMergeThreads,
-                .overlap = true},
-               stream,
-               MergeArgs{.chosen = lists.chosen,
-                         .lse = lse,
-                         .o = o,
-                         .out = call.out,
-                         .first = begin,
-                         .tokens = tokens,
-                         .window_tokens = window_tokens,
-                         .heads_kv = call.heads_kv,
-                         .group = kGroup,
-                         .topk = topk,
-                         .workspace = call.workspace,
-                         .measured = call.measured}));
+  return launch("sparse_attention (lists)", build_lists,
+                {.grid = dim3(static_cast<uint32_t>(count), static_cast<uint32_t>(call.heads_kv)),
+                 .block = kListThreads,
+                 .shared_bytes = sizeof(ListBuilder::Shared)},
+                stream,
+                ListsArgs{.batch = call.batch,
+                          .lists = call.lists,
+                          .windows = w,
+                          .workspace = call.workspace,
+                          .first_window = static_cast<int>(first),
+                          .heads_kv = call.heads_kv,
+                          .tile_queries = kTileRows / kGroup,
+                          .measured = call.measured});
+}
+
+/// Partial results of window first + i.
+template <int kGroup>
+Status launch_blocks(const Call& call, const Windows& w, int64_t first, int64_t i,
+                     cudaStream_t stream) {
+  return launch(
+      "sparse_attention (blocks)", attend_blocks<kGroup>,
+      {.grid = call.sms,
+       .block = kThreads,
+       .shared_bytes = sizeof(KvOuterShared<kGroup>),
+       .overlap = true},
+      stream, call.q, call.k, call.v,
+      KvOuterArgs{.lists = window_lists(w, call.workspace, call.heads_kv, call.lists.topk, i),
+                  .lse = reinterpret_cast<float*>(call.workspace + w.lse),
+                  .o = reinterpret_cast<__nv_bfloat16*>(call.workspace + w.o),
+                  .first = static_cast<int>((first + i) * w.tokens),
+                  .window_tokens = static_cast<int>(w.tokens),
+                  .heads_kv = call.heads_kv,
+                  .topk = call.lists.topk,
+                  .scale = call.scale,
+                  .paged = call.batch.page_table != nullptr,
+                  .workspace = call.workspace,
+                  .measured = call.measured});
+}
+
+/// Results of window first + i.
+template <int kGroup, class Out>
+Status launch_merge(const Call& call, const Windows& w, int64_t first, int64_t i,
+                    cudaStream_t stream) {
+  const int64_t begin = (first + i) * w.tokens;
+  const int64_t tokens = std::min(w.tokens, call.batch.tokens - begin);
+  const int64_t ctas = ceil_div(tokens * kGroup * kMergeLanes, int64_t{kMergeThreads});
+  return launch(
+      "sparse_attention (merge)", merge_parts<Out>,
+      {.grid = dim3(static_cast<uint32_t>(ctas), static_cast<uint32_t>(call.heads_kv)),
+       .block = kMergeThreads,
+       .overlap = true},
+      stream,
+      MergeArgs{.chosen = window_lists(w, call.workspace, call.heads_kv, call.lists.topk, i).chosen,
+                .lse = reinterpret_cast<const float*>(call.workspace + w.lse),
+                .o = reinterpret_cast<const __nv_bfloat16*>(call.workspace + w.o),
+                .out = call.out,
+                .first = static_cast<int>(begin),
+                .tokens = static_cast<int>(tokens),
+                .window_tokens = static_cast<int>(w.tokens),
+                .group = kGroup,
+                .topk = call.lists.topk,
+                .workspace = call.workspace,
+                .measured = call.measured});
+}
+
+template <int kGroup, class Out>
+Status launch_kv_outer(const Call& call, const Windows& w, cudaStream_t stream) {
+  const int64_t windows = ceil_div(int64_t{call.batch.tokens}, w.tokens);
+  for (int64_t first = 0; first < windows; first += w.round) {
+    const int64_t count = std::min(w.round, windows - first);
+    MSA_TRY(launch_lists<kGroup>(call, w, first, count, stream));
+    for (int64_t i = 0; i < count; ++i) {
+      MSA_TRY(launch_blocks<kGroup>(call, w, first, i, stream));
+      MSA_TRY((launch_merge<kGroup, Out>(call, w, first, i, stream)));
+    }
   }
   return {};
 }
@@ -154,11 +171,7 @@ Status run_order(const Plan& plan, const Call& call, Order order, cudaStream_t s
   if (call.measured) MSA_TRY(launch_overlap<kGroup>(call, stream));
   if (order != Order::kKvOuter) MSA_TRY((launch_union<kGroup, Out>(call, stream)));
   if (order == Order::kUnion) return {};
-  const Windows w = windows(plan.problem, plan.limits);
-  const int64_t count = ceil_div(int64_t{call.batch.tokens}, w.tokens);
-  for (int64_t first = 0; first < count; first += w.round)
-    MSA_TRY((launch_round<kGroup, Out>(call, w, first, std::min(w.round, count - first), stream)));
-  return {};
+  return launch_kv_outer<kGroup, Out>(call, windows(plan.problem, plan.limits), stream);
 }
 
 }  // namespace

@@ -23,9 +23,9 @@ struct MergeArgs {
   const float* lse;        ///< [Hkv,W,K,G]
   const __nv_bfloat16* o;  ///< [Hkv,W,K,G,D]
   Output out;
-  int first, tokens;          ///< query rows of the window
-  int window_tokens;          ///< W
-  int heads_kv, group, topk;  ///< Hkv, G, K
+  int first, tokens;  ///< query rows of the window
+  int window_tokens;  ///< W
+  int group, topk;    ///< G, K
   const std::byte* workspace;
   bool measured;
 };
