@@ -118,6 +118,21 @@ TEST(PrefillWindows, TasksAreAnEighthOfAnSmsShare) {
   EXPECT_EQ(windows(shape(64, 4), limits(1 << 20)).task_queries, 248);
 }
 
+TEST(PrefillWindows, TasksOfABlockAreEqual) {
+  for (const int tile : {4, 8}) {
+    for (const int most : {16, 56, 248, 256}) {
+      for (int entries = 1; entries <= 4096; ++entries) {
+        const int each = task_size(entries, most, tile), tasks = (entries + each - 1) / each;
+        EXPECT_GE(each, 1);
+        EXPECT_LE(each, most);
+        EXPECT_EQ(each % tile, 0);
+        EXPECT_EQ(tasks, (entries + most - 1) / most) << "more blocks are loaded than must be";
+      }
+    }
+  }
+  EXPECT_EQ(task_size(250, 248, 4), 128) << "not 248 and 2";
+}
+
 /// Bytes [begin, end) that something occupies.
 using Range = std::pair<int64_t, int64_t>;
 

@@ -122,11 +122,11 @@ class ListBuilder {
     }
   }
 
-  /// visit(first, count) for the tasks that `entries` of a block make.
+  /// visit(first, count) for the tasks that `entries` of a block make: equal ones, whole tiles.
   template <class Visit>
   __device__ void for_each_part(int entries, const Visit& visit) const {
-    const int most = static_cast<int>(a_.windows.task_queries);
-    for (int i = 0; i < entries; i += most) visit(i, min(most, entries - i));
+    const int each = task_size(entries, static_cast<int>(a_.windows.task_queries), a_.tile_queries);
+    for (int i = 0; i < entries; i += each) visit(i, min(each, entries - i));
   }
   /// Largest first.
   __device__ int size_class(int count) const {

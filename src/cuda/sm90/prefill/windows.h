@@ -85,6 +85,13 @@ constexpr Windows windows(const Problem& problem, const Limits& limits) {
   return w;
 }
 
+/// Entries of each task but the last of a block with `entries` > 0: about equal shares of at most
+/// `most`, in whole tiles of `tile` queries. `most` is a multiple of `tile`.
+MSA_HOST_DEVICE constexpr int task_size(int entries, int most, int tile) {
+  const int tasks = (entries + most - 1) / most;
+  return ((entries + tasks - 1) / tasks + tile - 1) / tile * tile;
+}
+
 /// At the start of the workspace, zeros ahead of every call.
 struct Header {
   int32_t next_tile;  ///< of the union: tiles taken so far
