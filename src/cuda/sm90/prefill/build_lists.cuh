@@ -125,6 +125,7 @@ class ListBuilder {
   /// visit(first, count) for the tasks that `entries` of a block make: equal ones, whole tiles.
   template <class Visit>
   __device__ void for_each_part(int entries, const Visit& visit) const {
+    if (entries == 0) return;
     const int each = task_size(entries, static_cast<int>(a_.windows.task_queries), a_.tile_queries);
     for (int i = 0; i < entries; i += each) visit(i, min(each, entries - i));
   }
