@@ -42,7 +42,7 @@ build() {
 
 check() {
   step info 30 "$BIN/msa" info --json "$OUT/info.json"
-  for backend in cuda cuda-plain; do
+  for backend in cuda cuda-plain cuda-kv-outer; do
     step "check_$backend" 200 "$BIN/msa" check --backend $backend --suite full --quiet \
       --json "$OUT/check_$backend.json"
   done

@@ -1,6 +1,9 @@
-// Prefill kernels on a bare Hopper machine: correctness on small ragged batches against a naive
-// kernel, then timing with random selections and with a trace of real ones.
+// Prefill kernels on a bare Hopper machine: correctness of both orders on small ragged batches
+// against a naive kernel, then timing with random selections and with a trace of real ones: the
+// orders by turns, and the steps of KV-outer one by one.
 //
+//   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Isrc -Iinclude -cudart static
+//     -o prefill_bench dev/prefill_bench.cu src/cuda/device.cc src/cuda/tensor_map.cc libmsa.a
 //   prefill_bench check | time [lists.u8 HEADS TOKENS]
 //
 // lists.u8: block ids u8 [HEADS,TOKENS,16] of one whole prefill of at most 32K tokens, ascending;
@@ -9,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +23,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/sm90/prefill/launch.h"
+#include "cuda/sm90/prefill/launch.cu"  // the steps of KV-outer are nobody else's business
 #include "msa/ops.h"
 
 namespace {
@@ -27,7 +31,10 @@ namespace {
 using namespace msa;
 namespace prefill = msa::cuda::sm90::prefill;
 
+using prefill::Order;
 constexpr int kDim = 128, kBlock = 128;
+constexpr std::array kOrders{Order::kUnion, Order::kKvOuter};
+const char* name_of(Order order) { return order == Order::kUnion ? "union" : "kv-outer"; }
 
 void must(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
@@ -168,8 +175,9 @@ struct Case {
 
 std::mt19937 rng(1234);
 
-/// Runs one small batch; prints one line. Poisoned outputs, NaN behind each sequence's keys.
-bool check_case(const Case& c) {
+/// Runs one small batch in one order; prints one line. Poisoned outputs, NaN behind each sequence's
+/// keys.
+bool check_case(const Case& c, Order order) {
   const int sequences = static_cast<int>(c.q_lens.size());
   const int heads_q = c.heads_kv * c.group;
   std::vector<int32_t> cu_q{0}, cu_k{0};
@@ -310,11 +318,11 @@ bool check_case(const Case& c) {
                  .max_tokens = tokens,
                  .max_q_len = tokens,
                  .max_kv_len = int64_t{max_pages} * kBlock};
-  plan.workspace_bytes = prefill::workspace_bytes(plan.problem, plan.limits);
+  plan.workspace_bytes = prefill::workspace_bytes(plan.problem, plan.limits, order);
   Workspace workspace{device_array<uint8_t>(plan.workspace_bytes),
                       static_cast<size_t>(plan.workspace_bytes)};
   must(cudaMemset(workspace.data, 0xa5, workspace.bytes), "poison");
-  must(prefill::run(plan, a, workspace, nullptr), c.name);
+  must(prefill::run(plan, a, workspace, order, nullptr), c.name);
   must(cudaDeviceSynchronize(), c.name);
 
   // What it should be.
@@ -365,9 +373,9 @@ bool check_case(const Case& c) {
       worst_lse = std::max(worst_lse, d);
   }
   const bool ok = bad == 0 && bad_lse == 0;
-  std::printf("%-4s %-28s o: rel err %.2e, %zu bad; lse: max err %.1e, %zu bad\n",
-              ok ? "ok" : "BAD", c.name, std::sqrt(error / std::max(norm, 1e-30)), bad, worst_lse,
-              bad_lse);
+  std::printf("%-4s %-8s %-28s o: rel err %.2e, %zu bad; lse: max err %.1e, %zu bad\n",
+              ok ? "ok" : "BAD", name_of(order), c.name, std::sqrt(error / std::max(norm, 1e-30)),
+              bad, worst_lse, bad_lse);
   if (first != SIZE_MAX) {
     const size_t t = first / kDim / heads_q;
     std::printf("     first: token %zu head %zu column %zu, want %g\n", t, first / kDim % heads_q,
@@ -425,9 +433,63 @@ Work count_work(const std::vector<int32_t>& ids, int heads_kv, int tokens, int t
   return work;
 }
 
-/// Times one prefill of `tokens` tokens over nothing, M3's shape (or heads_kv / group of it).
+/// Milliseconds between two points of the default stream.
+class Timer {
+ public:
+  Timer() {
+    must(cudaEventCreate(&begin_), "event");
+    must(cudaEventCreate(&end_), "event");
+  }
+  template <class Body>
+  float operator()(const Body& body) {
+    must(cudaEventRecord(begin_), "event");
+    body();
+    must(cudaEventRecord(end_), "event");
+    must(cudaEventSynchronize(end_), "event");
+    float ms = 0;
+    must(cudaEventElapsedTime(&ms, begin_, end_), "time");
+    return ms;
+  }
+
+ private:
+  cudaEvent_t begin_{}, end_{};
+};
+
+double median(std::vector<float> times) {
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+/// One whole prefill in KV-outer order, step by step: ms of lists, attention and merge.
+template <int kGroup>
+std::array<float, 3> time_steps(const Plan& plan, const SparseAttentionParams& a,
+                                Workspace workspace) {
+  prefill::Call call{};
+  must(prefill::make_call(plan, a, workspace, Order::kKvOuter, &call), "call");
+  const prefill::Windows w = prefill::windows(plan.problem, plan.limits);
+  const int64_t windows = (a.q.shape[0] + w.tokens - 1) / w.tokens;
+  std::array<float, 3> ms{};
+  Timer time;
+  for (int64_t first = 0; first < windows; first += w.round) {
+    const int64_t count = std::min(w.round, windows - first);
+    ms[0] +=
+        time([&] { must(prefill::launch_lists<kGroup>(call, w, first, count, nullptr), "lists"); });
+    for (int64_t i = 0; i < count; ++i) {
+      ms[1] +=
+          time([&] { must(prefill::launch_blocks<kGroup>(call, w, first, i, nullptr), "blocks"); });
+      ms[2] += time([&] {
+        must((prefill::launch_merge<kGroup, __nv_bfloat16>(call, w, first, i, nullptr)), "merge");
+      });
+    }
+  }
+  return ms;
+}
+
+/// Times one prefill of `tokens` tokens over nothing, M3's shape (or heads_kv / group of it), in
+/// both orders by turns.
 void time_case(const char* name, int tokens, int heads_kv, int group,
                const std::vector<int32_t>* real) {
+  constexpr int kWarmUps = 5, kRepeats = 20;
   const int heads_q = heads_kv * group, topk = 16;
   const auto random_bf16 = [&](size_t count, uint64_t seed) {
     auto* p = device_array<__nv_bfloat16>(count);
@@ -449,7 +511,6 @@ void time_case(const char* name, int tokens, int heads_kv, int group,
   a.batch.cu_seqlens_k = a.batch.cu_seqlens_q;
   auto* o = device_array<__nv_bfloat16>(q_size);
   auto* o_again = device_array<__nv_bfloat16>(q_size);
-  a.o = TensorView::contiguous(o, DType::kBF16, {tokens, heads_q, kDim});
   a.lse = TensorView::contiguous(device_array<float>(size_t(tokens) * heads_q), DType::kF32,
                                  {tokens, heads_q});
   Plan plan;
@@ -458,43 +519,58 @@ void time_case(const char* name, int tokens, int heads_kv, int group,
   plan.problem.heads_q = heads_q;
   plan.problem.device = {DeviceKind::kCUDA, 0};
   plan.limits = {.max_batch = 1, .max_tokens = tokens, .max_q_len = tokens, .max_kv_len = tokens};
-  plan.workspace_bytes = prefill::workspace_bytes(plan.problem, plan.limits);
+  plan.workspace_bytes = prefill::workspace_bytes(plan.problem, plan.limits, Order::kKvOuter);
   Workspace workspace{device_array<uint8_t>(plan.workspace_bytes),
                       static_cast<size_t>(plan.workspace_bytes)};
 
   const auto host_ids = to_host(ids, size_t(heads_kv) * tokens * topk);
   const Work work = count_work(host_ids, heads_kv, tokens, topk, group);
+  const auto run_to = [&](__nv_bfloat16* out, Order order) {
+    a.o = TensorView::contiguous(out, DType::kBF16, {tokens, heads_q, kDim});
+    must(prefill::run(plan, a, workspace, order, nullptr), name);
+  };
 
-  cudaEvent_t begin, end;
-  must(cudaEventCreate(&begin), "event");
-  must(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 25; ++i) {
-    must(cudaEventRecord(begin), "event");
-    must(prefill::run(plan, a, workspace, nullptr), name);
-    must(cudaEventRecord(end), "event");
-    must(cudaEventSynchronize(end), name);
-    float ms = 0;
-    must(cudaEventElapsedTime(&ms, begin, end), "time");
-    if (i >= 5) times.push_back(ms);
+  Timer time;
+  std::array<std::vector<float>, kOrders.size()> times;
+  std::array<std::vector<float>, 3> steps;
+  for (int i = 0; i < kWarmUps + kRepeats; ++i) {
+    for (size_t n = 0; n < kOrders.size(); ++n) {
+      const float ms = time([&] { run_to(o, kOrders[n]); });
+      if (i >= kWarmUps) times[n].push_back(ms);
+    }
   }
-  // Three bitwise equal repeats.
+  for (int i = 0; i < 5; ++i) {
+    const auto ms =
+        group == 16 ? time_steps<16>(plan, a, workspace) : time_steps<8>(plan, a, workspace);
+    for (size_t step = 0; step < steps.size(); ++step) steps[step].push_back(ms[step]);
+  }
+
   auto* different = device_array<unsigned long long>(1);
-  must(cudaMemset(different, 0, 8), "memset");
-  a.o.data = o_again;
-  for (int i = 0; i < 2; ++i) {
-    must(prefill::run(plan, a, workspace, nullptr), name);
-    count_different<<<1024, 256>>>(reinterpret_cast<uint16_t*>(o),
-                                   reinterpret_cast<uint16_t*>(o_again), q_size, different);
+  for (size_t n = 0; n < kOrders.size(); ++n) {
+    // Three bitwise equal repeats.
+    must(cudaMemset(different, 0, 8), "memset");
+    run_to(o, kOrders[n]);
+    for (int i = 0; i < 2; ++i) {
+      run_to(o_again, kOrders[n]);
+      count_different<<<1024, 256>>>(reinterpret_cast<uint16_t*>(o),
+                                     reinterpret_cast<uint16_t*>(o_again), q_size, different);
+    }
+    const auto bits = to_host(different, 1)[0];
+    const auto [least, most] = std::minmax_element(times[n].begin(), times[n].end());
+    const double ms = median(times[n]);
+    std::printf("%-20s %-8s %8.3f ms (%.3f..%.3f)  useful %5.1f TFLOP/s", name, name_of(kOrders[n]),
+                ms, *least, *most, work.useful / ms * 1e-9);
+    if (kOrders[n] == Order::kUnion)
+      std::printf("  executed %5.1f  blocks %4.2f TB/s  executed / useful %.2f",
+                  work.executed / ms * 1e-9, work.loads / ms * 1e-9, work.executed / work.useful);
+    else
+      std::printf("  lists %.3f  attention %.3f  merge %.3f ms alone; %.0f MiB of workspace",
+                  median(steps[0]), median(steps[1]), median(steps[2]),
+                  static_cast<double>(plan.workspace_bytes) / (1 << 20));
+    std::printf("  %s\n", bits == 0 ? "same bits" : "DIFFERENT BITS");
   }
-  const auto bits = to_host(different, 1)[0];
-  std::sort(times.begin(), times.end());
-  const double ms = times[times.size() / 2];
-  std::printf(
-      "%-26s %8.3f ms (%.3f..%.3f)  useful %5.1f  executed %5.1f TFLOP/s  blocks %4.2f TB/s  %s\n",
-      name, ms, times.front(), times.back(), work.useful / ms * 1e-9, work.executed / ms * 1e-9,
-      work.loads / ms * 1e-9, bits == 0 ? "same bits" : "DIFFERENT BITS");
-  for (const void* p : {a.q.data, a.k.data, a.v.data, (void*)ids, (void*)o, (void*)o_again})
+  for (const void* p :
+       {a.q.data, a.k.data, a.v.data, (void*)ids, (void*)o, (void*)o_again, workspace.data})
     cudaFree(const_cast<void*>(p));
 }
 
@@ -539,9 +615,16 @@ int check_all() {
       {.name = "many sequences",
        .q_lens = std::vector<int>(70, 13),
        .kv_lens = std::vector<int>(70, 900)},
+      {.name = "three windows, G 8",
+       .heads_kv = 1,
+       .group = 8,
+       .q_lens = {5000, 1, 4500},
+       .kv_lens = {5000, 3000, 6000},
+       .overlap = 0},
   };
-  for (const Case& c : cases) bad += !check_case(c);
-  std::printf("%zu cases, %d bad\n", cases.size(), bad);
+  for (const Case& c : cases)
+    for (const Order order : kOrders) bad += !check_case(c, order);
+  std::printf("%zu cases in both orders, %d bad\n", cases.size(), bad);
   return bad > 0 ? 1 : 0;
 }
 
@@ -580,7 +663,10 @@ int time_all(int argc, char** argv) {
     time_case("real, 16/1", tokens, 1, 16, &lists1);
     time_case("real, 8/1", tokens, 1, 8, &lists1);
   }
+  time_case("random 8K", 8192, 4, 16, nullptr);
   time_case("random 32K", 32768, 4, 16, nullptr);
+  time_case("random 32K, 8/1", 32768, 1, 8, nullptr);
+  time_case("random 128K", 131072, 4, 16, nullptr);
   return 0;
 }
 

@@ -52,7 +52,7 @@ std::span<const Backend* const> backends() {
   static const auto list = [] {
     std::array all = {
 #if MSA_WITH_CUDA
-        cuda_backend(),      cuda_plain_backend(),
+        cuda_backend(),      cuda_plain_backend(),    cuda_union_backend(), cuda_kv_outer_backend(),
 #endif
 #if MSA_WITH_X86
         amx_backend(),       avx512_backend(),        avx2_backend(),

@@ -12,5 +12,7 @@ const Backend* avx512_backend();
 const Backend* amx_backend();
 const Backend* cuda_backend();        ///< with the tuned kernels
 const Backend* cuda_plain_backend();  ///< any GPU
+const Backend* cuda_union_backend();  ///< cuda with sparse prefill in one order
+const Backend* cuda_kv_outer_backend();
 
 }  // namespace msa

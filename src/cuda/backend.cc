@@ -1,6 +1,7 @@
 // The CUDA backends. "cuda-plain" runs the kernels of smxx/, which take any legal shape on any GPU
 // from compute capability 8.0 on. "cuda" is the same plus the tuned families of sm90/: each has a
 // predicate and a launch function, and takes a call on a Hopper device when its predicate says so.
+// "cuda-union" and "cuda-kv-outer" are "cuda" with one order of sparse prefill, whatever the lists.
 #include <algorithm>
 #include <cstdint>
 
@@ -92,9 +93,12 @@ class PlainBackend : public PartialBackend {
 /// and in workspace_bytes() its own part.
 class CudaBackend final : public PlainBackend {
  public:
-  const char* name() const override { return "cuda"; }
-  const char* requirement() const override { return "NVIDIA GPU of sm_80 or newer"; }
-  int priority() const override { return 100; }
+  using Order = sm90::prefill::Order;
+  CudaBackend(const char* name, int priority, Order order)
+      : name_(name), priority_(priority), order_(order) {}
+
+  const char* name() const override { return name_; }
+  int priority() const override { return priority_; }
 
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     int64_t bytes = PlainBackend::workspace_bytes(problem, limits);
@@ -105,7 +109,7 @@ class CudaBackend final : public PlainBackend {
     if (tuned(problem, sm90::dense::fits))
       bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::prefill::fits))
-      bytes = std::max(bytes, sm90::prefill::workspace_bytes(problem, limits));
+      bytes = std::max(bytes, sm90::prefill::workspace_bytes(problem, limits, order_));
     return bytes;
   }
 
@@ -127,8 +131,8 @@ class CudaBackend final : public PlainBackend {
                        [&](cudaStream_t stream) { return sm90::decode::run(p, a, stream); });
     if (!tuned(p.problem, sm90::prefill::fits) || !sm90::prefill::fits(a))
       return PlainBackend::run(p, a, w, q);
-    return on_device(p, w, q,
-                     [&](cudaStream_t stream) { return sm90::prefill::run(p, a, w, stream); });
+    return on_device(
+        p, w, q, [&](cudaStream_t stream) { return sm90::prefill::run(p, a, w, order_, stream); });
   }
   Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) const override {
     const LayerDecodeSteps s = layer_decode_steps(p, a, w);
@@ -167,6 +171,10 @@ class CudaBackend final : public PlainBackend {
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::index::run(p, a, w, stream); });
   }
+
+  const char* name_;
+  int priority_;
+  Order order_;  ///< of sparse prefill
 };
 
 }  // namespace
@@ -177,7 +185,17 @@ const Backend* cuda_plain_backend() {
 }
 
 const Backend* cuda_backend() {
-  static const CudaBackend backend;
+  static const CudaBackend backend("cuda", 100, CudaBackend::Order::kAuto);
+  return &backend;
+}
+
+const Backend* cuda_union_backend() {
+  static const CudaBackend backend("cuda-union", 80, CudaBackend::Order::kUnion);
+  return &backend;
+}
+
+const Backend* cuda_kv_outer_backend() {
+  static const CudaBackend backend("cuda-kv-outer", 80, CudaBackend::Order::kKvOuter);
   return &backend;
 }
 

@@ -509,14 +509,22 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
   return {};
 }
 
-bool rounds_probabilities(const Backend& backend, DType dtype) {
+namespace {
+
+/// "cuda" and its variants with one order of sparse prefill.
+bool has_hopper_kernels(const Backend& backend) {
   const std::string_view name = backend.name();
-  return dtype == DType::kBF16 && (name == "amx" || name == "cuda");
+  return name.starts_with("cuda") && name != "cuda-plain";
 }
 
-int64_t alignment(const Backend& backend) {
-  return std::string_view(backend.name()) == "cuda" ? 16 : 1;
+}  // namespace
+
+bool rounds_probabilities(const Backend& backend, DType dtype) {
+  return dtype == DType::kBF16 &&
+         (std::string_view(backend.name()) == "amx" || has_hopper_kernels(backend));
 }
+
+int64_t alignment(const Backend& backend) { return has_hopper_kernels(backend) ? 16 : 1; }
 
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions) {
   Verdict verdict;

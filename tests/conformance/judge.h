@@ -51,7 +51,8 @@ struct Conditions {
 bool rounds_probabilities(const Backend& backend, DType dtype);
 
 /// What addresses and strides of 16-bit tensors must be a multiple of, in bytes: those that "cuda"
-/// hands to the tensor memory accelerator (q, k, v, index queries and keys) 16, all others 1.
+/// and its variants hand to the tensor memory accelerator (q, k, v, index queries and keys) 16, all
+/// others 1.
 int64_t alignment(const Backend& backend);
 
 /// Judges outputs computed from the same arguments.

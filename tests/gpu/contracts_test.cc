@@ -9,9 +9,11 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "conformance/device.h"
+#include "conformance/judge.h"
 #include "conformance/tensors.h"
 #include "core/half.h"
 #include "msa/msa.h"
@@ -333,6 +335,10 @@ class Contracts : public testing::TestWithParam<const char*> {
     if (IsSkipped()) return;
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   }
+  /// Variants of "cuda" differ from it in sparse attention alone.
+  static bool concerns(Op op) {
+    return std::string_view(GetParam()) != "cuda-kv-outer" || op == Op::kSparseAttention;
+  }
   Bound bind(Scene& scene, Op op) {
     return Bound(GetParam(), scene.problem(op), scene.limits(), scene.arguments(op));
   }
@@ -354,7 +360,7 @@ class Contracts : public testing::TestWithParam<const char*> {
 
   cudaStream_t stream_ = nullptr;
 };
-INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::Values("cuda", "cuda-plain"),
+INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::Values("cuda", "cuda-plain", "cuda-kv-outer"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -364,6 +370,7 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::Values("cuda", "cuda-plain"),
 TEST_P(Contracts, ReplayWithOtherLengths) {
   for (bool decode : {true, false}) {
     for (Op op : kOps) {
+      if (!concerns(op)) continue;
       if (is_decode(op) && !decode) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = decode ? decode_scene() : prefill_scene();
@@ -391,6 +398,7 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
 
 TEST_P(Contracts, NothingIsAllocated) {
   for (Op op : kOps) {
+    if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene = decode_scene();
     Bound bound = bind(scene, op);
@@ -407,6 +415,7 @@ TEST_P(Contracts, NothingIsAllocated) {
 TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
   for (auto [hq, hkv] : {std::pair{64, 4}, {16, 1}, {8, 1}, {16, 2}}) {
     for (Op op : kOps) {
+      if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = is_decode(op) ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
       Bound bound = bind(scene, op);
@@ -420,6 +429,7 @@ TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
 
 TEST_P(Contracts, StaleTokensAreNeverUsed) {
   for (Op op : kPagedReaders) {
+    if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
     Bound bound = bind(scene, op);
@@ -449,6 +459,7 @@ TEST_P(Contracts, StaleTokensAreNeverUsed) {
 
 TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
   for (Op op : kPagedReaders) {
+    if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
     const std::vector<std::byte> small = bind(scene, op).run_and_take();
@@ -486,6 +497,7 @@ TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
 TEST_P(Contracts, StridedPackedPools) {
   constexpr int64_t kKeys = 1500;
   for (Op op : {Op::kSparseAttention, Op::kDenseAttention}) {
+    if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene(16, 2, {200}, {kKeys});
     scene.pack();
@@ -519,6 +531,7 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
   };
   for (int round = 0; round < 6; ++round) {
     for (Op op : kOps) {
+      if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = is_decode(op) ? decode_scene(16, 2) : prefill_scene(16, 2);
       if (round % 2 == 0 && !is_decode(op) && op != Op::kAppendPaged) scene.pack();
@@ -531,6 +544,70 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
       if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->ids);
       bound.run_and_take();
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << "round " << round;
+    }
+  }
+}
+
+/// Rows of two backends that round differently: probabilities in bf16 on one side (1e-2 of the row,
+/// 1e-3 where values cancel; tests/conformance/judge.cc), outputs in bf16 on both.
+void expect_equal_rows(const SparseAttentionParams& got, const SparseAttentionParams& want) {
+  const auto compare = [](const char* name, TensorView a, TensorView b,
+                          const conformance::Tolerance& tolerance) {
+    conformance::Verdict verdict;
+    std::vector<std::byte> memory[2];
+    for (int i = 0; i < 2; ++i) {
+      TensorView& view = i == 0 ? a : b;
+      memory[i].resize(static_cast<size_t>(view.numel() * size_of(view.dtype)));
+      ASSERT_TRUE(conformance::download(memory[i].data(), view.data, memory[i].size()).ok());
+      view.data = memory[i].data();
+    }
+    conformance::compare_rows(name, a, b, tolerance, &verdict);
+    EXPECT_TRUE(verdict.ok()) << verdict.failure;
+  };
+  compare("o", got.o, want.o,
+          {.absolute = 1e-3, .row = 1e-2, .element = 2 * 0x1p-8, .cosine = 0.9999});
+  compare("lse", got.lse, want.lse, {.absolute = 1e-4});
+}
+
+/// Both orders of sparse prefill against the plain kernels; the last scene is long enough for
+/// several windows of KV-outer.
+TEST(PrefillOrders, AgreeWithThePlainKernels) {
+  const Status usable = find_backend("cuda")->usable();
+  if (!usable.ok()) GTEST_SKIP() << "skipped: " << usable.message();
+  struct Setting {
+    int heads_q, heads_kv;
+    std::vector<int32_t> q_lens, kv_lens;
+    bool packed = false, causal = true, f32 = false;
+    int topk = 16;
+  };
+  const std::vector<Setting> settings{
+      {64, 4, {300, 0, 129, 7}, {3000, 200, 129, 4000}},
+      {64, 4, {300, 1, 129, 7}, {3000, 2500, 129, 4000}, true},
+      {16, 2, {65, 200}, {65, 5000}, false, true, true},
+      {16, 1, {1000}, {5120}, true, false},
+      {8, 1, std::vector<int32_t>(70, 13), std::vector<int32_t>(70, 900), false, true, true, 5},
+      {8, 1, {4500, 700}, {4800, 5000}}};
+  for (const Setting& s : settings) {
+    Scene scene(s.heads_q, s.heads_kv, s.q_lens, s.kv_lens);
+    scene.topk = s.topk;
+    if (s.packed) scene.pack();
+    scene.batch.causal = s.causal;
+    const auto arguments = [&] {
+      auto a = std::get<SparseAttentionParams>(scene.arguments(Op::kSparseAttention));
+      if (s.f32) a.o = scene.arena.make(DType::kF32, {scene.tokens, s.heads_q, kDim});
+      return a;
+    };
+    const SparseAttentionParams want = arguments();
+    const auto run = [&](const char* backend, const SparseAttentionParams& a) {
+      return Bound(backend, scene.problem(Op::kSparseAttention), scene.limits(), a).run_and_take();
+    };
+    run("cuda-plain", want);
+    for (const char* order : {"cuda-union", "cuda-kv-outer"}) {
+      SCOPED_TRACE(std::string(order) + " " + std::to_string(&s - settings.data()));
+      const SparseAttentionParams got = arguments();
+      const std::vector<std::byte> first = run(order, got);
+      expect_equal_rows(got, want);
+      EXPECT_TRUE(first == run(order, got)) << "other bits in a second run";
     }
   }
 }

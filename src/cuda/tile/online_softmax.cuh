@@ -52,6 +52,15 @@ __device__ inline void add_values(float (&o)[kDim / 2], const uint32_t (&p)[kKey
     ptx::wgmma<ptx::BLayout::kNMajor>(o, p[i], v.n_major(i), true);
 }
 
+/// o = P V, started (not committed).
+template <int kKeys, int kDim>
+__device__ inline void set_values(float (&o)[kDim / 2], const uint32_t (&p)[kKeys / 16][4],
+                                  const SharedTile<kKeys, kDim>& v) {
+#pragma unroll
+  for (int i = 0; i < kKeys / 16; ++i)
+    ptx::wgmma<ptx::BLayout::kNMajor>(o, p[i], v.n_major(i), i > 0);
+}
+
 /// Columns limit[h] and up become -inf: the causal limit, the end of the keys, or (limit <= 0) a
 /// block that this row does not attend.
 template <int kCount>

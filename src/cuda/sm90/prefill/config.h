@@ -11,6 +11,14 @@ inline constexpr int kWarpgroups = 2;  ///< that compute, 64 rows each
 inline constexpr int kRingSteps = 3;   ///< blocks (K and V, 64 KB) on their way or in use
 inline constexpr int kThreads = 128 * (1 + kWarpgroups);
 
+// KV-outer order: a tile is 64 rows, the work of one warpgroup.
+inline constexpr int kTileRows = 64;
+inline constexpr int kTileStages = 6;         ///< tiles of queries, 16 KB: by turns a warpgroup's
+inline constexpr int kTaskStages = 2;         ///< blocks (K and V)
+inline constexpr int kMostTaskQueries = 256;  ///< of one task
+inline constexpr int kMostTaskTiles = kMostTaskQueries / (kTileRows / 16);  ///< G 16
+static_assert(kTileStages % kWarpgroups == 0, "a stage always belongs to the same warpgroup");
+
 // 65,536 registers: 224 for each computing thread leave 56 for those that plan and load.
 inline constexpr int kProducerRegisters = 56;
 inline constexpr int kConsumerRegisters = 224;

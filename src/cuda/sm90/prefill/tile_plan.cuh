@@ -7,19 +7,9 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/sm90/prefill/operands.cuh"
 
 namespace msa::cuda::sm90::prefill {
-
-/// The lists of queries: i32 [Hkv,T,K], any strides.
-struct Lists {
-  const int32_t* ids;
-  int64_t head_stride, token_stride;
-  int32_t topk;
-
-  __device__ int id(int head, int64_t token, int slot) const {
-    return ids[head * head_stride + token * token_stride + slot];
-  }
-};
 
 /// What the consumers must know of a tile.
 template <int kGroup>
@@ -153,17 +143,11 @@ class TilePlanner {
     visible_ = exists ? s.visible(first + lane, kBlock, batch.causal) : 0;
 #pragma unroll
     for (int r = 0; r < kPerLane; ++r) {
-      const int query = (32 * r + lane) / kMostSlots, slot = lane % kMostSlots;
+      const int query = (32 * r + lane) / kMostSlots;
       const int row = __shfl_sync(0xffffffff, row_, query);
       const int visible = __shfl_sync(0xffffffff, visible_, query);
-      const int id = row >= 0 && slot < lists.topk ? lists.id(head, row, slot) : -1;
-      // The first -1 ends a list, which lies in 16 neighbouring lanes.
-      const uint32_t ends = __ballot_sync(0xffffffff, id < 0) >> (lane - slot);
-      const bool listed = (ends & ((2u << slot) - 1)) == 0;
-      const int block = listed ? id - s.block0 : -1;
-      const bool seen = block >= 0 && block < (visible >> 7) + ((visible & 127) != 0);
-      const bool readable = seen && (s.pages == nullptr || batch.page(s, block) >= 0);
-      key_[r] = readable ? static_cast<uint32_t>(block) * kKeyQueries + query : kNone;
+      const int block = chosen_block(batch, lists, s, head, row, visible);
+      key_[r] = block >= 0 ? static_cast<uint32_t>(block) * kKeyQueries + query : kNone;
     }
     sort_in_warp(key_);
   }

@@ -14,7 +14,9 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/sm90/prefill/operands.cuh"
 #include "cuda/sm90/prefill/tile_plan.cuh"
+#include "cuda/sm90/prefill/windows.h"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -22,20 +24,14 @@
 
 namespace msa::cuda::sm90::prefill {
 
-/// Where results go: o [T,Hq,D] as bf16 or f32, lse [T,Hq] or null. Strides in elements.
-struct Output {
-  void* o;
-  float* lse;
-  int64_t o_token, o_head, lse_token, lse_head;
-};
-
 struct UnionArgs {
   DeviceBatch batch;
   Lists lists;
   Output out;
-  float scale;     ///< softmax_scale * log2(e)
-  int heads_kv;    ///< Hkv
-  int* next_tile;  ///< tiles taken so far
+  float scale;   ///< softmax_scale * log2(e)
+  int heads_kv;  ///< Hkv
+  Header* header;
+  bool measured;  ///< only if Header::overlap asks for the union
 };
 
 template <int kGroup>
@@ -64,7 +60,8 @@ __device__ void plan_tiles(UnionShared<kGroup>& shared, const UnionArgs& args,
   const int tiles = finder.tiles() * args.heads_kv;
   RingPosition<1> at;
   while (true) {
-    const int number = __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(args.next_tile, 1) : 0, 0);
+    const int number =
+        __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(&args.header->next_tile, 1) : 0, 0);
     if (number >= tiles) break;
     // Neighbours in time are neighbours in the text: they share blocks in L2.
     const int head = number / finder.tiles();
@@ -321,6 +318,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                  const __grid_constant__ UnionArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<UnionShared<kGroup>*>(memory);
+  if (args.measured && prefers_kv_outer(args.header->overlap)) return;
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;  // warps
     shared.plan_ring.init(1);
