@@ -15,11 +15,11 @@ echo "format: ${#sources[@]} files"
 echo "ruff: $(git ls-files '*.py' | wc -l) files"
 
 lines=$(cat include/msa/*.h | wc -l)
-if ((lines > 1000)); then
-  echo "the public headers have $lines lines, more than 1000" >&2
+if ((lines > 1100)); then
+  echo "the public headers have $lines lines, more than 1100" >&2
   exit 1
 fi
-echo "public headers: $lines of 1000 lines"
+echo "public headers: $lines of 1100 lines"
 
 CC=clang-19 CXX=clang++-19 cmake --preset debug -B build/lint --log-level=WARNING >/dev/null
 cmake --build build/lint --target msa_commit >/dev/null  # a generated header
