@@ -62,7 +62,9 @@ def print_table(results):
         products = new > 16 and row["flops"] > 0
         rate = f"{row['tflops']:.0f} TFLOP/s" if products else f"{row['gbps'] / 1e3:.2f} TB/s"
         median = seconds_text(row["seconds_median"])
-        print(f"| {work} | {row['selection']} | {row['op']} | {median} | "
+        # "cuda" is what one gets; others are there for comparison.
+        op = row["op"] if row["backend"] == "cuda" else f"{row['op']} ({row['backend']})"
+        print(f"| {work} | {row['selection']} | {op} | {median} | "
               f"{seconds_text(row['seconds_p10'])} to {seconds_text(row['seconds_p90'])} | "
               f"{row['ceiling_fraction']:.0%} | {rate} |")
 

@@ -61,28 +61,31 @@ sanitize() {
   sanitizer memcheck smoke "${check[@]}"
   sanitizer racecheck smoke "${check[@]}"
   sanitizer initcheck smoke "${check[@]}"
+  sanitizer racecheck kv_outer "$BIN/msa_gpu" --gtest_filter='*ThreeRuns*cuda_kv_outer'
   sanitizer memcheck bad_metadata "$BIN/msa_gpu" --gtest_filter='*BadMetadata*'
 }
 
-# One line per setting: a name, seconds, and what `msa bench` is given.
+# One line per setting: a name, seconds, a backend, and what else `msa bench` is given.
 bench() {
-  local name limit flags
-  while read -r name limit flags; do
+  local name limit backend flags
+  while read -r name limit backend flags; do
     # shellcheck disable=SC2086  # flags are words
-    step "bench_$name" "$limit" "$BIN/msa" bench --backend cuda --shape m3 --quiet $flags \
+    step "bench_$name" "$limit" "$BIN/msa" bench --backend "$backend" --shape m3 --quiet $flags \
       --json "$OUT/bench_$name.json"
   done <<'SETTINGS'
-prefill       60 --context 8192,32768 --selection random --repeats 20
-prefill_128k  60 --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
-decode        40 --context 32768,131072 --new-tokens 1 --repeats 20
-decode_1m     40 --context 524288,1048576 --new-tokens 1 --op index_select,sparse_decode,msa --repeats 20
-decode_4x1m   40 --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
-decode_8      40 --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
-decode_8x4    40 --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
-decode_32     40 --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
-extend        40 --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
-extend_1k     60 --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
-parts         40 --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
+prefill         60 cuda          --context 8192,32768 --selection random --repeats 20
+prefill_128k    60 cuda          --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
+kv_outer        60 cuda-kv-outer --context 8192,32768,131072 --op sparse_attention,msa --selection random --repeats 10
+decode          40 cuda          --context 32768,131072 --new-tokens 1 --repeats 20
+decode_1m       40 cuda          --context 524288,1048576 --new-tokens 1 --op index_select,sparse_decode,msa --repeats 20
+decode_4x1m     40 cuda          --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
+decode_8        40 cuda          --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
+decode_8x4      40 cuda          --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
+decode_32       40 cuda          --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
+extend          40 cuda          --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
+extend_1k       60 cuda          --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
+extend_kv_outer 40 cuda-kv-outer --context 131072 --new-tokens 128 --op sparse_attention,msa --selection random --repeats 20
+parts           40 cuda          --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
   local context trace
   for context in 8192 32768 131072; do  # on the block lists of a trained model

@@ -30,8 +30,8 @@ struct Overlap {
 /// is about 1.9. Infinite until KV-outer has been measured on a device.
 inline constexpr double kKvOuterFrom = std::numeric_limits<double>::infinity();  // then 1.9
 
-/// A plan for fewer query rows always takes the union: a block serves few queries, and lists, overlap
-/// and merge are launches of their own.
+/// A plan for fewer query rows always takes the union: a block serves few queries, and lists,
+/// overlap and merge are launches of their own.
 inline constexpr int64_t kLeastKvOuterTokens = 128;
 
 /// What a plan for `problem` within `limits` does when `asked` for an order. `from`: see

@@ -98,8 +98,9 @@ class TaskQueue {
 
   const KvOuterArgs& a_;
   int number_ = 0;
-  int head_ = 0, before_ = 0,
-      tasks_;  ///< the head of the task ahead, and the tasks of those before
+  int head_ = 0;    ///< of the task ahead
+  int before_ = 0;  ///< tasks of the heads before
+  int tasks_;       ///< of this head
   Task ahead_{};
 };
 
