@@ -37,9 +37,7 @@ def measure(heads: Heads, ids: Tensor, config: MsaConfig) -> dict[str, float]:
     groups, _, blocks = mass.shape
     topk = ids.shape[2]
 
-    row = torch.arange(len(q), device=q.device)
-    sequence = torch.searchsorted(heads.cu_seqlens[1:], row, right=True, out_int32=True)
-    last = (row - heads.cu_seqlens[sequence]) // config.block_size  # of every query
+    last = heads.places() // config.block_size  # the block of every query
     choice = last + 1 > topk
     if not choice.any():
         return {}

@@ -88,6 +88,16 @@ class Heads:
     cu_seqlens: Tensor  # i32 [B+1]
     max_seqlen: int
 
+    def places(self) -> Tensor:
+        """int64 [T], as the function."""
+        return places(self.cu_seqlens, len(self.q))
+
+
+def places(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """int64 [T]: where a token stands in its sequence."""
+    row = torch.arange(tokens, device=cu_seqlens.device)
+    return row - cu_seqlens[torch.searchsorted(cu_seqlens[1:], row, right=True)]
+
 
 #: (o [T,Hq,D], kl scalar or None) of a sparse layer: attention with its index branch, or any other.
 Attend = Callable[[Heads], tuple[Tensor, Optional[Tensor]]]
@@ -267,12 +277,9 @@ class Model(nn.Module):
 
     def rope(self, cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """cos and sin [T,1,rotary/2] of every token's place in its sequence."""
-        row = torch.arange(tokens, device=cu_seqlens.device)
-        sequence = torch.searchsorted(cu_seqlens[1:], row, right=True, out_int32=True)
-        place = (row - cu_seqlens[sequence]).float()
         size, theta = self.config["rotary_dim"], self.config["rope_parameters"]["rope_theta"]
-        channel = torch.arange(0, size, 2, device=row.device, dtype=torch.float32)
-        angle = place[:, None, None] * theta ** (-channel / size)
+        channel = torch.arange(0, size, 2, device=cu_seqlens.device, dtype=torch.float32)
+        angle = places(cu_seqlens, tokens)[:, None, None] * theta ** (-channel / size)
         return angle.cos(), angle.sin()
 
     def index_parameters(self) -> dict[str, nn.Parameter]:
