@@ -98,6 +98,14 @@ class Border {
     MSA_TRY(output("o", o, "T,Hq,D", {p_.dtype, DType::kF32}));
     return lse.given() ? output("lse", lse, "T,Hq", {DType::kF32}) : Status();
   }
+  /// Names of (token, slot) fit into an int32.
+  Status bind_entries() {
+    const int64_t entries = extent("T") * p_.topk;
+    if (entries > INT32_MAX)
+      return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
+    bind("T*K", entries);
+    return {};
+  }
   /// A column per block of the longest sequence, or more.
   Status columns(const char* name, const TensorView& view, const Blocks& blocks) const {
     if (view.shape[2] >= blocks.most) return {};
@@ -319,10 +327,10 @@ Status Border::id_values(const TensorView& ids, const Batch& batch) const {
 
 Status Border::inverse_lists(const TensorView& row_ptr, const TensorView& entries,
                              const TensorView& ids, const Batch& batch, const Blocks& blocks) {
+  const int64_t topk = p_.topk;
+  if (ids.given()) MSA_TRY(bind_entries());
   if (!row_ptr.given() && !entries.given()) return {};
   if (!ids.given()) return invalid("row_ptr: given, expected none without ids");
-  const int64_t topk = p_.topk;
-  bind("T*K", extent("T") * topk);
   if (host()) bind("NB+1", blocks.sum + 1);
   MSA_TRY(input("row_ptr", row_ptr, "Hkv,NB+1", {DType::kI32}));
   MSA_TRY(input("entries", entries, "Hkv,T*K", {DType::kI32}));
@@ -465,10 +473,7 @@ Status check(const Plan& plan, const BlockListsParams& a) {
   MSA_TRY(border.op(Op::kBlockLists));
   MSA_TRY(border.input("ids", a.ids, "Hkv,T,K", {DType::kI32}));
   MSA_TRY(border.batch(a.batch, false, &blocks));
-  const int64_t entries = border.extent("T") * plan.problem.topk;
-  if (entries > INT32_MAX)
-    return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
-  border.bind("T*K", entries);
+  MSA_TRY(border.bind_entries());
   if (border.host()) border.bind("NB+1", blocks.sum + 1);
   MSA_TRY(border.output("row_ptr", a.row_ptr, "Hkv,NB+1", {DType::kI32}));
   MSA_TRY(border.output("entries", a.entries, "Hkv,T*K", {DType::kI32}));

@@ -5,7 +5,6 @@
 
 #include <string_view>
 
-#include "core/partial_backend.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cpu/generic/limits.h"
@@ -45,7 +44,7 @@ const char* missing_amx() {
   return granted ? nullptr : "permission of the operating system for AMX tiles";
 }
 
-class CpuBackend : public PartialBackend {
+class CpuBackend : public Backend {
  public:
   CpuBackend(const char* name, const char* requirement, int priority, const Kernels& kernels,
              const char* (*missing)(), bool bf16_only)
@@ -72,11 +71,13 @@ class CpuBackend : public PartialBackend {
     const auto refuse = [](const char* field, auto value, const char* supported) {
       return error(StatusCode::kUnsupported, field, ": got ", value, ", supported: ", supported);
     };
-    if (is_training(p.op))
-      return refuse("op", name_of(p.op), "the forward operators");
     const bool attends = p.op == Op::kSparseAttention || p.op == Op::kSparseDecode ||
-                         p.op == Op::kDenseAttention || p.op == Op::kBlockMass;
-    const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect;
+                         p.op == Op::kDenseAttention || p.op == Op::kBlockMass ||
+                         (is_training(p.op) && p.op != Op::kIndexLse);
+    const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect ||
+                         p.op == Op::kIndexLse || p.op == Op::kKlBackward || p.op == Op::kKlLoss;
+    if (bf16_only_ && is_training(p.op))
+      return refuse("op", name_of(p.op), "the forward operators; training is in f32");
     if (bf16_only_ && (attends || indexes) && p.dtype != DType::kBF16)
       return refuse("dtype", name_of(p.dtype), "bf16");
     if (bf16_only_ && !attends && !indexes)
@@ -135,7 +136,16 @@ class CpuBackend : public PartialBackend {
   Status run(const Plan& plan, const BlockMassParams& a, Workspace w, Queue q) const override {
     return with_team(plan, q, [&] { kernels_.block_mass(plan, a, w, q); });
   }
-  using PartialBackend::run;
+  Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace w,
+             Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.attention_backward(plan, a, w, q); });
+  }
+  Status run(const Plan& plan, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.index_lse(plan, a, w, q); });
+  }
+  Status run(const Plan& plan, const KlParams& a, Workspace w, Queue q) const override {
+    return with_team(plan, q, [&] { kernels_.kl(plan, a, w, q); });
+  }
 
   const Kernels& kernels() const { return kernels_; }
 

@@ -18,6 +18,10 @@ struct Kernels {
   void (*sparse_attention)(const Plan&, const SparseAttentionParams&, Workspace, Queue);
   void (*dense_attention)(const Plan&, const DenseAttentionParams&, Workspace, Queue);
   void (*block_mass)(const Plan&, const BlockMassParams&, Workspace, Queue);
+  // Training is in f32: null for 16-bit pairs.
+  void (*attention_backward)(const Plan&, const AttentionBackwardParams&, Workspace, Queue);
+  void (*index_lse)(const Plan&, const IndexLseParams&, Workspace, Queue);
+  void (*kl)(const Plan&, const KlParams&, Workspace, Queue);
   /// Multiply-adds on registers alone, some 0.1 ms of one thread: returns the FLOPs it did.
   double (*burn)();
 };

@@ -151,7 +151,8 @@ void compare_rows(const char* name, const TensorView& got, const TensorView& wan
       const double error = std::abs(g - w);
       const double allowed =
           tolerance.absolute + tolerance.row * magnitude + tolerance.element * std::abs(w);
-      if (magnitude > 0) verdict->max_error = std::max(verdict->max_error, error / magnitude);
+      const double size = std::max(magnitude, tolerance.absolute);  // not of what cancelled
+      if (size > 0) verdict->max_error = std::max(verdict->max_error, error / size);
       if (!(error <= allowed)) {
         fail(verdict, text(place(name, got, i), ": got ", g, ", expected ", w, ", error ", error,
                            " above ", allowed));

@@ -214,6 +214,12 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
   return row;
 }
 
+size_t op_width(const Options& options) {
+  size_t width = 16;
+  for (const std::string& op : options.ops) width = std::max(width, op.size());
+  return width;
+}
+
 void print_header(const Options& options, Machine* machine) {
   const std::string here =
       machine->device != nullptr
@@ -222,19 +228,19 @@ void print_header(const Options& options, Machine* machine) {
                         machine->threads.count());
   fmt::print("{} | {} {} | read bandwidth {:.1f} GB/s\n", here, options.shape, options.dtype,
              machine->bandwidth * 1e-9);
-  fmt::print("{:<16} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8} {:>7} {:>5} {:>8}  {}\n", "op",
-             "backend", "context", "new", "median", "p10 to p90", "GFLOP/s", "GB/s", "ceil",
-             "error", "verdict");
+  fmt::print("{:<{}} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8} {:>7} {:>5} {:>8}  {}\n", "op",
+             op_width(options), "backend", "context", "new", "median", "p10 to p90", "GFLOP/s",
+             "GB/s", "ceil", "error", "verdict");
 }
 
-void print_row(const json& row) {
+void print_row(const Options& options, const json& row) {
   const auto text = [&](const char* key) { return row[key].get<std::string>(); };
   const auto number = [&](const char* key) {
     return row[key].is_null() ? 0 : row[key].get<double>();
   };
-  fmt::print("{:<16} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8.1f} {:>7.2f} {:>4.0f}% {:>8.1e}  {}",
-             text("op"), text("backend"), number("context"), number("new_tokens"),
-             human_seconds(number("seconds_median")),
+  fmt::print("{:<{}} {:<9} {:>8} {:>7} {:>10} {:>21} {:>8.1f} {:>7.2f} {:>4.0f}% {:>8.1e}  {}",
+             text("op"), op_width(options), text("backend"), number("context"),
+             number("new_tokens"), human_seconds(number("seconds_median")),
              human_seconds(number("seconds_p10")) + " to " + human_seconds(number("seconds_p90")),
              1e3 * number("tflops"), number("gbps"), 100 * number("ceiling_fraction"),
              number("max_error"), text("verdict"));
@@ -305,7 +311,8 @@ int run_bench(Options options) {
     std::vector<Measured> all;
     Progress progress(fmt::format("context {}", context), options.common.quiet);
     for (const std::string& op : options.ops) {
-      const bool paged = options.layout == "paged" || op == "append_paged" || op == "sparse_decode";
+      const bool paged = (options.layout == "paged" && !is_training(op_named(op).value_or(Op{}))) ||
+                         op == "append_paged" || op == "sparse_decode";
       setting.problem.layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
       auto& workload = workloads[setting.problem.layout];
       if (workload == nullptr)
@@ -329,7 +336,7 @@ int run_bench(Options options) {
       rows.push_back(
           row_of(options, setting, one, dense == all.end() ? nullptr : &*dense, &machine));
       if (table && rows.size() == 1) print_header(options, &machine);
-      if (table) print_row(rows.back());
+      if (table) print_row(options, rows.back());
       passed = passed && one.verdict.ok();
     }
   }

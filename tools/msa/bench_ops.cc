@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kMergeParts = 4;
 constexpr int64_t kSamples = 32;
+constexpr int64_t kKeySamples = 4,
+                  kSampledKeys = 2;  // each costs as much as two queries of all keys
 
 template <class Params>
 using Member = TensorView Params::*;
@@ -25,6 +27,12 @@ std::vector<std::string> bench_op_names() {
   std::vector<std::string> names = {"msa"};
   for (int op = 0; op < kOpCount; ++op) names.push_back(name_of(static_cast<Op>(op)));
   return names;
+}
+
+std::optional<Op> op_named(std::string_view name) {
+  for (int op = 0; op < kOpCount; ++op)
+    if (name == name_of(static_cast<Op>(op))) return static_cast<Op>(op);
+  return {};
 }
 
 // A query row as the reference recomputes it: a batch of one sequence with one token, whose
@@ -64,6 +72,12 @@ template <class Params>
 struct Workload::Rows {
   std::vector<std::pair<Member<Params>, int>> tokens{};  ///< inputs and outputs, with their axis
   std::vector<Member<Params>> keys{};
+  /// `params` with nothing but `count` token rows from `row` on.
+  Params cut(Params params, int64_t row, int64_t count) const {
+    for (const auto& [member, axis] : tokens)
+      params.*member = slice(params.*member, axis, row, count);
+    return params;
+  }
 };
 
 Problem Workload::problem(Op op) const {
@@ -142,9 +156,7 @@ Status Workload::bind_rows(Op op, const Params& params, const Rows<Params>& rows
       int64_t row = count > 1 ? i * (tokens() - 1) / (count - 1) : 0;
       if (i > 0 && i + 1 < count) row = std::min(tokens() - 1, row + i * 37 % 61);
       const Sample sample(row / setting_.new_tokens, position(row), setting_.context, pages);
-      Params one = params;
-      for (const auto& [member, axis] : rows.tokens)
-        one.*member = slice(params.*member, axis, row, 1);
+      Params one = rows.cut(params, row, 1);
       for (const auto& member : rows.keys) one.*member = sample.keys(params.*member);
       if constexpr (requires { one.batch; }) one.batch = sample.batch();
       Verdict verdict;
@@ -244,6 +256,183 @@ Status Workload::bind_block_mass(Operation* out) {
                    out);
 }
 
+// ---- training ----
+
+/// Gradients are sums over the whole batch: a query sees all of its keys, but is one of many that
+/// reach them. So samples of queries judge one kind of output, samples of keys the other.
+template <class Params>
+struct Workload::GradientsOf {
+  std::vector<Member<Params>> queries{}, keys{};
+};
+
+namespace {
+
+/// Judges a part of a call but for the outputs in `others`. The gradients of a mean over queries
+/// are `weight` times as large as if the part's were all.
+template <class Params>
+Status judge_part(const Problem& problem, const Limits& limits, const Backend& backend, Params part,
+                  const std::vector<Member<Params>>& judged,
+                  const std::vector<Member<Params>>& others, float weight, Verdict* worst) {
+  std::vector<std::vector<float>> weighted;
+  for (const auto& member : judged) {
+    if (weight == 1) break;
+    TensorView& view = part.*member;
+    std::vector<float>& values = weighted.emplace_back(static_cast<size_t>(view.numel()));
+    for (int64_t i = 0; i < view.numel(); ++i)
+      values[static_cast<size_t>(i)] =
+          weight * view.at<float>()[conformance::element_offset(view, i)];
+    view = view.rank == 2
+               ? TensorView::contiguous(values.data(), DType::kF32, {view.shape[0], view.shape[1]})
+               : TensorView::contiguous(values.data(), DType::kF32,
+                                        {view.shape[0], view.shape[1], view.shape[2]});
+  }
+  conformance::Expected expected;
+  MSA_TRY(conformance::expect(problem, limits, part, nullptr, &expected));
+  for (const auto& member : others) part.*member = std::get<Params>(expected.params).*member;
+  const bool rounds = conformance::rounds_probabilities(backend, problem.dtype);
+  merge(conformance::judge(expected, part, {.rounds_probabilities = rounds}), worst);
+  return {};
+}
+
+}  // namespace
+
+template <class Params>
+Status Workload::bind_gradients(Op op, const Params& params, const Rows<Params>& rows,
+                                const GradientsOf<Params>& gradients, Operation* out) {
+  MSA_TRY(bind(op, params, out));
+  out->verify = [=, this, backend = out->backend](Verdict* worst) -> Status {
+    MSA_TRY(fetch(params));
+    const int64_t queries = std::min(kSamples, tokens());
+    const int64_t keys = gradients.keys.empty() ? 0 : std::min(kKeySamples, blocks());
+    const auto weight = [&](int64_t count) {  // float32 outputs only
+      return op == Op::kKlBackward ? static_cast<float>(tokens()) / static_cast<float>(count)
+                                   : 1.0f;
+    };
+    std::mutex mutex;
+    Status failed;
+    threads_.parallel_for(queries + keys, [&](int64_t i, int) {
+      Verdict verdict;
+      Status status;
+      std::string what;
+      if (i < queries) {  // one query, all of its keys
+        const int64_t row = queries > 1 ? i * (tokens() - 1) / (queries - 1) : 0;
+        const Sample sample(row / setting_.new_tokens, position(row), setting_.context, {});
+        Params part = rows.cut(params, row, 1);
+        for (const auto& member : rows.keys) part.*member = sample.keys(params.*member);
+        part.batch = sample.batch();
+        const Limits limits{.max_kv_len = setting_.context, .max_threads = 1};
+        status = judge_part(problem(op), limits, *backend, part, gradients.queries, gradients.keys,
+                            weight(1), &verdict);
+        what = fmt::format("query row {}", row);
+      } else {  // the first keys of a block, all queries of the sequence
+        const int64_t sequence = (i - queries) % setting_.batch;
+        const int64_t block = keys > 1 ? (i - queries) * (blocks() - 1) / (keys - 1) : 0;
+        const int64_t first = block * setting_.problem.block_size;
+        const int32_t cu_q[] = {0, static_cast<int32_t>(setting_.new_tokens)};
+        const int32_t cu_k[] = {
+            0, static_cast<int32_t>(std::min(kSampledKeys, setting_.context - first))};
+        const auto q_offset = static_cast<int32_t>(setting_.context - setting_.new_tokens);
+        const auto block_offset = static_cast<int32_t>(block);
+        const auto view = [](const int32_t* data, int64_t n) {
+          return TensorView::contiguous(data, DType::kI32, {n});
+        };
+        Params part = rows.cut(params, sequence * setting_.new_tokens, setting_.new_tokens);
+        for (const auto& member : rows.keys)
+          part.*member = slice(params.*member, 0, sequence * setting_.context + first, cu_k[1]);
+        part.batch = {.cu_seqlens_q = view(cu_q, 2),
+                      .cu_seqlens_k = view(cu_k, 2),
+                      .q_offset = view(&q_offset, 1),
+                      .block_offset = view(&block_offset, 1)};
+        const Limits limits{.max_tokens = setting_.new_tokens,
+                            .max_q_len = setting_.new_tokens,
+                            .max_kv_len = kSampledKeys,
+                            .max_threads = 1};
+        status = judge_part(problem(op), limits, *backend, part, gradients.keys, gradients.queries,
+                            weight(setting_.new_tokens), &verdict);
+        what = fmt::format("key {} of sequence {}", first, sequence);
+      }
+      if (!verdict.ok()) verdict.failure = fmt::format("{}: {}", what, verdict.failure);
+      const std::scoped_lock lock(mutex);
+      if (failed.ok()) failed = status;
+      merge(verdict, worst);
+    });
+    return failed;
+  };
+  return {};
+}
+
+/// Runs an operation once and keeps one of its outputs as an input of others.
+Status Workload::result_of(const Operation& operation, const conformance::Params& made,
+                           const std::string& name, const TensorView& result, TensorView* out) {
+  MSA_TRY(operation.run(0));
+  MSA_TRY(fetch(made));
+  *out = input(name, {result.shape.begin(), result.shape.begin() + result.rank}, result.dtype);
+  conformance::scatter(conformance::gather(result), *out);
+  return {};
+}
+
+Status Workload::bind_attention_backward(Op op, Operation* out) {
+  using P = AttentionBackwardParams;
+  const Problem& p = setting_.problem;
+  const bool sparse = op == Op::kSparseAttentionBackward;
+  const std::string name = sparse ? "sparse" : "dense";
+  P params{.q = q(), .k = keys("k"), .v = keys("v"), .batch = batch()};
+  Operation forward;
+  if (sparse) MSA_TRY(ids(&params.ids));
+  MSA_TRY(sparse ? bind_sparse(Op::kSparseAttention, params.ids, &forward) : bind_dense(&forward));
+  const SparseAttentionParams made{.o = o(), .lse = lse()};
+  MSA_TRY(result_of(forward, made, name + " o", o(), &params.o));
+  MSA_TRY(result_of(forward, made, name + " lse", lse(), &params.lse));
+  params.d_o = input("d_o", {tokens(), p.heads_q, p.head_dim}, p.dtype);
+  const int64_t all_keys = setting_.batch * setting_.context;
+  params.dq = output("dq", p.dtype, {tokens(), p.heads_q, p.head_dim});
+  params.dk = output("dk", p.dtype, {all_keys, p.heads_kv, p.head_dim});
+  params.dv = output("dv", p.dtype, {all_keys, p.heads_kv, p.head_dim});
+  Rows<P> rows{.tokens = {{&P::q, 0}, {&P::o, 0}, {&P::lse, 0}, {&P::d_o, 0}, {&P::dq, 0}},
+               .keys = {&P::k, &P::v, &P::dk, &P::dv}};
+  if (sparse) rows.tokens.emplace_back(&P::ids, 1);
+  return bind_gradients(op, params, rows, {.queries = {&P::dq}, .keys = {&P::dk, &P::dv}}, out);
+}
+
+Status Workload::bind_index_lse(const TensorView& lists, Operation* out) {
+  using P = IndexLseParams;
+  return bind_rows(
+      Op::kIndexLse,
+      P{.q_idx = q_idx(),
+        .k_idx = index_keys(),
+        .ids = lists,
+        .batch = batch(),
+        .lse = output("index lse", DType::kF32, {tokens(), hkv()})},
+      Rows<P>{.tokens = {{&P::q_idx, 0}, {&P::ids, 1}, {&P::lse, 0}}, .keys = {&P::k_idx}}, out);
+}
+
+Status Workload::bind_kl(Op op, Operation* out) {
+  using P = KlParams;
+  const Problem& p = setting_.problem;
+  P params{.q = q(), .k = keys("k"), .q_idx = q_idx(), .k_idx = index_keys(), .batch = batch()};
+  Operation forward, index;
+  MSA_TRY(ids(&params.ids));
+  MSA_TRY(bind_sparse(Op::kSparseAttention, params.ids, &forward));
+  MSA_TRY(bind_index_lse(params.ids, &index));
+  const TensorView made = output("index lse", DType::kF32, {tokens(), hkv()});
+  MSA_TRY(result_of(forward, SparseAttentionParams{.o = o(), .lse = lse()}, "sparse lse", lse(),
+                    &params.lse));
+  MSA_TRY(result_of(index, IndexLseParams{.lse = made}, "index lse", made, &params.index_lse));
+  Rows<P> rows{
+      .tokens = {{&P::q, 0}, {&P::lse, 0}, {&P::q_idx, 0}, {&P::index_lse, 0}, {&P::ids, 1}},
+      .keys = {&P::k, &P::k_idx}};
+  if (op == Op::kKlLoss) {
+    params.kl = output("kl", DType::kF32, {tokens(), hkv()});
+    rows.tokens.emplace_back(&P::kl, 0);
+    return bind_rows(op, params, rows, out);
+  }
+  params.dq_idx = output("dq_idx", DType::kF32, {tokens(), hkv(), p.index_dim});
+  params.dk_idx = output("dk_idx", DType::kF32, {setting_.batch * setting_.context, p.index_dim});
+  rows.tokens.emplace_back(&P::dq_idx, 0);
+  rows.keys.push_back(&P::dk_idx);
+  return bind_gradients(op, params, rows, {.queries = {&P::dq_idx}, .keys = {&P::dk_idx}}, out);
+}
+
 Status Workload::bind(Op op, Operation* out) {
   const Problem& p = setting_.problem;
   TensorView lists;
@@ -317,10 +506,13 @@ Status Workload::bind(Op op, Operation* out) {
       return bind_block_mass(out);
     case Op::kSparseAttentionBackward:
     case Op::kDenseAttentionBackward:
+      return bind_attention_backward(op, out);
     case Op::kIndexLse:
+      MSA_TRY(ids(&lists));
+      return bind_index_lse(lists, out);
     case Op::kKlBackward:
     case Op::kKlLoss:
-      break;
+      return bind_kl(op, out);
   }
   return Status(StatusCode::kInternal, "an operator without a benchmark");
 }
@@ -329,9 +521,7 @@ Status Workload::add(const std::string& name, Operation* out) {
   if (name == "msa") {
     MSA_TRY(bind_msa(out));
   } else {
-    int op = 0;
-    while (op < kOpCount && name != name_of(static_cast<Op>(op))) ++op;
-    MSA_TRY(bind(static_cast<Op>(op), out));
+    MSA_TRY(bind(op_named(name).value(), out));
   }
   out->op = name;
   return {};

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,8 @@ namespace msa::cli {
 
 /// Names that --op takes: those of the library, and `msa` = index_select, then sparse attention.
 std::vector<std::string> bench_op_names();
+/// The operator of that name, if it is one of the library's.
+std::optional<Op> op_named(std::string_view name);
 
 /// Block ids of a real run: tensors `layers.N.block_ids` i32 [Hi,T,K], by ascending N.
 struct Trace {
@@ -72,6 +75,8 @@ class Workload {
   struct Sample;
   template <class Params>
   struct Rows;
+  template <class Params>
+  struct GradientsOf;
 
   // Data (bench_data.cc): made on first use, by name.
   TensorView input(const std::string& name, std::vector<int64_t> shape, DType dtype);
@@ -121,6 +126,14 @@ class Workload {
   Status bind_select(const TensorView& ids, Operation* out);
   Status bind_msa(Operation* out);
   Status bind_block_mass(Operation* out);
+  template <class Params>
+  Status bind_gradients(Op op, const Params& params, const Rows<Params>& rows,
+                        const GradientsOf<Params>& gradients, Operation* out);
+  Status bind_attention_backward(Op op, Operation* out);
+  Status bind_index_lse(const TensorView& lists, Operation* out);
+  Status bind_kl(Op op, Operation* out);
+  Status result_of(const Operation& operation, const conformance::Params& made,
+                   const std::string& name, const TensorView& result, TensorView* out);
   Problem problem(Op op) const;
   Limits limits() const;
 

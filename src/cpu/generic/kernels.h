@@ -2,7 +2,9 @@
 #pragma once
 
 #include "cpu/generic/attention.h"
+#include "cpu/generic/backward.h"
 #include "cpu/generic/index.h"
+#include "cpu/generic/kl.h"
 #include "cpu/kernels.h"
 
 namespace msa::cpu {
@@ -16,6 +18,14 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
     case Op::kSparseAttention:
     case Op::kSparseDecode:
       return attention_bytes<Isa>(problem, limits, true);
+    case Op::kSparseAttentionBackward:
+    case Op::kDenseAttentionBackward:
+      return attention_backward_bytes<Isa>(problem, limits);
+    case Op::kIndexLse:
+      return index_lse_bytes<Isa>(problem, limits);
+    case Op::kKlBackward:
+    case Op::kKlLoss:
+      return kl_bytes<Isa>(problem, limits);
     default:
       return attention_bytes<Isa>(problem, limits, false);
   }
@@ -44,13 +54,22 @@ double burn() {
 
 template <class Isa>
 constexpr Kernels kernels_of() {
-  return {workspace_bytes<Isa>,
-          run_index_scores<Isa>,
-          run_index_select<Isa>,
-          run_sparse_attention<Isa>,
-          run_dense_attention<Isa>,
-          run_block_mass<Isa>,
-          burn<Isa>};
+  Kernels kernels{.workspace_bytes = workspace_bytes<Isa>,
+                  .index_scores = run_index_scores<Isa>,
+                  .index_select = run_index_select<Isa>,
+                  .sparse_attention = run_sparse_attention<Isa>,
+                  .dense_attention = run_dense_attention<Isa>,
+                  .block_mass = run_block_mass<Isa>,
+                  .attention_backward = nullptr,
+                  .index_lse = nullptr,
+                  .kl = nullptr,
+                  .burn = burn<Isa>};
+  if constexpr (Isa::kPair == 1) {
+    kernels.attention_backward = run_attention_backward<Isa>;
+    kernels.index_lse = run_index_lse<Isa>;
+    kernels.kl = run_kl<Isa>;
+  }
+  return kernels;
 }
 
 }  // namespace msa::cpu
