@@ -2,9 +2,9 @@
 
 Importing this module registers them; the functions of `msa_cpp.ops` call them where torch traces or
 differentiates. Each function below is the kernel of one operator for CPU and CUDA tensors, and its
-signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and its backward:
-`sparse_attention` and `dense_attention` (packed keys) and `index_kl` have one, of their first
-output; the others say by name that they have none.
+signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and a backward:
+that of `sparse_attention` and `dense_attention` (packed keys) and of `index_kl` goes back from the
+first output; the others say by name that they have none.
 
 Arguments mean what they mean in `msa_cpp.ops` and `msa_cpp.gradients`. All operators are functional
 but `append_paged`, which writes into the pages; results that are made on request are empty without
@@ -43,10 +43,9 @@ def _autograd(names: List[str], backward: Callable[..., Dict[str, Tensor]]) -> T
         ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)), *output)
 
     def gradient(ctx: Any, of_first: Tensor, *_: Any) -> Tuple[Optional[Tensor], ...]:
-        inputs, outputs = (ctx.saved_tensors[:len(ctx.tensors)],
-                           ctx.saved_tensors[len(ctx.tensors):])
-        arguments = SimpleNamespace(**ctx.others, **dict(zip(ctx.tensors, inputs)))
-        gradients = backward(arguments, outputs, of_first)
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them
+        arguments = SimpleNamespace(**ctx.others, **dict(zip(ctx.tensors, saved)))
+        gradients = backward(arguments, saved[len(ctx.tensors):], of_first)
         return tuple(gradients.get(name) for name in names)
 
     return gradient, keep

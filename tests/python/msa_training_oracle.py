@@ -36,7 +36,8 @@ def logits(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(o [T,Hq,D], lse [T,Hq])"""
     s = logits(q, k, mask, scale)
-    o = torch.einsum("hts,shd->thd", s.softmax(-1), v.repeat_interleave(q.shape[1] // k.shape[1], 1))
+    values = v.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    o = torch.einsum("hts,shd->thd", s.softmax(-1), values)
     return o, s.logsumexp(-1).T
 
 

@@ -94,11 +94,15 @@ def checked(arguments: argparse.Namespace) -> Options:
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected "
                              "at least 1")
-    if not 0 <= options.warmup_steps <= options.steps:
+    if options.route != "full" and not 0 <= options.warmup_steps <= options.steps:
         raise InputError(f"--warmup-steps: got {options.warmup_steps}, expected 0 to "
                          f"{options.steps}, the steps")
     if options.route == "msa-cpt" and arguments.init is None and not arguments.resume:
         raise InputError("--init: not given, expected a checkpoint: route msa-cpt converts one")
+    kind = arguments.device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device: got {arguments.device}, supported here are cpu" +
+                         (" and cuda" if torch.cuda.is_available() else ""))
     return options
 
 
@@ -159,7 +163,10 @@ def run(command: list[str] | None) -> str:
         trainer.resume()
     elif rank == 0:
         (output / "log.jsonl").unlink(missing_ok=True)  # of a run without a checkpoint
-    trainer.run()
+    try:
+        trainer.run()
+    except NotImplementedError as error:  # no backend computes this, and why
+        raise InputError(str(error)) from None
     last = trainer.log[-1] if trainer.log else {}
     figures = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "kl") if name in last)
     return f"{storage.directory(output, trainer.step)}: {figures or 'finished before'}"

@@ -60,7 +60,8 @@ class Text:
             raise InputError(f"{folder}: no such directory")
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         texts = [np.fromfile(p, np.uint8) for p in paths]
-        self._documents = [np.concatenate(([SEPARATOR], t)) for t in texts if len(t)]
+        begin = np.array([SEPARATOR], np.uint8)
+        self._documents = [np.concatenate((begin, text)) for text in texts if len(text)]
         if not self._documents:
             raise InputError(f"{folder}: holds no text: expected files that are not empty")
         sizes = np.array([len(d) for d in self._documents], np.float64)

@@ -6,8 +6,9 @@ a choice; mass is `msa_cpp.block_mass` under full attention.
     score recall      mass of (selected and oracle) / mass of the oracle's K best blocks
     block recall      |selected and oracle| / K
     kept mass         mass of the selected blocks
-    learned coverage  mass of the selected blocks without the forced ones, relative to the best that
-                      many blocks can do: an untrained index branch "recalls" much by the local block
+    learned coverage  mass of the selected blocks without the forced ones, relative to the best
+                      that many blocks can do: an untrained index branch "recalls" much by the
+                      local block
 """
 
 from __future__ import annotations

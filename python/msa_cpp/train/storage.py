@@ -109,8 +109,8 @@ def load_optimizer(model: Model, optimizer: torch.optim.Optimizer, path: Path) -
     for name, parameter in model.named_parameters():
         if f"{name}.step" not in checkpoint:
             continue  # frozen so far
-        shapes = zip(MOMENTS, ((1,), parameter.shape, parameter.shape))
-        state = {moment: torch.from_numpy(checkpoint.take(f"{name}.{moment}", tuple(shape)).values())
-                 for moment, shape in shapes}
+        shapes = dict.fromkeys(MOMENTS, tuple(parameter.shape)) | {"step": (1,)}
+        state = {moment: torch.from_numpy(checkpoint.take(f"{name}.{moment}", shape).values())
+                 for moment, shape in shapes.items()}
         state["step"] = state["step"].reshape(())
         optimizer.state[parameter] = {m: x.to(parameter.device) for m, x in state.items()}
