@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from msa_cpp.train import storage  # noqa: E402
 from msa_cpp.train.__main__ import main  # noqa: E402
-from msa_cpp.train.data import Facts, Text  # noqa: E402
+from msa_cpp.train.data import Facts, Text, read_folder  # noqa: E402
 from msa_cpp.train.model import MINIATURE, SPARSE, Model, dense  # noqa: E402
 from msa_cpp.train.trainer import Diverged, Options, Trainer  # noqa: E402
 
@@ -78,7 +78,7 @@ def test_every_fact_that_is_asked_for_has_been_told():
 
 
 def test_windows_of_text_are_packed_documents(texts):
-    e = Text(texts, seed=1).examples(0, 2, 1000)
+    e = Text(read_folder(texts), seed=1).examples(0, 2, 1000)
     assert e.cu_seqlens[-1] == 2000 and 1000 in e.cu_seqlens
     documents = [b"\1" + p.read_bytes()
                  for p in (texts / "a.txt", texts / "b/c.py")]

@@ -26,7 +26,7 @@ import torch.distributed as distributed
 
 from .._command import InputError, Parser, exit_code
 from . import storage
-from .data import Facts, Source, Text
+from .data import Facts, Source, Text, read_folder
 from .model import MINIATURE, Config, Model, check_config
 from .trainer import ROUTES, Options, Trainer
 
@@ -107,7 +107,7 @@ def checked(arguments: argparse.Namespace) -> Options:
 
 
 def source(name: str, seed: int) -> Source:
-    return Facts(seed) if name == "facts" else Text(name, seed)
+    return Facts(seed) if name == "facts" else Text(read_folder(name), seed)
 
 
 def starting_model(arguments: argparse.Namespace, resumed: Path | None) -> Model:

@@ -45,8 +45,19 @@ class Source(Protocol):
         """`batch` windows of `context` tokens: a pure function of the arguments and the seed."""
 
 
+def read_folder(folder: str | os.PathLike) -> list[bytes]:
+    """The files of a folder and those below it that are not empty, in the order of their names."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such directory")
+    texts = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()]
+    if not any(texts):
+        raise InputError(f"{folder}: holds no text: expected files that are not empty")
+    return [text for text in texts if text]
+
+
 class Text:
-    """Bytes of the files of a folder; every file is a document.
+    """Bytes of documents.
 
     A window holds documents in random order, the first one from a random place on, each with its
     own attention: nothing looks over the edge of a document.
@@ -54,16 +65,9 @@ class Text:
 
     vocab_size = 256
 
-    def __init__(self, folder: str | os.PathLike, seed: int = 0) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such directory")
-        paths = sorted(p for p in folder.rglob("*") if p.is_file())
-        texts = [np.fromfile(p, np.uint8) for p in paths]
-        begin = np.array([SEPARATOR], np.uint8)
-        self._documents = [np.concatenate((begin, text)) for text in texts if len(text)]
-        if not self._documents:
-            raise InputError(f"{folder}: holds no text: expected files that are not empty")
+    def __init__(self, texts: list[bytes], seed: int = 0) -> None:
+        begin = bytes([SEPARATOR])
+        self._documents = [np.frombuffer(begin + text, np.uint8) for text in texts]
         sizes = np.array([len(d) for d in self._documents], np.float64)
         self._seed, self._chances = seed, sizes / sizes.sum()
 
