@@ -47,7 +47,7 @@ class Arm:
     start: str | None = None
     looks: Callable[[Size], tuple[int, ...]] = lambda size: ()
     choose: Callable[[MsaConfig, int], Choose] | None = None
-    config: dict = field(default_factory=dict)
+    config: Callable[[Config], dict] = lambda config: {}
     model: Callable[[Config, int], Model] = Model
 
 

@@ -54,7 +54,8 @@ def training_texts(folder: Path, limit: int) -> tuple[list[bytes], dict[str, int
     """Sources below `folder` that are none of the standard library's, and how many were.
 
     Left out by name: files whose path ends like that of a module (random.py, json/decoder.py).
-    By content: files that equal one of the library or of the test text, or share RUN lines in a row.
+    By content: files that equal one of the library or of the test text, or share RUN lines in a
+    row with one.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paths = [p for p in library.rglob("*.py") if "site-packages" not in p.parts]
@@ -160,13 +161,13 @@ def main() -> None:
     for name, bits in table.items():
         cells = (f"{b:.4f}, {b - d:+.4f}" for b, d in zip(bits, dense_bits))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    verdicts = []
+    verdicts, met = [], {True: "met", False: "missed"}
     for i, n in enumerate(contexts):
         gap = table["the index branch trained here"][i] - dense_bits[i]
         control = table["window + sink"][i] - dense_bits[i]
-        verdicts.append(f"At {n} the gap is {gap:+.4f} (goal: at most 0.005: "
-                        f"{'met' if gap <= 0.005 else 'missed'}) beside {control:+.4f} of the "
-                        f"window (goal: less than half: {'met' if gap < control / 2 else 'missed'}).")
+        verdicts.append(f"At {n} the gap is {gap:+.4f} (goal: at most 0.005: {met[gap <= 0.005]}) "
+                        f"beside {control:+.4f} of the window (goal: less than half of it: "
+                        f"{met[gap < control / 2]}).")
     where = machine(given.device)
     text = (f"{where}; seed {given.seed}; {options.steps} steps, {options.warmup_steps} of them "
             f"warm-up, {options.batch} x {options.context} tokens, {seconds:.0f} s; "

@@ -3,7 +3,7 @@
     python experiments/facts.py                    the miniature, about two minutes on two cores
     python experiments/facts.py --size gpu --device cuda
     python experiments/facts.py --size smoke       every arm of the GPU experiment, a few steps
-    python experiments/facts.py --arms dense,MSA-PT --seeds 0,1,2
+    python experiments/facts.py --arms dense+MSA-PT --seeds 0,1,2
 
 Trains every arm of `arms/` on the task of `msa_cpp.train.data.Facts` and writes a table
 (facts-SIZE.md), all figures (.json) and a picture (.png, with matplotlib) into `results/`.
@@ -89,7 +89,7 @@ class Runner:
         """Rows of the table: one for each look, and for the end."""
         size, began = self.size, time.monotonic()
         options = replace(from_scratch(size, self.seed), **arm.options(size))
-        model = arm.model(size.config | arm.config, self.seed).to(self.device)
+        model = arm.model(size.config | arm.config(size.config), self.seed).to(self.device)
         if arm.start:
             model.load_state_dict(self.weights[arm.start], strict=False)
         config = msa_config(model.config, options)
@@ -124,22 +124,15 @@ class Runner:
                 **evaluate(model, attend, self.task, self.size, self.device)}
 
 
-def experiment(size: Size, seeds: list[int], names: list[str] | None, device: str) -> list[dict]:
-    """All rows; progress on stderr."""
-    known = arms()
-    names = list(known) if names is None else names
-    if unknown := [name for name in names if name not in known]:
-        sys.exit(f"--arms: got {unknown[0]!r}, supported are {', '.join(known)}")
-    rows = []
-    for seed in seeds:
-        runner = Runner(size, seed, device)
-        for arm in (arm for arm in known.values() if arm.name in names):
-            rows += runner.train(arm)
-            print(f"seed {seed}: {arm.name}: {rows[-1]['accuracy']:.3f} "
-                  f"({rows[-1]['seconds']} s)", file=sys.stderr)
-            if arm.choose and "dense" in runner.weights:
-                rows.append(runner.zero_shot(arm))
-    return rows
+def experiment(size: Size, seed: int, chosen: list[Arm], zero_shot: list[Arm],
+               device: str = "cpu") -> list[dict]:
+    """The rows of one seed; progress on stderr."""
+    runner, rows = Runner(size, seed, device), []
+    for arm in chosen:
+        rows += runner.train(arm)
+        print(f"seed {seed}: {arm.name}: {rows[-1]['accuracy']:.3f} ({rows[-1]['seconds']} s)",
+              file=sys.stderr)
+    return rows + [runner.zero_shot(arm) for arm in zero_shot]
 
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -221,19 +214,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="miniature")
-    parser.add_argument("--arms", type=lambda text: text.split(","), help="names (all)")
+    parser.add_argument("--arms", type=lambda text: text.split("+"), metavar="NAME+NAME+...",
+                        help="all by default")
     parser.add_argument("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    size, began = SIZES[options.size], time.monotonic()
-    rows = experiment(size, options.seeds, options.arms, options.device)
-    where, seconds = machine(options.device), time.monotonic() - began
-    seeds = ", ".join(map(str, options.seeds))
+    known = arms()
+    for name in options.arms or ():
+        if name not in known:
+            sys.exit(f"facts.py: --arms: got {name!r}, supported are {', '.join(known)}")
+    chosen = [arm for arm in known.values() if options.arms is None or arm.name in options.arms]
+    needed = {arm.start for arm in chosen if arm.start} - {arm.name for arm in chosen}
+    if needed:
+        sys.exit(f"facts.py: --arms: got one that starts from {needed.pop()}, expected that too")
+    zero_shot = [arm for arm in chosen if arm.choose and known["dense"] in chosen]
+    rows, began = [], time.monotonic()
+    for count, seed in enumerate(options.seeds, 1):
+        rows += experiment(SIZES[options.size], seed, chosen, zero_shot, options.device)
+        write(rows, options, options.seeds[:count], time.monotonic() - began)
+
+
+def write(rows: list[dict], options: argparse.Namespace, seeds: list[int], seconds: float) -> None:
+    """Table, figures and picture of the seeds so far."""
     options.output.mkdir(parents=True, exist_ok=True)
-    stem = options.output / f"facts-{options.size}"
-    text = (f"{where}; seeds {seeds}; {seconds:.0f} s. Mean over the seeds (smallest to largest); "
-            f"{size.steps} steps from scratch.\n\n{table(rows)}")
+    stem, where = options.output / f"facts-{options.size}", machine(options.device)
+    text = (f"{where}; seeds {', '.join(map(str, seeds))}; {seconds:.0f} s. Mean over the seeds "
+            f"(smallest to largest); {SIZES[options.size].steps} steps from scratch.\n\n"
+            f"{table(rows)}")
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".json").write_text(json.dumps({"machine": where, "rows": rows}) + "\n")
     try:
