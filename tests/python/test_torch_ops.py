@@ -12,7 +12,9 @@ from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
 NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "sparse_decode",
-         "dense_attention", "merge", "block_lists", "append_paged", "block_mass"]
+         "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
+         "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
+         "kl_backward"]
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
 FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
@@ -49,7 +51,25 @@ def arguments(name, dtype="float32"):
         "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_q_len": 5}),
         "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
         "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
+        **training_arguments(q, k, v, q_idx, k_idx, ids, {**meta, **size}),
     }[name]
+
+
+def training_arguments(q, k, v, q_idx, k_idx, ids, batch):
+    """None for paged keys, which have no gradients."""
+    if "cu_seqlens_k" not in batch:
+        return {}
+    out, lse = msa_cpp.sparse_attention(q, k, v, ids, return_lse=True, **batch)
+    dense, dense_lse = msa_cpp.dense_attention(q, k, v, return_lse=True, **batch)
+    index_lse = msa_cpp.index_lse(q_idx, k_idx, ids, **batch)
+    kl = (q, k, lse, q_idx, k_idx, index_lse, ids)
+    return {
+        "sparse_attention_backward": ((q, k, v, ids, out, lse, out), {**batch, "grads_f32": True}),
+        "dense_attention_backward": ((q, k, v, dense, dense_lse, dense), batch),
+        "index_lse": ((q_idx, k_idx, None), batch),
+        "kl_loss": (kl, batch),
+        "kl_backward": (kl, {**batch, "grads_f32": True}),
+    }
 
 
 def direct(name, args, kwargs):
@@ -74,6 +94,12 @@ def direct(name, args, kwargs):
         msa_cpp.append_paged(k, v, k_idx, k_pages=pages[0], v_pages=pages[1], k_idx_pages=pages[2],
                              **kwargs)
         return tuple(pages)
+    if kwargs.pop("grads_f32", False):  # the dtype of the gradients is that of the given ones
+        inputs = args[3:5] if name == "kl_backward" else args[:3]
+        names = ("dq_idx", "dk_idx") if name == "kl_backward" else ("dq", "dk", "dv")
+        kwargs.update(zip(names, (torch.empty(x.shape) for x in inputs)))
+    if name == "kl_backward":
+        kwargs["return_kl"] = True
     result = getattr(msa_cpp, name)(*args, **kwargs)
     return result if isinstance(result, tuple) else (result,)
 
