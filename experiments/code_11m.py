@@ -147,7 +147,7 @@ def main() -> None:
              "window + sink": measure(released, window),
              "a fresh index branch": measure(model, selected()),
              "the released index branch": measure(released, selected())}
-    began = time.monotonic()
+    where, began = machine(given.device), time.monotonic()
     trainer = Trainer(options, model, Text(texts, given.seed))
     trainer.on_step = lambda done: print(f"step {done}: {trainer.log[-1]}", file=sys.stderr) if (
         done % 10 == 1) else None
@@ -168,7 +168,6 @@ def main() -> None:
         verdicts.append(f"At {n} the gap is {gap:+.4f} (goal: at most 0.005: {met[gap <= 0.005]}) "
                         f"beside {control:+.4f} of the window (goal: less than half of it: "
                         f"{met[gap < control / 2]}).")
-    where = machine(given.device)
     text = (f"{where}; seed {given.seed}; {options.steps} steps, {options.warmup_steps} of them "
             f"warm-up, {options.batch} x {options.context} tokens, {seconds:.0f} s; "
             f"{sequences} sequences per context.\n{text_line}\n\n" + "\n".join(lines) + "\n\n" +

@@ -229,16 +229,17 @@ def main() -> None:
     if needed:
         sys.exit(f"facts.py: --arms: got one that starts from {needed.pop()}, expected that too")
     zero_shot = [arm for arm in chosen if arm.choose and known["dense"] in chosen]
-    rows, began = [], time.monotonic()
+    rows, began, where = [], time.monotonic(), machine(options.device)
     for count, seed in enumerate(options.seeds, 1):
         rows += experiment(SIZES[options.size], seed, chosen, zero_shot, options.device)
-        write(rows, options, options.seeds[:count], time.monotonic() - began)
+        write(rows, options, options.seeds[:count], where, time.monotonic() - began)
 
 
-def write(rows: list[dict], options: argparse.Namespace, seeds: list[int], seconds: float) -> None:
+def write(rows: list[dict], options: argparse.Namespace, seeds: list[int], where: str,
+          seconds: float) -> None:
     """Table, figures and picture of the seeds so far."""
     options.output.mkdir(parents=True, exist_ok=True)
-    stem, where = options.output / f"facts-{options.size}", machine(options.device)
+    stem = options.output / f"facts-{options.size}"
     text = (f"{where}; seeds {', '.join(map(str, seeds))}; {seconds:.0f} s. Mean over the seeds "
             f"(smallest to largest); {SIZES[options.size].steps} steps from scratch.\n\n"
             f"{table(rows)}")
