@@ -609,7 +609,6 @@ def test_gradients_are_those_of_the_eager_model():
 
 def test_attention_dropout_is_refused():
     model = copy.deepcopy(model_of("moe", "msa_cpp"))
-    ids = tokens_of("moe", 40)[None]
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
     model.train()
