@@ -5,8 +5,8 @@
     python experiments/facts.py --size smoke       every arm of the GPU experiment, a few steps
     python experiments/facts.py --arms dense+MSA-PT --seeds 0,1,2
 
-Trains every arm of `arms/` on the task of `msa_cpp.train.data.Facts` and writes a table
-(facts-SIZE.md), all figures (.json) and a picture (.png, with matplotlib) into `results/`.
+Trains every arm of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
+no training on the dense model as well, and writes a table (facts-SIZE.md), all figures (.json) and a picture (.png, with matplotlib) into `results/`.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def main() -> None:
     needed = {arm.start for arm in chosen if arm.start} - {arm.name for arm in chosen}
     if needed:
         sys.exit(f"facts.py: --arms: got one that starts from {needed.pop()}, expected that too")
-    zero_shot = [arm for arm in chosen if arm.choose and known["dense"] in chosen]
+    zero_shot = [arm for arm in known.values() if arm.choose and known["dense"] in chosen]
     rows, began, where = [], time.monotonic(), machine(options.device)
     for count, seed in enumerate(options.seeds, 1):
         rows += experiment(SIZES[options.size], seed, chosen, zero_shot, options.device)

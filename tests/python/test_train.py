@@ -236,8 +236,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
         time.sleep(0.01)
     child.communicate()
     assert child.returncode == -signal.SIGKILL and storage.steps(output), stop
+    (output / ".step-half").mkdir()  # as if it had been killed while it saved
     assert train(*command, "--resume") == 0
     assert log(output) == log(run), f"killed after line {stop}"
+    assert not (output / ".step-half").exists()
     a, b = (np_weights(storage.directory(o, 20)) for o in (run, output))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -294,6 +296,11 @@ def test_bad_input_is_one_line(run, tmp_path, texts, capsys):
     wide.write_text(json.dumps(MINIATURE | {"index_n_heads": 3}))
     assert "index_n_heads: got 3, expected 2" in fails(capsys, *base, "--data", texts, "--config",
                                                        wide)
+    assert "--freeze: got all" in fails(capsys, "--route", "full", *base[2:], "--data", texts,
+                                        "--freeze", "all")
+    wide.write_text(json.dumps(MINIATURE | {"layer_types": ["full_attention"] * 2}))
+    assert "layer_types: got full attention in every layer" in fails(
+        capsys, *base, "--data", texts, "--config", wide)
     if not torch.cuda.is_available():
         assert "--device: got cuda" in fails(capsys, *base, "--data", texts, "--device", "cuda")
     assert not (tmp_path / "out").exists()

@@ -97,6 +97,8 @@ def checked(arguments: argparse.Namespace) -> Options:
     if options.route != "full" and not 0 <= options.warmup_steps <= options.steps:
         raise InputError(f"--warmup-steps: got {options.warmup_steps}, expected 0 to "
                          f"{options.steps}, the steps")
+    if options.route == "full" and options.freeze == "all":
+        raise InputError("--freeze: got all, but route full trains nothing else than the backbone")
     if options.route == "msa-cpt" and arguments.init is None and not arguments.resume:
         raise InputError("--init: not given, expected a checkpoint: route msa-cpt converts one")
     kind = arguments.device.partition(":")[0]
@@ -155,6 +157,9 @@ def run(command: list[str] | None) -> str:
     if data.vocab_size > model.config["vocab_size"]:
         raise InputError(f"vocab_size: got {model.config['vocab_size']}, expected at least "
                          f"{data.vocab_size} for {arguments.data}")
+    if options.route != "full" and not model.index_parameters():
+        raise InputError("layer_types: got full attention in every layer, expected sparse ones for "
+                         f"route {options.route}: give a --config")
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(options, model.to(arguments.device), data, output=output)
     if sys.stderr.isatty() and not arguments.quiet and rank == 0:

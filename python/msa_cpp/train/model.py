@@ -89,13 +89,13 @@ class Heads:
     max_seqlen: int
 
     def places(self) -> Tensor:
-        """int64 [T], as the function."""
+        """int32 [T], as the function."""
         return places(self.cu_seqlens, len(self.q))
 
 
 def places(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """int64 [T]: where a token stands in its sequence."""
-    row = torch.arange(tokens, device=cu_seqlens.device)
+    """int32 [T]: where a token stands in its sequence."""
+    row = torch.arange(tokens, device=cu_seqlens.device, dtype=torch.int32)
     return row - cu_seqlens[torch.searchsorted(cu_seqlens[1:], row, right=True)]
 
 

@@ -68,6 +68,12 @@ def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer
         shutil.rmtree(directory(output, old))
 
 
+def remove_partial(output: Path) -> None:
+    """Removes what a run left that was killed while it saved."""
+    for path in output.glob(".step-*"):
+        shutil.rmtree(path)
+
+
 def sync(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:

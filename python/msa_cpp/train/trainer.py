@@ -235,6 +235,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Continues from the last checkpoint in `output`, and cuts the log back to it."""
+        if self.rank == 0:
+            storage.remove_partial(self.output)
         self.step = storage.steps(self.output)[-1]
         path = storage.directory(self.output, self.step)
         storage.load_weights(self.model, path)
