@@ -6,7 +6,8 @@
     python experiments/facts.py --arms dense+MSA-PT --seeds 0,1,2
 
 Trains every arm of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
-no training on the dense model as well, and writes a table (facts-SIZE.md), all figures (.json) and a picture (.png, with matplotlib) into `results/`.
+no training on the dense model as well, and writes a table (facts-SIZE.md), all figures (.json) and
+a picture (.png, with matplotlib) into `results/`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from arm import Arm, Size, arms, from_scratch
 
-from msa_cpp.train.data import Facts
+from msa_cpp.train.data import Examples, Facts
 from msa_cpp.train.metrics import NAMES, Recorder
 from msa_cpp.train.model import MINIATURE, SPARSE, Attend, Model, dense, listed
 from msa_cpp.train.trainer import Options, Trainer, by_index, msa_config
@@ -77,12 +78,26 @@ def evaluate(model: Model, attend: Attend, task: Facts, size: Size, device: str,
     }
 
 
+class Remembered(Facts):
+    """Facts that every arm of a seed reads, made once."""
+
+    def __init__(self, seed: int, **data: object) -> None:
+        super().__init__(seed, **data)
+        self._made: dict[tuple[int, int, int], Examples] = {}
+
+    def examples(self, number: int, batch: int, context: int) -> Examples:
+        key = number, batch, context
+        if key not in self._made:
+            self._made[key] = super().examples(*key)
+        return self._made[key]
+
+
 class Runner:
     """The arms of one seed; those that start from another arm find its weights here."""
 
     def __init__(self, size: Size, seed: int, device: str) -> None:
         self.size, self.seed, self.device = size, seed, device
-        self.task = Facts(seed, **size.data)
+        self.task = Remembered(seed, **size.data)
         self.weights: dict[str, dict] = {}
 
     def train(self, arm: Arm) -> list[dict]:

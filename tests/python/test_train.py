@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -263,6 +264,17 @@ def test_two_processes_are_one_with_twice_the_steps(tmp_path):
     for a, b in zip(one, two):
         for name in ("loss", "kl", "grad_norm_backbone", "grad_norm_index"):
             assert b[name] == pytest.approx(a[name], rel=1e-3), (a["step"], name)
+
+
+def test_the_progress_bar_is_for_terminals(tmp_path):
+    ours, theirs = pty.openpty()
+    command = ("--route", "full", "--steps", 3, *SMALL, "--output", tmp_path)
+    child = subprocess.Popen([sys.executable, "-m", "msa_cpp.train", *map(str, command)],
+                             stdout=subprocess.PIPE, stderr=theirs, text=True)
+    out, _ = child.communicate()
+    shown = os.read(ours, 10_000).decode()
+    assert child.returncode == 0 and "2 of 3, full loss" in shown and shown.endswith("\r\33[K")
+    assert out.startswith(f"{storage.directory(tmp_path, 3)}: loss ") and out.count("\n") == 1
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
