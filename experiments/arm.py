@@ -30,6 +30,7 @@ class Size:
     sparse_steps: int  # of a conversion, after the last of these
     data: dict = field(default_factory=dict)  # of msa_cpp.train.data.Facts
     dtype: str = "f32"
+    arms: tuple[str, ...] = ()  # that run if none are named; () for all
 
 
 @dataclass(frozen=True)

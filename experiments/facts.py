@@ -1,11 +1,11 @@
 """Which selection of blocks answers questions about a stream of facts, and which training of it.
 
-    python experiments/facts.py                    the miniature, about two minutes on two cores
+    python experiments/facts.py                  the main arms of the miniature, as in CI
+    python experiments/facts.py --arms all --seeds 0,1,2
     python experiments/facts.py --size gpu --device cuda
-    python experiments/facts.py --size smoke       every arm of the GPU experiment, a few steps
-    python experiments/facts.py --arms dense+MSA-PT --seeds 0,1,2
+    python experiments/facts.py --size smoke     every arm of the GPU experiment, a few steps
 
-Trains every arm of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
+Trains arms of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
 no training on the dense model as well, and writes a table (facts-SIZE.md), all figures (.json) and
 a picture (.png, with matplotlib) into `results/`.
 """
@@ -40,7 +40,8 @@ GPU_CONFIG = MINIATURE | {
 GPU_DATA = {"keys": 1536, "values": 64, "shares": (0.3, 0.3, 0.1, 0.3)}
 SIZES = {
     "miniature": Size(MINIATURE, context=96, batch=16, lr=1e-2, steps=200, warmup_steps=60,
-                      conversion=(0, 25, 50, 100), sparse_steps=60),
+                      conversion=(0, 25, 50, 100), sparse_steps=60,
+                      arms=("dense", "MSA-PT", "no detach, lambda 10", "MSA-CPT")),
     "gpu": Size(GPU_CONFIG, context=8192, batch=4, lr=2e-3, steps=1500, warmup_steps=300,
                 conversion=(0, 25, 50, 100), sparse_steps=300, data=GPU_DATA, dtype="bf16"),
     "smoke": Size(GPU_CONFIG | {"num_hidden_layers": 2, "layer_types": [SPARSE] * 2,
@@ -230,19 +231,21 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="miniature")
     parser.add_argument("--arms", type=lambda text: text.split("+"), metavar="NAME+NAME+...",
-                        help="all by default")
+                        help="all, or names (the size's own choice)")
     parser.add_argument("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     known = arms()
-    for name in options.arms or ():
+    names = options.arms or SIZES[options.size].arms or ("all",)
+    names = tuple(known) if "all" in names else names
+    for name in names:
         if name not in known:
-            sys.exit(f"facts.py: --arms: got {name!r}, supported are {', '.join(known)}")
-    chosen = [arm for arm in known.values() if options.arms is None or arm.name in options.arms]
+            parser.error(f"--arms: got {name!r}, supported are {', '.join(known)}")
+    chosen = [arm for arm in known.values() if arm.name in names]
     needed = {arm.start for arm in chosen if arm.start} - {arm.name for arm in chosen}
     if needed:
-        sys.exit(f"facts.py: --arms: got one that starts from {needed.pop()}, expected that too")
+        parser.error(f"--arms: got one that starts from {needed.pop()}, expected that too")
     zero_shot = [arm for arm in known.values() if arm.choose and known["dense"] in chosen]
     rows, began, where = [], time.monotonic(), machine(options.device)
     for count, seed in enumerate(options.seeds, 1):

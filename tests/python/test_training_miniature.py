@@ -17,15 +17,14 @@ sys.path.insert(0, str(EXPERIMENTS))
 import facts  # noqa: E402
 from arm import arms  # noqa: E402
 
-TRAINED = ("dense", "MSA-PT", "no detach, lambda 10", "MSA-CPT")
-ZERO_SHOT = ("oracle", "random", "window + sink")
+MINIATURE = facts.SIZES["miniature"]
 
 
 @pytest.fixture(scope="module")
 def rows():
     known = arms()
-    found = facts.experiment(facts.SIZES["miniature"], 0, [known[name] for name in TRAINED],
-                             [known[name] for name in ZERO_SHOT])
+    found = facts.experiment(MINIATURE, 0, [known[name] for name in MINIATURE.arms],
+                             [arm for arm in known.values() if arm.choose])
     print(facts.table(found))
     return {label: group[0] for label, group in facts.by_arm(found).items()}
 
