@@ -197,15 +197,15 @@ def picture(rows: list[dict], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for label, group in by_arm(rows).items():
-        if group[0]["end"]:
+        if group[0]["end"] or label.endswith("on dense"):
             lines = torch.tensor([[float("nan") if x is None else x for x in row["by_distance"]]
                                   for row in group])
             left.plot(range(1, 9), lines.nanmean(0), label=label, marker=".")
     left.set(xlabel="distance to the fact, eighths of the context", ylabel="right answers",
              ylim=(0, 1.02), title=title)
-    left.legend(fontsize="small", ncols=2)
+    drawing.legend(loc="outside lower center", fontsize="small", ncols=6)
     shown = [r for r in rows if r["end"] and r["arm"] == "MSA-PT"] or rows[:1]
     cells = [[float("nan") if x is None else x for x in line]
              for line in shown[0]["by_place_and_distance"]]
