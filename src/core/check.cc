@@ -38,7 +38,9 @@ struct Blocks {
 
 std::string types_text(Types types) {
   std::string out;
-  for (DType type : types) out += (out.empty() ? "" : " or ") + std::string(name_of(type));
+  for (const DType* type = types.begin(); type != types.end(); ++type)
+    if (std::find(types.begin(), type, *type) == type)  // f32 may be there twice
+      out += (out.empty() ? "" : " or ") + std::string(name_of(*type));
   return out;
 }
 

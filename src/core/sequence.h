@@ -33,7 +33,8 @@ struct Sequence {
 
 inline int64_t batch_size(const Batch& batch) { return batch.cu_seqlens_q.shape[0] - 1; }
 
-inline Sequence sequence(const Batch& batch, int64_t b, int64_t block_size) {
+/// Never a function of its own: an instruction set's copy could be the one that the linker keeps.
+[[gnu::always_inline]] inline Sequence sequence(const Batch& batch, int64_t b, int64_t block_size) {
   const auto value = [](const TensorView& view, int64_t i) -> int64_t {
     return *view.at<const int32_t>(i);
   };

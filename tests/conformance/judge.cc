@@ -349,30 +349,30 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
   compare_rows("mass", got.mass, want.mass, {.row = 2e-5 + 2 * logit}, verdict);
 }
 
-/// The gradients of a row err as its probabilities do, and by the rounding of d_o . v - o . d_o
-/// where the two cancel: an error of `dp` for each of the `sum` of probabilities that reach the
-/// row, with either sign, on a channel of size |k| / sqrt(D).
+/// The gradients of a row err as its probabilities do. Where shares of dS = P (d_o . v - o . d_o)
+/// cancel, as those of a query always do, the row says nothing about their size: then an error of
+/// P times d_o . v, which is |d_o||v| / sqrt(D), and the rounding of the two products, for each of
+/// the `readers` with either sign, on a channel of size |k| / sqrt(D).
 void judge_each(const Expected& e, const AttentionBackwardParams& want,
                 const AttentionBackwardParams& got, const Conditions&, Verdict* verdict) {
   const Problem& p = e.problem;
   const Batch& batch = got.batch;
   const double width = std::sqrt(double{1} * p.head_dim);
   const double scale = got.softmax_scale != 0 ? std::abs(got.softmax_scale) : 1 / width;
-  const double logit = logit_error(p.head_dim, scale, e.norms);
-  const double dp =
-      logit_error(p.head_dim, 1,
-                  largest_query(got.d_o, batch, p.heads_q, p.head_dim) *
-                      largest_key(got.v, batch, p.block_size, p.heads_kv, p.head_dim));
-  const double q = largest_query(got.q, batch, p.heads_q, p.head_dim);
-  const double k = largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim);
-  const double readers = std::sqrt(double{1} * static_cast<double>(got.q.shape[0]) * p.group());
+  const double probability = 2e-5 + 2 * logit_error(p.head_dim, scale, e.norms);
+  const double d_o_v = largest_query(got.d_o, batch, p.heads_q, p.head_dim) *
+                       largest_key(got.v, batch, p.block_size, p.heads_kv, p.head_dim);
+  const double ds = scale * (probability * d_o_v / width + 2 * logit_error(p.head_dim, 1, d_o_v));
+  const double q = largest_query(got.q, batch, p.heads_q, p.head_dim) / width;
+  const double k = largest_key(got.k, batch, p.block_size, p.heads_kv, p.head_dim) / width;
+  const double readers = std::sqrt(static_cast<double>(got.q.shape[0] * p.group()));
   const auto tolerance = [&](const TensorView& out, double absolute) {
     return Tolerance{.absolute = absolute + 4 * kUnit,
-                     .row = 2e-5 + 2 * logit,
+                     .row = probability,
                      .element = output_rounding(out.dtype)};
   };
-  compare_rows("dq", got.dq, want.dq, tolerance(got.dq, dp * scale * k / width), verdict);
-  compare_rows("dk", got.dk, want.dk, tolerance(got.dk, dp * scale * q / width * readers), verdict);
+  compare_rows("dq", got.dq, want.dq, tolerance(got.dq, ds * k), verdict);
+  compare_rows("dk", got.dk, want.dk, tolerance(got.dk, ds * q * readers), verdict);
   compare_rows("dv", got.dv, want.dv, tolerance(got.dv, 0), verdict);
 }
 

@@ -232,6 +232,12 @@ struct Scene {
         return BlockMassParams{
             .q = q, .k = k, .lse = lse, .batch = batch, .mass = f32({heads_kv, tokens, max_pages})};
       }
+      case Op::kSparseAttentionBackward:
+      case Op::kDenseAttentionBackward:
+      case Op::kIndexLse:
+      case Op::kKlBackward:
+      case Op::kKlLoss:
+        break;  // no CUDA backend trains
     }
     return {};
   }

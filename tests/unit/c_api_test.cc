@@ -121,6 +121,9 @@ class CApi : public ::testing::Test {
     ASSERT_TRUE(status.ok()) << status.message();
   }
 
+  /// The operators of training on what sparse attention made.
+  void training_is_the_same(const Both& ids, const Out<float>& made_o, const Out<float>& made_lse);
+
   // Two sequences: 13 of 20 keys new, 8 of 20.
   const std::vector<int32_t> cu_q_ = {0, 13, 21}, cu_k_ = {0, 20, 40}, lens_ = {20, 20};
   const std::vector<int32_t> table_ = {5, 0, 3, 1, 6, 2};
@@ -200,6 +203,95 @@ TEST_F(CApi, IndexBranchIsTheSame) {
   best.expect_same();
 }
 
+void CApi::training_is_the_same(const Both& ids, const Out<float>& made_o,
+                                const Out<float>& made_lse) {
+  const Both o(made_o.memory[0].data(), MSA_F32, {kTokens, kHeads, kDim}),
+      lse(made_lse.memory[0].data(), MSA_F32, {kTokens, kHeads});
+  make_plan(small_problem(MSA_OP_SPARSE_ATTENTION_BACKWARD));
+  Out<float> dq(MSA_F32, {kTokens, kHeads, kDim}), dk(MSA_F32, {kKeys, kKvHeads, kDim}),
+      dv(MSA_F32, {kKeys, kKvHeads, kDim});
+  const msa_attention_backward_params backward{.struct_size = sizeof backward,
+                                               .q = &q.c,
+                                               .k = &k.c,
+                                               .v = &v.c,
+                                               .ids = &ids.c,
+                                               .o = &o.c,
+                                               .lse = &lse.c,
+                                               .d_o = &q.c,
+                                               .batch = &packed_,
+                                               .dq = &dq.c,
+                                               .dk = &dk.c,
+                                               .dv = &dv.c};
+  ASSERT_EQ(msa_run_attention_backward(plan_, &backward, workspace_, bytes_, &queue_), MSA_OK)
+      << msa_last_error();
+  run_cpp(msa::AttentionBackwardParams{q.cpp,
+                                       k.cpp,
+                                       v.cpp,
+                                       ids.cpp,
+                                       o.cpp,
+                                       lse.cpp,
+                                       q.cpp,
+                                       cpp_packed_,
+                                       0,
+                                       {},
+                                       {},
+                                       dq.cpp,
+                                       dk.cpp,
+                                       dv.cpp});
+  dq.expect_same();
+  dk.expect_same();
+  dv.expect_same();
+
+  make_plan(small_problem(MSA_OP_INDEX_LSE));
+  Out<float> made_index(MSA_F32, {kTokens, kKvHeads});
+  const msa_index_lse_params indexing{.struct_size = sizeof indexing,
+                                      .q_idx = &qi.c,
+                                      .k_idx = &ki.c,
+                                      .ids = &ids.c,
+                                      .batch = &packed_,
+                                      .lse = &made_index.c};
+  ASSERT_EQ(msa_run_index_lse(plan_, &indexing, workspace_, bytes_, &queue_), MSA_OK)
+      << msa_last_error();
+  run_cpp(msa::IndexLseParams{qi.cpp, ki.cpp, ids.cpp, cpp_packed_, made_index.cpp});
+  made_index.expect_same();
+
+  make_plan(small_problem(MSA_OP_KL_BACKWARD));
+  const Both index_lse(made_index.memory[0].data(), MSA_F32, {kTokens, kKvHeads});
+  Out<float> dq_idx(MSA_F32, {kTokens, kKvHeads, kDim}), dk_idx(MSA_F32, {kKeys, kDim}),
+      kl(MSA_F32, {kTokens, kKvHeads});
+  const msa_kl_params learning{.struct_size = sizeof learning,
+                               .softmax_scale = 0.4f,
+                               .q = &q.c,
+                               .k = &k.c,
+                               .lse = &lse.c,
+                               .q_idx = &qi.c,
+                               .k_idx = &ki.c,
+                               .index_lse = &index_lse.c,
+                               .ids = &ids.c,
+                               .batch = &packed_,
+                               .dq_idx = &dq_idx.c,
+                               .dk_idx = &dk_idx.c,
+                               .kl = &kl.c};
+  ASSERT_EQ(msa_run_kl(plan_, &learning, workspace_, bytes_, &queue_), MSA_OK) << msa_last_error();
+  run_cpp(msa::KlParams{q.cpp,
+                        k.cpp,
+                        lse.cpp,
+                        qi.cpp,
+                        ki.cpp,
+                        index_lse.cpp,
+                        ids.cpp,
+                        cpp_packed_,
+                        0.4f,
+                        {},
+                        {},
+                        dq_idx.cpp,
+                        dk_idx.cpp,
+                        kl.cpp});
+  dq_idx.expect_same();
+  dk_idx.expect_same();
+  kl.expect_same();
+}
+
 TEST_F(CApi, AttentionIsTheSame) {
   make_plan(small_problem(MSA_OP_DENSE_ATTENTION));
   Out<float> o(MSA_F32, {kTokens, kHeads, kDim}), lse(MSA_F32, {kTokens, kHeads}),
@@ -259,6 +351,8 @@ TEST_F(CApi, AttentionIsTheSame) {
       << msa_last_error();
   run_cpp(msa::BlockMassParams{q.cpp, k.cpp, given_lse.cpp, cpp_packed_, 0.4f, mass.cpp});
   mass.expect_same();
+
+  training_is_the_same(ids, sparse_o, sparse_lse);
 
   make_plan(small_problem(MSA_OP_BLOCK_LISTS));
   Out<int32_t> row_ptr(MSA_I32, {kKvHeads, 7}), entries(MSA_I32, {kKvHeads, kTokens * kTopk});

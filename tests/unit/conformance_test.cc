@@ -73,6 +73,15 @@ class Saboteur final : public Backend {
   Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
     return sabotage(p, a, w, q);
   }
+  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
+    return sabotage(p, a, w, q);
+  }
+  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return sabotage(p, a, w, q);
+  }
+  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
+    return sabotage(p, a, w, q);
+  }
 
  private:
   template <class P>
@@ -142,6 +151,8 @@ void expect_found(const std::set<Op>& ops, const char* words, Saboteur::Change b
 
 const std::set<Op> kAttention = {Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention};
 const std::set<Op> kIndex = {Op::kIndexScores, Op::kIndexSelect};
+const std::set<Op> kBackward = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
+const std::set<Op> kKl = {Op::kKlBackward, Op::kKlLoss};
 
 Batch* batch_of(Params& params) {
   return std::visit(
@@ -168,7 +179,8 @@ TEST(Conformance, AnHonestBackendPasses) {
 }
 
 TEST(Conformance, FindsAForgottenMask) {
-  for (const std::set<Op>& ops : {kAttention, kIndex, std::set{Op::kBlockMass}})
+  for (const std::set<Op>& ops :
+       {kAttention, kIndex, std::set{Op::kBlockMass}, kBackward, std::set{Op::kIndexLse}, kKl})
     expect_found(ops, "expected", [](Call& call) { batch_of(call.params)->causal = false; });
 }
 
@@ -200,8 +212,46 @@ TEST(Conformance, FindsAWrongScale) {
 }
 
 TEST(Conformance, FindsAListThatIsCut) {
-  expect_found({Op::kSparseAttention, Op::kSparseDecode}, "o[", [](Call& call) {
+  const auto cut = [](Call& call) {
     call.plan.problem.topk = std::max(1, call.plan.problem.topk - 1);
+  };
+  expect_found({Op::kSparseAttention, Op::kSparseDecode}, "o[", cut);
+  expect_found({Op::kSparseAttentionBackward}, "dq[", cut);
+  expect_found({Op::kKlBackward}, "dq_idx[", cut);
+}
+
+TEST(Conformance, FindsAGradientWithoutDelta) {
+  expect_found(kBackward, "dq[", [](Call& call) {
+    auto& a = std::get<AttentionBackwardParams>(call.params);
+    a.o = a.d_o;
+  });
+}
+
+TEST(Conformance, FindsATeacherOfOneHead) {
+  static std::vector<float> lse;  // heads but the first of each group give nothing
+  const auto silence = [](Call& call) {
+    auto& a = std::get<KlParams>(call.params);
+    lse.assign(static_cast<size_t>(a.lse.shape[0] * a.lse.shape[1]), -INFINITY);
+    const TensorView one =
+        TensorView::contiguous(lse.data(), DType::kF32, {a.lse.shape[0], a.lse.shape[1]});
+    const int64_t rows = a.batch.cu_seqlens_q.at<int32_t>()[a.batch.cu_seqlens_q.shape[0] - 1];
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t h = 0; h < one.shape[1]; h += call.plan.problem.group())
+        *one.at<float>(t, h) = *a.lse.at<float>(t, h);
+    a.lse = one;
+  };
+  expect_found({Op::kKlBackward}, "dq_idx[", silence);
+  expect_found({Op::kKlLoss}, "kl[", silence);
+}
+
+TEST(Conformance, FindsGradientsOfKeysThatAreLeftOut) {
+  // The gradient of the last key of the batch is forgotten.
+  expect_found(kBackward, "dv[", {}, [](Call& call) {
+    auto& a = std::get<AttentionBackwardParams>(call.params);
+    const int64_t last = a.batch.cu_seqlens_k.at<int32_t>()[a.batch.cu_seqlens_k.shape[0] - 1] - 1;
+    if (last < 0) return;
+    std::memset(static_cast<std::byte*>(a.dv.data) + a.dv.offset(last, 0) * size_of(a.dv.dtype), 0,
+                static_cast<size_t>(a.dv.shape[2] * size_of(a.dv.dtype)));
   });
 }
 

@@ -116,6 +116,48 @@ struct Make : Storage {
             .batch = this->batch(),
             .mass = this->make(DType::kF32, {2, kTokens, 3})};
   }
+  AttentionBackwardParams backward() {
+    AttentionBackwardParams a{.q = this->make(DType::kF32, {kTokens, 4, 8}),
+                              .k = this->k(),
+                              .v = this->k(),
+                              .ids = ids(),
+                              .o = this->make(DType::kF32, {kTokens, 4, 8}),
+                              .lse = this->make(DType::kF32, {kTokens, 4}),
+                              .d_o = this->make(DType::kF32, {kTokens, 4, 8}),
+                              .batch = this->batch(),
+                              .row_ptr = this->make(DType::kI32, {2, 6}),
+                              .entries = this->make(DType::kI32, {2, kTokens * 3}),
+                              .dq = this->make(DType::kF32, {kTokens, 4, 8}),
+                              .dk = this->k(),
+                              .dv = this->k()};
+    EXPECT_TRUE(
+        call(lists_problem(), kLimits, BlockListsParams{a.ids, a.batch, a.row_ptr, a.entries})
+            .ok());
+    return a;
+  }
+  IndexLseParams index_lse() {
+    return {.q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
+            .k_idx = this->k_idx(),
+            .ids = ids(),
+            .batch = this->batch(),
+            .lse = this->make(DType::kF32, {kTokens, 2})};
+  }
+  KlParams kl() {
+    return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
+            .k = this->k(),
+            .lse = this->make(DType::kF32, {kTokens, 4}),
+            .q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
+            .k_idx = this->k_idx(),
+            .index_lse = this->make(DType::kF32, {kTokens, 2}),
+            .batch = this->batch(),
+            .dq_idx = this->make(DType::kF32, {kTokens, 2, 16}),
+            .dk_idx = this->k_idx()};
+  }
+  static Problem lists_problem() {
+    Problem problem = kProblem;
+    problem.op = Op::kBlockLists;
+    return problem;
+  }
 };
 
 Plan plan_for(Op op, KvLayout layout, Limits limits = kLimits) {
@@ -171,6 +213,9 @@ using Dense = DenseAttentionParams;
 using Lists = BlockListsParams;
 using Append = AppendPagedParams;
 using Mass = BlockMassParams;
+using Backward = AttentionBackwardParams;
+using Lse = IndexLseParams;
+using Kl = KlParams;
 
 TEST(Check, TensorsOfAnyOperator) {
   expect_errors<Packed, Sparse>(
@@ -493,6 +538,95 @@ TEST(Check, BlockMass) {
           {"mass: got rank 3 shape [4,6,3], expected [Hkv,T,blocks] = [2,6,*]",
            [](Mass& a, Tensors&) { a.mass.shape[0] = 4; }},
       });
+}
+
+TEST(Check, AttentionBackward) {
+  expect_errors<Packed, Backward>(
+      Op::kSparseAttentionBackward, &Make<Packed>::backward, &Backward::dq,
+      {
+          {"ids: not given", [](Backward& a, Tensors&) { a.ids = {}; }},
+          {"o: not given", [](Backward& a, Tensors&) { a.o = {}; }},
+          {"d_o: got rank 3 shape [6,4,7]", [](Backward& a, Tensors&) { a.d_o.shape[2] = 7; }},
+          {"lse: got dtype bf16", [](Backward& a, Tensors&) { a.lse.dtype = DType::kBF16; }},
+          {"dk: got dtype f16, expected f32",
+           [](Backward& a, Tensors&) { a.dk.dtype = DType::kF16; }},
+          {"dv: got rank 3 shape [14,2,8], expected [S,Hkv,D] = [15,2,8]",
+           [](Backward& a, Tensors&) { a.dv.shape[0] = 14; }},
+          {"dq: got stride 0 on axis 0", [](Backward& a, Tensors&) { a.dq.stride[0] = 0; }},
+          {"ids[0,0,1]: got 3", [](Backward& a, Tensors&) { set(a.ids, 1, 3); }},
+          {"ids[0,0,1]: got 0 a second time",
+           [](Backward& a, Tensors&) {
+             set(a.ids, 1, 0);
+             a.row_ptr = a.entries = {};
+           }},
+          {"row_ptr: not given", [](Backward& a, Tensors&) { a.row_ptr = {}; }},
+          {"entries: not given", [](Backward& a, Tensors&) { a.entries = {}; }},
+          {"row_ptr: got rank 2 shape [2,5]",
+           [](Backward& a, Tensors&) { a.row_ptr.shape[1] = 5; }},
+          {"row_ptr[0,0]: got 1", [](Backward& a, Tensors&) { set(a.row_ptr, 0, 1); }},
+          {"row_ptr[0,2]: got 99", [](Backward& a, Tensors&) { set(a.row_ptr, 2, 99); }},
+          {"entries[0,0]: got -1", [](Backward& a, Tensors&) { set(a.entries, 0, -1); }},
+          {"entries[0,0]: got 1", [](Backward& a, Tensors&) { set(a.entries, 0, 1); }},
+          {"row_ptr[0,5]: got 7, ids list 8 blocks",
+           [](Backward& a, Tensors&) { set(a.row_ptr, 5, 7); }},
+      });
+}
+
+TEST(Check, DenseBackwardTakesNoLists) {
+  Make<Packed> storage;
+  Backward a = storage.backward();
+  const Plan plan = plan_for(Op::kDenseAttentionBackward, KvLayout::kPacked);
+  EXPECT_EQ(call(plan, a).message(), "ids: given, dense_attention_backward takes none");
+  a.ids = {};
+  EXPECT_EQ(call(plan, a).message(), "row_ptr: given, dense_attention_backward takes none");
+  a.row_ptr = a.entries = {};
+  EXPECT_TRUE(call(plan, a).ok());
+}
+
+TEST(Check, TrainingTakesPackedKeys) {
+  Problem problem = kProblem;
+  problem.layout = KvLayout::kPaged;
+  for (Op op : {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward, Op::kIndexLse,
+                Op::kKlBackward, Op::kKlLoss}) {
+    problem.op = op;
+    Plan plan;
+    EXPECT_EQ(msa::plan(problem, kLimits, &plan).message(),
+              std::string("layout: got paged, ") + name_of(op) + " takes packed keys only");
+  }
+}
+
+TEST(Check, IndexLse) {
+  expect_errors<Packed, Lse>(
+      Op::kIndexLse, &Make<Packed>::index_lse, &Lse::lse,
+      {
+          {"k_idx: not given", [](Lse& a, Tensors&) { a.k_idx = {}; }},
+          {"ids: got rank 3 shape [2,6,2]", [](Lse& a, Tensors&) { a.ids.shape[2] = 2; }},
+          {"ids[0,0,2]: got 9", [](Lse& a, Tensors&) { set(a.ids, 2, 9); }},
+          {"lse: got rank 2 shape [6,4]", [](Lse& a, Tensors&) { a.lse.shape[1] = 4; }},
+      });
+}
+
+TEST(Check, Kl) {
+  expect_errors<Packed, Kl>(
+      Op::kKlBackward, &Make<Packed>::kl, &Kl::dq_idx,
+      {
+          {"index_lse: not given", [](Kl& a, Tensors&) { a.index_lse = {}; }},
+          {"k_idx: got rank 2 shape [14,16]", [](Kl& a, Tensors&) { a.k_idx.shape[0] = 14; }},
+          {"dk_idx: not given", [](Kl& a, Tensors&) { a.dk_idx = {}; }},
+          {"softmax_scale: got inf", [](Kl& a, Tensors&) { a.softmax_scale = INFINITY; }},
+          {"kl: got rank 2 shape [6,4]",
+           [](Kl& a, Tensors& t) { a.kl = t.make(DType::kF32, {6, 4}); }},
+          {"row_ptr: given, expected none without ids",
+           [](Kl& a, Tensors& t) { a.row_ptr = t.make(DType::kI32, {2, 6}); }},
+      });
+  Make<Packed> storage;
+  Kl a = storage.kl();
+  const Plan plan = plan_for(Op::kKlLoss, KvLayout::kPacked);
+  EXPECT_EQ(call(plan, a).message().substr(0, 14), "kl: not given,");
+  a.kl = storage.make(DType::kF32, {kTokens, 2});
+  EXPECT_EQ(call(plan, a).message(), "dq_idx: given, kl_loss makes no gradients");
+  a.dq_idx = a.dk_idx = {};
+  EXPECT_TRUE(call(plan, a).ok());
 }
 
 TEST(Check, PlanAndWorkspace) {

@@ -10,10 +10,21 @@
 namespace msa {
 namespace {
 
-constexpr Op kAllOps[] = {Op::kIndexScores,     Op::kSelectBlocks, Op::kIndexSelect,
-                          Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention,
-                          Op::kMerge,           Op::kBlockLists,   Op::kAppendPaged,
-                          Op::kBlockMass};
+constexpr Op kAllOps[] = {Op::kIndexScores,
+                          Op::kSelectBlocks,
+                          Op::kIndexSelect,
+                          Op::kSparseAttention,
+                          Op::kSparseDecode,
+                          Op::kDenseAttention,
+                          Op::kMerge,
+                          Op::kBlockLists,
+                          Op::kAppendPaged,
+                          Op::kBlockMass,
+                          Op::kSparseAttentionBackward,
+                          Op::kDenseAttentionBackward,
+                          Op::kIndexLse,
+                          Op::kKlBackward,
+                          Op::kKlLoss};
 
 TEST(Names, AreDistinctAndKnown) {
   std::set<std::string> names;
@@ -34,13 +45,14 @@ struct BadProblem {
 
 TEST(Validate, NamesFieldAndValue) {
   const BadProblem bad[] = {
-      {"op", "10", [](Problem& p) { p.op = static_cast<Op>(kOpCount); }},
+      {"op", "15", [](Problem& p) { p.op = static_cast<Op>(kOpCount); }},
       {"op", "-1", [](Problem& p) { p.op = static_cast<Op>(-1); }},
       {"dtype", "i32", [](Problem& p) { p.dtype = DType::kI32; }},
       {"dtype", "e4m3", [](Problem& p) { p.dtype = DType::kE4M3; }},
       {"dtype", "unknown", [](Problem& p) { p.dtype = static_cast<DType>(77); }},
       {"layout", "2", [](Problem& p) { p.layout = static_cast<KvLayout>(2); }},
       {"layout", "packed", [](Problem& p) { p.op = Op::kAppendPaged; }},
+      {"layout", "paged", [](Problem& p) { p.op = Op::kKlBackward, p.layout = KvLayout::kPaged; }},
       {"device", "5", [](Problem& p) { p.device.kind = static_cast<DeviceKind>(5); }},
       {"heads_q", "0", [](Problem& p) { p.heads_q = 0; }},
       {"heads_q", "65", [](Problem& p) { p.heads_q = 65; }},
@@ -147,6 +159,13 @@ TEST(Cost, FlopsAreExactOnVisiblePairs) {
         EXPECT_EQ(flops(Op::kSparseAttention), 4.0 * 6 * 20 * static_cast<double>(n.sparse));
         EXPECT_EQ(flops(Op::kSparseDecode), flops(Op::kSparseAttention));
         EXPECT_EQ(flops(Op::kSelectBlocks), 0.0);
+        const double pair = 2.0 * 6 * 20, index = 2.0 * 3 * 12;
+        const auto dense = static_cast<double>(n.dense), sparse = static_cast<double>(n.sparse);
+        EXPECT_EQ(flops(Op::kSparseAttentionBackward), 5 * pair * sparse);
+        EXPECT_EQ(flops(Op::kDenseAttentionBackward), 5 * pair * dense);
+        EXPECT_EQ(flops(Op::kIndexLse), index * sparse);
+        EXPECT_EQ(flops(Op::kKlBackward), (pair + 3 * index) * sparse);
+        EXPECT_EQ(flops(Op::kKlLoss), (pair + index) * sparse);
       }
     }
   }
@@ -193,6 +212,19 @@ TEST(Cost, Bytes) {
   EXPECT_EQ(cost(p, 4, 100).bytes, 2 * 4 * (2 * 2 * 16 + 32) * 2.0);
   p.op = Op::kMerge;
   EXPECT_EQ(cost(p, 4, 100).bytes, 3 * (q + lse));
+
+  // Backward: q, o, d_o and dq; K, V, dK and dV. KL: index rows read, and their gradients written.
+  const double index_rows = (4 * 2 * 32 + 100 * 32) * 2.0, index_lse = 4 * 2 * 4;
+  p.op = Op::kDenseAttentionBackward;
+  EXPECT_EQ(cost(p, 4, 100).bytes, 4 * q + lse + 4 * keys);
+  p.op = Op::kSparseAttentionBackward;
+  EXPECT_EQ(cost(p, 4, 100).bytes, 4 * q + lse + ids + 4 * keys);
+  p.op = Op::kIndexLse;
+  EXPECT_EQ(cost(p, 4, 100).bytes, index_rows + ids + index_lse);
+  p.op = Op::kKlBackward;
+  EXPECT_EQ(cost(p, 4, 100).bytes, q + lse + keys + 2 * index_rows + index_lse + ids);
+  p.op = Op::kKlLoss;
+  EXPECT_EQ(cost(p, 4, 100).bytes, q + lse + keys + index_rows + 2 * index_lse + ids);
 }
 
 TEST(Cost, DecodeTrafficOfMiniMaxM3) {
