@@ -2,8 +2,9 @@
 
 Importing this module registers them; the functions of `msa_cpp.ops` call them where torch traces or
 differentiates. Each function below is the kernel of one operator for CPU and CUDA tensors, and its
-signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and the place of
-its backward, which today says by name that there is none.
+signature is the schema. With it goes a fake kernel, which gives shapes and dtypes, and a backward:
+that of `sparse_attention` and `dense_attention` (packed keys) and of `index_kl` goes back from the
+first output; the others say by name that they have none.
 
 Arguments mean what they mean in `msa_cpp.ops` and `msa_cpp.gradients`. All operators are functional
 but `append_paged`, which writes into the pages; results that are made on request are empty without
@@ -12,7 +13,7 @@ it.
 
 import inspect
 from types import SimpleNamespace
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ _library = torch.library.Library("msa_cpp", "DEF")
 _NO_OPTIONS = (None,) * 9
 
 
-def _backward_of(name: str) -> Callable[..., Any]:
+def _no_backward(name: str) -> Callable[..., Any]:
     def backward(*_: Any) -> Any:
         raise NotImplementedError(
             f"msa_cpp.{name} has no backward in this version: call it under torch.no_grad(), or "
@@ -32,8 +33,31 @@ def _backward_of(name: str) -> Callable[..., Any]:
     return backward
 
 
-def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Registers the decorated kernel; `fake` gets its arguments as attributes of one object."""
+def _autograd(names: List[str], backward: Callable[..., Dict[str, Tensor]]) -> Tuple[Any, Any]:
+    """The (backward, setup_context) of torch.library for an operator with these arguments."""
+
+    def keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.tensors = [name for name, x in zip(names, inputs) if isinstance(x, Tensor)]
+        ctx.others = {name: x for name, x in zip(names, inputs) if not isinstance(x, Tensor)}
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)), *output)
+
+    def gradient(ctx: Any, of_first: Tensor, *_: Any) -> Tuple[Optional[Tensor], ...]:
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them
+        arguments = SimpleNamespace(**ctx.others, **dict(zip(ctx.tensors, saved)))
+        gradients = backward(arguments, saved[len(ctx.tensors):], of_first)
+        return tuple(gradients.get(name) for name in names)
+
+    return gradient, keep
+
+
+def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = (),
+              backward: Optional[Callable[..., Dict[str, Tensor]]] = None) -> Callable[..., Any]:
+    """Registers the decorated kernel; `fake` gets its arguments as attributes of one object.
+
+    `backward` gets that object, the tuple of outputs and the gradient of the first of them, and
+    returns gradients by the names of arguments. The other outputs take no part in autograd.
+    """
 
     def register(kernel: Callable[..., Any]) -> Any:
         name, signature = kernel.__name__, inspect.signature(kernel)
@@ -48,7 +72,10 @@ def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = ()) -> Call
         _library.impl(name, kernel, "CUDA")
         torch.library.register_fake(f"msa_cpp::{name}", fake_kernel, lib=_library)
         if not mutates:
-            torch.library.register_autograd(f"msa_cpp::{name}", _backward_of(name), lib=_library)
+            gradient, keep = ((_no_backward(name), None) if backward is None
+                              else _autograd(list(signature.parameters), backward))
+            torch.library.register_autograd(f"msa_cpp::{name}", gradient, lib=_library,
+                                            setup_context=keep)
         return getattr(torch.ops.msa_cpp, name).default
 
     return register
@@ -153,7 +180,21 @@ def index_select(
 # ---- attention -----------------------------------------------------------------------------------
 
 
-@_operator(_fake_attended)
+def _attention_gradients(a: Any, outputs: Tuple[Tensor, ...], dout: Tensor) -> Dict[str, Tensor]:
+    """Of sparse_attention and, without block_ids, of dense_attention."""
+    if a.page_table is not None:
+        raise NotImplementedError("page_table: given, but attention has a backward for packed keys "
+                                  "only")
+    sparse = hasattr(a, "block_ids")
+    op = getattr(torch.ops.msa_cpp, f"{'sparse' if sparse else 'dense'}_attention_backward")
+    gradients = op(a.q, a.k, a.v, *((a.block_ids,) if sparse else ()), *outputs[:2],
+                   dout.contiguous(), a.cu_seqlens_q, a.cu_seqlens_k, a.q_offset, a.block_offset,
+                   a.causal, a.block_size, a.softmax_scale, max_seqlen_q=a.max_seqlen_q,
+                   max_seqlen_k=a.max_seqlen_k, backend=a.backend)
+    return dict(zip("qkv", gradients))
+
+
+@_operator(_fake_attended, backward=_attention_gradients)
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor,
     cu_seqlens_k: Optional[Tensor] = None, seq_lens: Optional[Tensor] = None,
@@ -203,7 +244,7 @@ def msa_layer_decode(
         None, None, backend)
 
 
-@_operator(_fake_dense)
+@_operator(_fake_dense, backward=_attention_gradients)
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Optional[Tensor] = None,
     seq_lens: Optional[Tensor] = None, page_table: Optional[Tensor] = None,
@@ -263,7 +304,7 @@ def append_paged(
 def _append_without_gradients(*args: Any) -> None:
     """What is written into a cache has no gradient, so that asking for one is an error here."""
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-        _backward_of("append_paged")()
+        _no_backward("append_paged")()
     with torch._C._AutoDispatchBelowAutograd():
         append_paged(*args)
 
@@ -370,3 +411,28 @@ def kl_backward(
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
         (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
         None, None, backend)
+
+
+def _kl_gradients(a: Any, outputs: Tuple[Tensor, ...], dkl: Tensor) -> Dict[str, Tensor]:
+    return {name: (gradient * dkl).to(getattr(a, name).dtype)
+            for name, gradient in zip(("q_idx", "k_idx"), outputs[1:])}
+
+
+@_operator(lambda a: (_f32(a.q_idx), *_gradients_of(True, a.q_idx, a.k_idx)),
+           backward=_kl_gradients)
+def index_kl(
+    q: Tensor, k: Tensor, lse: Tensor, q_idx: Tensor, k_idx: Tensor, block_ids: Optional[Tensor],
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, block_size: int = 128,
+    softmax_scale: Optional[float] = None, max_seqlen_q: Optional[int] = None,
+    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The KL loss, the mean of `kl_loss`, and f32 gradients by q_idx and k_idx from the same pass.
+
+    Differentiable in q_idx and k_idx alone, whatever q, k and lse depend on.
+    """
+    batch = (cu_seqlens_q, cu_seqlens_k, None, None, True, block_size)
+    bounds = (max_seqlen_q, max_seqlen_k, backend)
+    student = index_lse(q_idx, k_idx, block_ids, *batch, *bounds)
+    dq_idx, dk_idx, kl = kl_backward(q, k, lse, q_idx, k_idx, student, block_ids, *batch,
+                                     softmax_scale, None, None, True, *bounds)
+    return kl.mean(), dq_idx, dk_idx

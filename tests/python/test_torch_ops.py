@@ -15,6 +15,7 @@ NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "s
          "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
          "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
          "kl_backward"]
+DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
 
 # Lengths that only the device knows need bounds.
 BOUND = {} if DEVICE == "cpu" else {"max_seqlen_q": 100, "max_seqlen_k": 100}
@@ -246,8 +247,8 @@ def test_fake_tensors_get_shapes_alone():
     assert out.shape == (40, 4, 16) and lse.shape == (40, 4) and lse.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", FUNCTIONAL)
-def test_no_backward_yet_says_so_by_name(name):
+@pytest.mark.parametrize("name", [name for name in FUNCTIONAL if name not in DIFFERENTIABLE])
+def test_without_a_backward_says_so_by_name(name):
     """Forward works with inputs that need gradients; only backward() is an error."""
     args, kwargs = arguments(name)
     args = tuple(a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
@@ -263,12 +264,22 @@ def test_no_backward_yet_says_so_by_name(name):
             plain[0].sum().backward()
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_only_the_output_of_attention_is_differentiable(name):
+    args, kwargs = arguments(name)
+    args[0].requires_grad_()
+    out, *others = results(name, args, kwargs)
+    assert out.requires_grad and not any(other.requires_grad for other in others)
+    out.sum().backward()
+    assert args[0].grad.any()
+
+
 def test_the_canonical_functions_take_part_in_autograd():
     inputs = layer_inputs(40)
     inputs[0].requires_grad_()
     out, _ = layer(*inputs)
-    with pytest.raises(NotImplementedError, match="msa_cpp.sparse_attention has no backward"):
-        out.sum().backward()
+    out.sum().backward()
+    assert inputs[0].grad.any()
     with torch.no_grad():
         out, _ = layer(*inputs)
     assert not out.requires_grad

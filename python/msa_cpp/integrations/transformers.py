@@ -24,7 +24,8 @@ Not supported, refused by name when first met:
     right padding in generate()   transformers takes the first new token from the logits of the
                                   padding, and counts positions on from there
     padding between tokens, packed sequences, custom masks, sliding windows
-    output_attentions, attention dropout, gradients, other models than minimax_m3_vl
+    output_attentions, attention dropout, other models than minimax_m3_vl
+Gradients are those of the eager model; the loss of the index branch is not in it.
 Under torch.compile values cannot be looked at: there only what types and shapes show is refused.
 """
 
@@ -74,7 +75,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, padding_mask)
     _log.info('attn_implementation="msa_cpp" serves the text models of minimax_m3_vl; vision '
               'towers run with "sdpa"; refused: left padding, packed sequences, sliding windows, '
-              "output_attentions, attention dropout, gradients")
+              "output_attentions, attention dropout")
 
 
 def unregister() -> None:

@@ -1,0 +1,3 @@
+from arm import Arm
+
+ARM = Arm("MSA-PT", "from scratch: warm-up with full attention in both branches, then sparse")

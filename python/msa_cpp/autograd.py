@@ -1,0 +1,110 @@
+"""MSA as one differentiable function of torch tensors: what a training loop calls.
+
+    config = MsaConfig(block_size=128, topk=16)
+    o, kl = msa_attention(q, k, v, q_idx, k_idx, cu_seqlens, config)
+    (loss_of(o) + weight * kl).backward()
+
+The two losses do not meet: what depends on `o` has gradients in q, k and v alone, and `kl` in
+q_idx and k_idx alone. Everything else is exactly zero, since no path leads there. It works under
+``torch.compile(fullgraph=True)``. Shapes are written with the letters of `msa_cpp.ops`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import torch_ops
+
+KL_SUPPORTS = ("selected", "full")
+
+
+@dataclass(frozen=True)
+class MsaConfig:
+    """How a layer attends and what its index branch learns from.
+
+    block_size: Bk, tokens. topk: K, blocks per query and KV head; None is the warm-up, full
+    attention in both branches. init_blocks, local_blocks: forced blocks, which count among the K.
+    kl_support: the tokens over which teacher and student are compared: those of the selected
+    blocks, or all visible ones ("full"), which costs one dense attention more and is what
+    ``topk=None`` does anyway. softmax_scale: default 1/sqrt(D).
+
+    Errors: ValueError that names the field, at construction.
+    """
+
+    block_size: int = 128
+    topk: int | None = 16
+    init_blocks: int = 0
+    local_blocks: int = 1
+    kl_support: str = "selected"
+    softmax_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size: got {self.block_size}, expected at least 1")
+        for name in ("init_blocks", "local_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 0")
+        forced = self.init_blocks + self.local_blocks
+        if self.topk is not None and self.topk < max(1, forced):
+            raise ValueError(f"topk: got {self.topk}, expected at least {max(1, forced)}, the "
+                             "forced blocks, or None")
+        if self.kl_support not in KL_SUPPORTS:
+            raise ValueError(f"kl_support: got {self.kl_support!r}, supported are "
+                             f"{' and '.join(KL_SUPPORTS)}")
+
+
+def msa_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor,
+    config: MsaConfig, *, max_seqlen: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal sparse attention over packed sequences, and the KL loss of its index branch.
+
+    Args:
+        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
+        k, v: ``[T,Hkv,D]``, of the same dtype.
+        q_idx: ``[T,Hkv,Di]``; k_idx: ``[T,Di]``: index branch, after norm and RoPE.
+        cu_seqlens: int32 ``[B+1]``, on the device of q: where sequences begin.
+        max_seqlen: bound of their lengths in tokens; optional on the CPU.
+
+    Returns o ``[T,Hq,D]`` and the f32 scalar kl, the mean over queries and KV heads of
+    ``sum_j P[j] (ln P[j] - ln Pi[j])``: P the mean over the G heads of the attention probabilities,
+    Pi the softmax of ``q_idx . k_idx / sqrt(Di)``. A loss weight (lambda) is the caller's.
+
+    Errors: those of `msa_cpp.ops`; NotImplementedError on devices without a backward.
+    Source: arXiv 2606.13392, training of the index branch.
+    """
+    ids = None
+    if config.topk is not None:
+        ids = select(q_idx, k_idx, cu_seqlens, config, max_seqlen=max_seqlen)
+    o, lse = attend(q, k, v, ids, cu_seqlens, config, max_seqlen=max_seqlen)
+    if ids is not None and config.kl_support == "full":
+        ids = None
+        _, lse = attend(q.detach(), k.detach(), v.detach(), None, cu_seqlens, config,
+                        max_seqlen=max_seqlen)
+    kl, _, _ = torch_ops.index_kl(
+        q.detach(), k.detach(), lse, q_idx, k_idx, ids, cu_seqlens, cu_seqlens,
+        block_size=config.block_size, softmax_scale=config.softmax_scale,
+        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+    return o, kl
+
+
+def select(q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor, config: MsaConfig, *,
+           max_seqlen: int | None = None) -> Tensor:
+    """int32 [Hkv,T,K]: the blocks that `msa_attention` reads; a choice has no gradient."""
+    ids, _ = torch_ops.index_select(
+        q_idx.detach(), k_idx.detach(), cu_seqlens, cu_seqlens, topk=config.topk,
+        block_size=config.block_size, init_blocks=config.init_blocks,
+        local_blocks=config.local_blocks, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+    return ids
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor | None, cu_seqlens: Tensor,
+           config: MsaConfig, *, max_seqlen: int | None = None) -> tuple[Tensor, Tensor]:
+    """(o, lse) over the listed blocks of any selector, or over all; o is differentiable."""
+    options = dict(block_size=config.block_size, softmax_scale=config.softmax_scale,
+                   max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+    if block_ids is None:
+        return torch_ops.dense_attention(q, k, v, cu_seqlens, cu_seqlens, **options)[:2]
+    return torch_ops.sparse_attention(q, k, v, block_ids, cu_seqlens, cu_seqlens, **options)

@@ -1,0 +1,161 @@
+"""What a model is trained on: bytes of a folder of text, or the generated task "facts in a stream".
+
+A source makes the example with a given number, always the same one. So a run that goes on after a
+kill reads what it would have read, and ranks share the work by the numbers they take.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._command import InputError
+
+NO_TARGET = -100  # what torch's cross entropy leaves out
+SEPARATOR = 1  # begins a document, as in models/code-11m
+
+
+@dataclass
+class Examples:
+    """Packed sequences with a target for every position that has one."""
+
+    tokens: Tensor  # int64 [T] or [T,2]
+    targets: Tensor  # int64 [T]; NO_TARGET
+    cu_seqlens: Tensor  # int32 [B+1]
+    max_seqlen: int
+    kinds: Tensor | None = None  # int64 [T], what a position of "facts" is: see Facts
+    distances: Tensor | None = None  # int64 [T], from a query back to its fact, else 0
+
+    def to(self, device: torch.device) -> Examples:
+        values = (getattr(self, field.name) for field in fields(self))
+        return Examples(*(x.to(device) if isinstance(x, Tensor) else x for x in values))
+
+
+class Source(Protocol):
+    vocab_size: int
+
+    def examples(self, number: int, batch: int, context: int) -> Examples:
+        """`batch` windows of `context` tokens: a pure function of the arguments and the seed."""
+
+
+def read_folder(folder: str | os.PathLike) -> list[bytes]:
+    """The files of a folder and those below it that are not empty, in the order of their names."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such directory")
+    texts = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()]
+    if not any(texts):
+        raise InputError(f"{folder}: holds no text: expected files that are not empty")
+    return [text for text in texts if text]
+
+
+class Text:
+    """Bytes of documents.
+
+    A window holds documents in random order, the first one from a random place on, each with its
+    own attention: nothing looks over the edge of a document.
+    """
+
+    vocab_size = 256
+
+    def __init__(self, texts: list[bytes], seed: int = 0) -> None:
+        begin = bytes([SEPARATOR])
+        self._documents = [np.frombuffer(begin + text, np.uint8) for text in texts]
+        sizes = np.array([len(d) for d in self._documents], np.float64)
+        self._seed, self._chances = seed, sizes / sizes.sum()
+
+    def examples(self, number: int, batch: int, context: int) -> Examples:
+        rng = np.random.default_rng((self._seed, number))
+        pieces, targets = [], []
+        for _ in range(batch):
+            left = context
+            while left:
+                whole = self._documents[rng.choice(len(self._documents), p=self._chances)]
+                first = int(rng.integers(len(whole))) if left == context else 0
+                piece = whole[first:first + left]
+                following = whole[first + 1:first + left + 1].astype(np.int64)
+                pieces.append(piece)
+                targets.append(np.pad(following, (0, len(piece) - len(following)),
+                                      constant_values=NO_TARGET))
+                left -= len(piece)
+        return packed(np.concatenate(pieces), np.concatenate(targets), [len(p) for p in pieces])
+
+
+def packed(tokens: np.ndarray, targets: np.ndarray, lengths: list[int],
+           **more: np.ndarray) -> Examples:
+    ends = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    return Examples(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(targets),
+                    torch.from_numpy(ends), max(lengths),
+                    **{name: torch.from_numpy(x) for name, x in more.items()})
+
+
+class Facts:
+    """Facts in a stream: positions that tell, ask, look back a little, or babble.
+
+    ======  ==============  ==================================================================
+    pair    (key, value)    a fact; keys are unique in a sequence; no target
+    query   (key, ASK)      target: the value that the key was told with, at any distance
+    local   (LOCAL, ASK)    target: the value two positions back, where there always is a fact
+    filler  (state, BABBLE) target: the next state of a Markov chain that runs over the fillers
+    ======  ==============  ==================================================================
+
+    A position is two token ids whose embeddings add. Perplexity hardly feels which blocks are read;
+    the answers do, by their distance.
+    """
+
+    PAIR, QUERY, LOCAL, FILLER = range(4)
+
+    def __init__(self, seed: int = 0, keys: int = 64, values: int = 16, states: int = 8,
+                 shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2)) -> None:
+        """shares: of pairs, queries, local items and fillers, about: what finds no fact to ask for
+        is a pair, and pairs beyond the keys are queries."""
+        self._seed, self._keys, self._values, self._shares = seed, keys, values, shares
+        self._first_state = keys + values
+        self._look = keys + values + states  # then ASK, BABBLE
+        self.vocab_size = self._look + 3
+        chain = np.random.default_rng((seed, 0)).dirichlet([0.3] * states, states)
+        self._chain = [row.tolist() for row in chain.cumsum(1)]
+
+    def examples(self, number: int, batch: int, context: int) -> Examples:
+        rng = np.random.default_rng((self._seed, 1, number))
+        rows = [np.array(self._sequence(rng, context), np.int64) for _ in range(batch)]
+        first, second, targets, kinds, distances = np.concatenate(rows).T
+        return packed(np.stack((first, second), 1), targets, [context] * batch,
+                      kinds=kinds, distances=distances)
+
+    def _sequence(self, rng: np.random.Generator, length: int) -> list[tuple[int, ...]]:
+        """(first id, second id, target, kind, distance) of every position."""
+        look, ask, babble = range(self._look, self._look + 3)
+        keys = rng.permutation(self._keys).tolist()
+        values = (self._keys + rng.integers(self._values, size=length)).tolist()
+        kinds = rng.choice(4, length, p=self._shares).tolist()
+        luck = rng.random(length).tolist()
+        state, told, rows = int(luck[0] * len(self._chain)), [], []  # told: places of pairs
+        for i, kind in enumerate(kinds):
+            if kind == self.LOCAL and (i < 2 or rows[i - 2][3] != self.PAIR):
+                kind = self.PAIR
+            if kind == self.QUERY and not told:
+                kind = self.PAIR
+            if kind == self.PAIR and len(told) == len(keys):
+                kind = self.QUERY
+            if kind == self.PAIR:
+                row = keys[len(told)], values[i], NO_TARGET
+                told.append(i)
+            elif kind == self.QUERY:
+                place = told[int(luck[i] * len(told))]
+                row = rows[place][0], ask, rows[place][1]
+            elif kind == self.LOCAL:
+                row = look, ask, rows[i - 2][1]
+            else:
+                following = min(bisect(self._chain[state], luck[i]), len(self._chain) - 1)
+                row = self._first_state + state, babble, self._first_state + following
+                state = following
+            rows.append((*row, kind, i - place if kind == self.QUERY else 0))
+        return rows

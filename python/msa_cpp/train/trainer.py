@@ -1,0 +1,273 @@
+"""The training loop: stages, optimiser, accumulation, ranks, log and checkpoints.
+
+Two losses, `lm + lambda * kl`: the language-model loss trains the backbone, the KL loss the index
+branch, and neither reaches the other's weights. Routes and switches: docs/training.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Callable
+
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import autograd
+from .._command import InputError
+from . import storage
+from .data import NO_TARGET, Examples, Source
+from .metrics import Choose, Recorder
+from .model import Attend, Config, Model, dense, listed, msa
+
+ROUTES = ("full", "msa-pt", "msa-cpt")
+FULL, WARMUP, SPARSE = "full", "warmup", "sparse"  # stages
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run. `python -m msa_cpp.train --help` says what each means."""
+
+    route: str = "msa-pt"
+    steps: int = 400
+    warmup_steps: int = 100
+    batch: int = 32
+    context: int = 96
+    accumulate: int = 1
+    lr: float = 3e-3
+    index_lr: float | None = None  # as lr
+    index_warmup_lr: float | None = None  # as index_lr
+    lr_warmup: int = 20
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    index_clip: float = 1.0
+    kl_weight: float = 1.0
+    kl_support: str = "selected"
+    kl_reduction: str = "mean"
+    detach_input: bool = True
+    force_local: bool = True
+    freeze: str | None = None  # "none", "warmup" or "all"; by route
+    dtype: str = "f32"
+    activation_checkpointing: bool = False
+    save_every: int = 100
+    keep: int = 2
+    log_every: int = 10
+    seed: int = 0
+
+
+class Diverged(InputError):
+    """A loss or gradient that is no number: one line with the step and the first such tensor."""
+
+
+class Trainer:
+    """Trains `model` in place on the examples of `source`.
+
+    choose: another selector in the place of the index branch, which then learns nothing.
+    output: the folder of log and checkpoints, or None to keep both in memory (`log`).
+    on_step: called with the number of finished steps.
+    """
+
+    def __init__(self, options: Options, model: Model, source: Source, *,
+                 output: Path | None = None, choose: Choose | None = None,
+                 on_step: Callable[[int], None] = lambda done: None) -> None:
+        self.options, self.model, self.source = options, model, source
+        self.output, self.choose, self.on_step = output, choose, on_step
+        self.log: list[dict] = []
+        self.step = 0
+        self.device = next(model.parameters()).device
+        self.rank, self.ranks = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+        self.msa = msa_config(model.config, options)
+        model.checkpointing = options.activation_checkpointing
+        self.optimizer = optimizer(model, options)
+        self._stage, self._wrapped = "", model
+
+    # ---- schedule ----
+
+    def stage(self) -> str:
+        if self.options.route == "full":
+            return FULL
+        return WARMUP if self.step < self.options.warmup_steps else SPARSE
+
+    def attend(self, stage: str) -> Attend:
+        if stage == FULL:
+            return dense
+        if stage == WARMUP:
+            return msa(replace(self.msa, topk=None))
+        return msa(self.msa) if self.choose is None else listed(self.choose, self.msa)
+
+    def learning_rates(self) -> tuple[float, float]:
+        """Of backbone and index branch: a linear start, then a cosine down to a tenth."""
+        o = self.options
+        start = min(1.0, (self.step + 1) / max(1, o.lr_warmup))
+        cosine = 0.55 + 0.45 * math.cos(math.pi * self.step / max(1, o.steps))
+        index_lr = o.lr if o.index_lr is None else o.index_lr
+        if self.stage() == WARMUP and o.index_warmup_lr is not None:
+            return o.lr * start * cosine, o.index_warmup_lr * start
+        return o.lr * start * cosine, index_lr * start * cosine
+
+    def _enter(self, stage: str) -> None:
+        """Decides what learns, and tells DistributedDataParallel so."""
+        freeze = self.options.freeze or ("warmup" if self.options.route == "msa-cpt" else "none")
+        backbone = freeze == "none" or (freeze == "warmup" and stage != WARMUP)
+        index = stage == WARMUP or (stage == SPARSE and self.choose is None)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(index if ".indexer." in name else backbone)
+            parameter.grad = None
+        self._stage = stage
+        if self.ranks > 1:
+            self._wrapped = DistributedDataParallel(self.model)
+
+    # ---- steps ----
+
+    def run(self, until: int | None = None) -> None:
+        """Steps up to `until`, the whole run by default."""
+        last = self.options.steps if until is None else until
+        began = time.monotonic()
+        while self.step < last:
+            entry = self._train_step()
+            self.step += 1
+            if entry is not None:
+                self._write(entry | {"seconds": round(time.monotonic() - began, 3)})
+            done = self.step == self.options.steps
+            if self.output and (done or self.step % self.options.save_every == 0):
+                self.save()
+            self.on_step(self.step)
+
+    def _train_step(self) -> dict | None:
+        """One optimiser step; its line of the log where one is due."""
+        o, stage = self.options, self.stage()
+        if stage != self._stage:
+            self._enter(stage)
+        rates = self.learning_rates()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["index"]]
+        attend, recorder = self.attend(stage), None
+        due = self.step % o.log_every == 0 or self.step + 1 == o.steps
+        if due and self.rank == 0 and stage != FULL:
+            choose = self.choose or by_index(self.msa)
+            attend = recorder = Recorder(attend, choose, self.msa)
+        sums = torch.zeros(2, device=self.device)
+        for micro in range(o.accumulate):
+            number = (self.step * o.accumulate + micro) * self.ranks + self.rank
+            examples = self.source.examples(number, o.batch, o.context).to(self.device)
+            wait = self.ranks > 1 and micro + 1 < o.accumulate
+            with self._wrapped.no_sync() if wait else nullcontext():
+                losses = self.losses(examples, attend, self._wrapped)
+                ((losses[0] + o.kl_weight * losses[1]) / o.accumulate).backward()
+            sums += torch.stack(losses).detach() / o.accumulate
+        if self.ranks > 1:
+            distributed.all_reduce(sums)
+            sums /= self.ranks
+        norms = [nn.utils.clip_grad_norm_(list(part().values()), clip) for part, clip in (
+            (self.model.backbone_parameters, o.clip), (self.model.index_parameters, o.index_clip))]
+        figures = [*sums.tolist(), *(float(norm) for norm in norms)]
+        if not all(map(math.isfinite, figures)):
+            raise Diverged(f"step {self.step}: {self._first_bad(examples, attend, figures)}; "
+                           "the last checkpoint is as it was")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not due:
+            return None
+        entry = dict(step=self.step, stage=stage, loss=figures[0], kl=figures[1], lr=rates[0],
+                     index_lr=rates[1], grad_norm_backbone=figures[2], grad_norm_index=figures[3])
+        return entry | (recorder.means() if recorder else {})
+
+    def losses(self, examples: Examples, attend: Attend,
+               model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """(language-model loss, KL loss over the layers), f32 scalars."""
+        bf16 = self.options.dtype == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits, kls = (model or self.model)(
+                examples.tokens, examples.cu_seqlens, examples.max_seqlen, attend,
+                self.options.detach_input)
+        lm = F.cross_entropy(logits, examples.targets, ignore_index=NO_TARGET)
+        if not kls:
+            return lm, lm.new_zeros(())
+        kl = torch.stack(kls).sum()
+        return lm, kl / len(kls) if self.options.kl_reduction == "mean" else kl
+
+    def _first_bad(self, examples: Examples, attend: Attend, figures: list[float]) -> str:
+        """Names the first tensor that is not finite: a weight, what a module makes, a gradient."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                return f"{name} holds NaN or infinity"
+        bad: list[str] = []
+
+        def look(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: object, output: object) -> None:
+                if isinstance(output, Tensor) and not output.isfinite().all():
+                    bad.append(f"the output of {name} holds NaN or infinity")
+            return hook
+
+        handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if n]
+        with torch.no_grad():
+            lm, _ = self.losses(examples, attend)
+        for handle in handles:
+            handle.remove()
+        if bad:
+            return bad[0]
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"the gradient of {name} holds NaN or infinity"
+        return f"loss {figures[0]}, kl {figures[1]}"
+
+    # ---- what stays ----
+
+    def _write(self, entry: dict) -> None:
+        self.log.append(entry)
+        if self.output and self.rank == 0:
+            with (self.output / "log.jsonl").open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def save(self) -> None:
+        if self.rank == 0:
+            storage.save(self.output, self.step, self.model, self.optimizer, asdict(self.options),
+                         self.options.keep)
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint in `output`, and cuts the log back to it."""
+        if self.rank == 0:
+            storage.remove_partial(self.output)
+        self.step = storage.steps(self.output)[-1]
+        path = storage.directory(self.output, self.step)
+        storage.load_weights(self.model, path)
+        storage.load_optimizer(self.model, self.optimizer, path)
+        log = self.output / "log.jsonl"
+        if self.rank == 0 and log.exists():
+            lines = [x for x in log.read_text().splitlines(True) if x.endswith("\n")]
+            log.write_text("".join(x for x in lines if json.loads(x)["step"] < self.step))
+
+
+def msa_config(config: Config, options: Options) -> autograd.MsaConfig:
+    """The sparse stage's attention."""
+    return autograd.MsaConfig(
+        block_size=config["index_block_size"], topk=config["index_topk_blocks"],
+        local_blocks=config.get("index_local_blocks", 1) if options.force_local else 0,
+        kl_support=options.kl_support)
+
+
+def by_index(config: autograd.MsaConfig) -> Choose:
+    """The selector of MSA itself."""
+    return lambda heads: autograd.select(heads.q_idx, heads.k_idx, heads.cu_seqlens, config,
+                                         max_seqlen=heads.max_seqlen)
+
+
+def optimizer(model: Model, options: Options) -> torch.optim.AdamW:
+    """AdamW in three groups: matrices of the backbone decay, its norms and the index do not."""
+    backbone = model.backbone_parameters().values()
+    groups = [
+        {"params": [p for p in backbone if p.ndim == 2], "weight_decay": options.weight_decay,
+         "index": False},
+        {"params": [p for p in backbone if p.ndim == 1], "weight_decay": 0.0, "index": False},
+        {"params": list(model.index_parameters().values()), "weight_decay": 0.0, "index": True},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)

@@ -1,0 +1,376 @@
+"""python -m msa_cpp.train: what a run leaves behind, how it goes on, and how it fails."""
+
+import json
+import os
+import pty
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from msa_cpp.train import storage  # noqa: E402
+from msa_cpp.train.__main__ import main  # noqa: E402
+from msa_cpp.train.data import Facts, Text, read_folder  # noqa: E402
+from msa_cpp.train.model import MINIATURE, SPARSE, Model, dense  # noqa: E402
+from msa_cpp.train.trainer import Diverged, Options, Trainer  # noqa: E402
+
+CLI = os.environ.get("MSA_CLI")
+SMALL = ["--data", "facts", "--batch", "2", "--context", "64", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    for name in ("a.txt", "b/c.py"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(rng.integers(32, 127, 700, np.uint8).tobytes())
+    (folder / "empty").touch()
+    return folder
+
+
+def train(*arguments):
+    return main([*map(str, arguments)])
+
+
+def log(output, seconds=False):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if seconds or k != "seconds"} for line in lines]
+
+
+def process(*arguments, **kwargs):
+    return subprocess.Popen([sys.executable, "-m", "msa_cpp.train", *map(str, arguments)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def test_every_fact_that_is_asked_for_has_been_told():
+    facts = Facts(3)
+    e = facts.examples(5, 4, 200)
+    again = facts.examples(5, 4, 200)
+    assert torch.equal(e.tokens, again.tokens) and torch.equal(e.targets, again.targets)
+    assert not torch.equal(e.tokens, facts.examples(6, 4, 200).tokens)
+    assert e.tokens.max() < facts.vocab_size and e.cu_seqlens.tolist() == [0, 200, 400, 600, 800]
+    for b in range(4):
+        rows = slice(200 * b, 200 * (b + 1))
+        tokens, targets, kinds = e.tokens[rows], e.targets[rows], e.kinds[rows]
+        keys = tokens[kinds == facts.PAIR, 0]
+        assert len(keys.unique()) == len(keys)
+        for i in (kinds == facts.QUERY).nonzero()[:, 0]:
+            place = i - e.distances[rows][i]
+            assert kinds[place] == facts.PAIR and tokens[place, 0] == tokens[i, 0]
+            assert targets[i] == tokens[place, 1]
+        for i in (kinds == facts.LOCAL).nonzero()[:, 0]:
+            assert kinds[i - 2] == facts.PAIR and targets[i] == tokens[i - 2, 1]
+        assert (targets[kinds == facts.PAIR] == -100).all()
+        filler = (kinds == facts.FILLER).nonzero()[:, 0]
+        assert torch.equal(targets[filler[:-1]], tokens[filler[1:], 0])
+
+
+def test_windows_of_text_are_packed_documents(texts):
+    e = Text(read_folder(texts), seed=1).examples(0, 2, 1000)
+    assert e.cu_seqlens[-1] == 2000 and 1000 in e.cu_seqlens
+    documents = [b"\1" + p.read_bytes()
+                 for p in (texts / "a.txt", texts / "b/c.py")]
+    for first, end in zip(e.cu_seqlens[:-1], e.cu_seqlens[1:]):
+        piece, target = e.tokens[first:end].numpy(), e.targets[first:end].numpy()
+        assert any(piece.astype(np.uint8).tobytes() in d for d in documents)
+        np.testing.assert_array_equal(piece[1:], target[:-1])
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def test_documents_of_a_batch_do_not_see_each_other():
+    model = Model(MINIATURE, seed=1)
+    tokens = torch.randint(0, 99, (60,), generator=torch.Generator().manual_seed(0))
+    both, _ = model(tokens, torch.tensor([0, 25, 60], dtype=torch.int32), 35, dense)
+    for piece in (slice(0, 25), slice(25, 60)):
+        length = piece.stop - piece.start
+        alone, _ = model(tokens[piece], torch.tensor([0, length], dtype=torch.int32), length, dense)
+        torch.testing.assert_close(alone, both[piece], rtol=1e-4, atol=1e-5)
+
+
+def test_losses_train_their_own_weights_only():
+    for detach in (True, False):
+        model = Model(MINIATURE, seed=1)
+        trainer = Trainer(Options(steps=1, detach_input=detach), model, Facts())
+        examples = trainer.source.examples(0, 2, 96)
+        for stage in ("warmup", "sparse"):
+            trainer._enter(stage)
+            lm, kl = trainer.losses(examples, trainer.attend(stage))
+            touched = {}
+            for name, loss in (("lm", lm), ("kl", kl)):
+                parameters = dict(model.named_parameters())
+                made = torch.autograd.grad(loss, parameters.values(), allow_unused=True,
+                                           retain_graph=True)
+                touched[name] = {n for n, g in zip(parameters, made)
+                                 if g is not None and g.any()}
+            index = set(model.index_parameters())
+            assert touched["lm"] == set(model.backbone_parameters())
+            assert index <= touched["kl"]
+            assert (touched["kl"] == index) == detach  # the switch lets it through
+
+
+def test_recomputed_activations_and_bf16_change_little():
+    examples = Facts().examples(0, 2, 96)
+    results = {}
+    for name, options in {"plain": {}, "recomputed": {"activation_checkpointing": True},
+                          "bf16": {"dtype": "bf16"}}.items():
+        model = Model(MINIATURE, seed=1)
+        trainer = Trainer(Options(**options), model, Facts())
+        lm, kl = trainer.losses(examples, trainer.attend("sparse"))
+        (lm + kl).backward()
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+        results[name] = lm.detach(), [p.grad for p in model.parameters()]
+    assert results["plain"][0] == results["recomputed"][0]
+    assert all(map(torch.equal, results["plain"][1], results["recomputed"][1]))
+    assert abs(results["plain"][0] - results["bf16"][0]) < 0.05
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """20 steps of MSA-PT with checkpoints after 5, 10, 15, 20 of which two stay."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    assert train("--route", "msa-pt", "--output", output, "--steps", 20, "--warmup-steps", 8,
+                 "--save-every", 5, *SMALL) == 0
+    return output
+
+
+def test_the_log_says_how_both_branches_do(run):
+    lines = log(run, seconds=True)
+    assert [line["step"] for line in lines] == [*range(20)]
+    assert [line["stage"] for line in lines] == ["warmup"] * 8 + ["sparse"] * 12
+    for name in ("loss", "kl", "lr", "index_lr", "grad_norm_backbone", "grad_norm_index", "seconds",
+                 "score_recall", "block_recall", "kept_mass", "learned_coverage"):
+        assert all(line[name] >= 0 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert storage.steps(run) == [15, 20]
+    assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_checkpoints_load_in_transformers(run):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    m3 = transformers.models.minimax_m3_vl
+    path = storage.directory(run, 20)
+    config = m3.configuration_minimax_m3_vl.MiniMaxM3VLTextConfig(
+        **json.loads((path / "config.json").read_text()))
+    config._attn_implementation = "eager"
+    theirs, info = m3.modeling_minimax_m3_vl.MiniMaxM3VLForCausalLM.from_pretrained(
+        path, config=config, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    model = Model(storage.read_config(path / "config.json"))
+    storage.load_weights(model, path)
+    tokens = torch.arange(96) % 91
+    trainer = Trainer(Options(), model, Facts())
+    with torch.no_grad():
+        ours, _ = model(tokens, torch.tensor([0, 96], dtype=torch.int32), 96,
+                        trainer.attend("sparse"))
+        want = theirs(input_ids=tokens[None]).logits[0]
+    torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not CLI, reason="MSA_CLI is not set")
+def test_checkpoints_load_in_the_msa_command(tmp_path, texts):
+    assert train("--route", "full", "--data", texts, "--output", tmp_path, "--steps", 2, "--batch",
+                 1, "--context", 64) == 0
+    result = subprocess.run(
+        [CLI, "eval", "--model", storage.directory(tmp_path, 2), "--text", texts / "a.txt",
+         "--context", "256", "--attention", "both", "--json", "-"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_dense_checkpoint_gets_an_index_branch(run, tmp_path, texts):
+    """A checkpoint without one, full attention in every layer, is converted by another config."""
+    source = storage.directory(run, 20)
+    dense_dir, config = tmp_path / "dense", storage.read_config(source / "config.json")
+    config["layer_types"] = ["full_attention"] * 2
+    (tmp_path / "full.json").write_text(json.dumps(config))
+    (tmp_path / "sparse.json").write_text(json.dumps(config | {"layer_types": [SPARSE] * 2}))
+    assert train("--route", "full", "--output", dense_dir, "--steps", 2, "--config",
+                 tmp_path / "full.json", *SMALL) == 0
+    start = storage.directory(dense_dir, 2)
+    assert train("--route", "msa-cpt", "--init", start, "--config", tmp_path / "sparse.json",
+                 "--output", tmp_path / "cpt", "--steps", 5, "--warmup-steps", 3, "--save-every",
+                 3, *SMALL) == 0
+    before, middle, end = (dict(np_weights(p)) for p in (
+        start, storage.directory(tmp_path / "cpt", 3), storage.directory(tmp_path / "cpt", 5)))
+    for name, value in before.items():  # the backbone rests, then moves
+        assert torch.equal(value, middle[name]) and not torch.equal(value, end[name])
+    assert {n for n in middle if n not in before} == {n for n in middle if ".indexer." in n}
+    assert [line["grad_norm_backbone"] for line in log(tmp_path / "cpt")][:3] == [0, 0, 0]
+
+
+def np_weights(path):
+    from safetensors.torch import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
+    output = tmp_path / "out"
+    command = ("--route", "msa-pt", "--output", output, "--steps", 20, "--warmup-steps", 8,
+               "--save-every", 5, *SMALL)
+    child = process(*command)
+    stop = int(np.random.default_rng(time.time_ns()).integers(6, 18))
+    while child.poll() is None:
+        if (output / "log.jsonl").exists() and len(log(output)) > stop:
+            child.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL and storage.steps(output), stop
+    (output / ".step-half").mkdir()  # as if it had been killed while it saved
+    assert train(*command, "--resume") == 0
+    assert log(output) == log(run), f"killed after line {stop}"
+    assert not (output / ".step-half").exists()
+    a, b = (np_weights(storage.directory(o, 20)) for o in (run, output))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes_are_one_with_twice_the_steps(tmp_path):
+    """Two ranks over gloo take the micro steps of one process in turns."""
+    command = ("--route", "msa-pt", "--steps", 6, "--warmup-steps", 3, *SMALL)
+    assert train(*command, "--output", tmp_path / "one", "--accumulate", 2) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [process(*command, "--output", tmp_path / "two", env=os.environ | {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MSA_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port)}) for rank in range(2)]
+    for child in ranks:
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two):
+        for name in ("loss", "kl", "grad_norm_backbone", "grad_norm_index"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3), (a["step"], name)
+
+
+def test_the_progress_bar_is_for_terminals(tmp_path):
+    ours, theirs = pty.openpty()
+    command = ("--route", "full", "--steps", 3, *SMALL, "--output", tmp_path)
+    child = subprocess.Popen([sys.executable, "-m", "msa_cpp.train", *map(str, command)],
+                             stdout=subprocess.PIPE, stderr=theirs, text=True)
+    out, _ = child.communicate()
+    shown = os.read(ours, 10_000).decode()
+    assert child.returncode == 0 and "2 of 3, full loss" in shown and shown.endswith("\r\33[K")
+    assert out.startswith(f"{storage.directory(tmp_path, 3)}: loss ") and out.count("\n") == 1
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def fails(capsys, *arguments):
+    assert train(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("msa_cpp.train: error: ")
+    return err
+
+
+def test_bad_input_is_one_line(run, tmp_path, texts, capsys):
+    (tmp_path / "nothing").mkdir()
+    base = ("--route", "msa-pt", "--output", tmp_path / "out")
+    assert "holds no text" in fails(capsys, *base, "--data", tmp_path / "nothing")
+    assert "no such directory" in fails(capsys, *base, "--data", tmp_path / "missing")
+    assert "--steps: got 0" in fails(capsys, *base, "--data", texts, "--steps", 0)
+    assert "--warmup-steps: got 9, expected 0 to 5" in fails(
+        capsys, *base, "--data", texts, "--steps", 5, "--warmup-steps", 9)
+    assert "--init: not given" in fails(capsys, "--route", "msa-cpt", *base[2:], "--data", texts)
+    assert "holds no checkpoint" in fails(capsys, *base, "--data", texts, "--resume")
+    assert "holds a run already" in fails(capsys, *base[:2], "--output", run, "--data", "facts")
+    assert "--lr: got 0.5, but the run began with 0.003" in fails(
+        capsys, *base[:2], "--output", run, "--steps", 20, "--warmup-steps", 8, *SMALL, "--lr",
+        "0.5", "--resume")
+    wide = tmp_path / "wide.json"
+    wide.write_text(json.dumps(MINIATURE | {"hidden_size": 128}))
+    assert "tensor model.embed_tokens.weight: shape: got [256, 64], expected [256, 128]" in fails(
+        capsys, *base, "--data", texts, "--config", wide, "--init", storage.directory(run, 20))
+    wide.write_text(json.dumps(MINIATURE | {"index_n_heads": 3}))
+    assert "index_n_heads: got 3, expected 2" in fails(capsys, *base, "--data", texts, "--config",
+                                                       wide)
+    assert "--freeze: got all" in fails(capsys, "--route", "full", *base[2:], "--data", texts,
+                                        "--freeze", "all")
+    wide.write_text(json.dumps(MINIATURE | {"layer_types": ["full_attention"] * 2}))
+    assert "layer_types: got full attention in every layer" in fails(
+        capsys, *base, "--data", texts, "--config", wide)
+    if not torch.cuda.is_available():
+        assert "--device: got cuda" in fails(capsys, *base, "--data", texts, "--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    """Files of this process may not grow beyond 100 KB: the model has more."""
+    options = Options(steps=4, warmup_steps=2, batch=2, context=64, save_every=2, log_every=1)
+    Trainer(options, Model(MINIATURE), Facts(), output=tmp_path).run(2)
+    files = lambda: {p: p.read_bytes() for p in tmp_path.rglob("step-*/**/*") if p.is_file()}
+    kept = files()
+    assert max(map(len, kept.values())) > 100_000
+    command = ("--route", "msa-pt", "--output", tmp_path, "--steps", 4, "--warmup-steps", 2,
+               "--save-every", 2, *SMALL, "--resume")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    child = process(*command, preexec_fn=limit)
+    _, errors = child.communicate()
+    assert child.returncode == 2 and errors.count("\n") == 1 and "File too large" in errors, errors
+    assert files() == kept and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert train(*command) == 0 and storage.steps(tmp_path) == [2, 4]
+
+
+def test_a_nan_stops_the_run_by_name(tmp_path):
+    model = Model(MINIATURE, seed=1)
+    options = Options(steps=9, warmup_steps=2, batch=2, context=64, save_every=3)
+    trainer = Trainer(options, model, Facts(), output=tmp_path)
+    trainer.run(4)
+    kept = np_weights(storage.directory(tmp_path, 3))
+    asked = Facts().examples(4, 2, 64).tokens[0, 0]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[asked] = float("nan")
+    with pytest.raises(Diverged, match=r"step 4: model.embed_tokens.weight holds NaN or infinity"):
+        trainer.run()
+    after = np_weights(storage.directory(tmp_path, 3))
+    assert storage.steps(tmp_path) == [3]
+    assert all(torch.equal(kept[name], after[name]) for name in kept)
+
+    def poison(module, inputs, output):
+        return output * float("inf")
+
+    model = Model(MINIATURE, seed=1)
+    model.model.layers[1].mlp.register_forward_hook(poison)
+    with pytest.raises(Diverged, match=r"step 0: the output of model.layers.1.mlp holds NaN"):
+        Trainer(options, model, Facts()).run()
+
+
+def test_a_diverging_run_says_so(tmp_path, capsys):
+    error = fails(capsys, "--route", "full", "--output", tmp_path, "--steps", 50, "--lr", "1e38",
+                  "--clip", "1e38", *SMALL)
+    assert "step " in error and "holds NaN or infinity" in error
+
+
+def test_a_checkpoint_with_nan_is_refused(run, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    shutil.copytree(storage.directory(run, 20), tmp_path / "bad")
+    weights = np_weights(tmp_path / "bad")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "bad" / "model.safetensors")
+    assert "tensor model.norm.weight: holds NaN" in fails(
+        capsys, "--route", "msa-pt", "--init", tmp_path / "bad", "--output", tmp_path / "o", *SMALL)
