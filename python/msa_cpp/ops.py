@@ -638,8 +638,9 @@ def plan(
     return _core.plan(
         op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
         index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,
-        local_blocks=local_blocks, cuda_device=-1 if kind == "cpu" else int(index or 0), max_batch=max_batch,
-        max_tokens=max_tokens, max_seqlen_q=max_tokens if max_seqlen_q is None else max_seqlen_q,
+        local_blocks=local_blocks, cuda_device=-1 if kind == "cpu" else int(index or 0),
+        max_batch=max_batch, max_tokens=max_tokens,
+        max_seqlen_q=max_tokens if max_seqlen_q is None else max_seqlen_q,
         max_seqlen_k=max_seqlen_k, backend=backend)
 
 

@@ -16,10 +16,10 @@ NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "s
          "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
          "kl_backward"]
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
+FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
 # Lengths that only the device knows need bounds.
 BOUND = {} if DEVICE == "cpu" else {"max_seqlen_q": 100, "max_seqlen_k": 100}
-FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
 
 @pytest.fixture(autouse=True)
