@@ -99,7 +99,7 @@ class ReferenceBackend final : public Backend {
     if (p.op == Op::kSparseAttention || p.op == Op::kSparseDecode || p.op == Op::kDenseAttention)
       bytes = (limits.max_kv_len + p.head_dim) * int64_t{sizeof(Real)};
     if (p.op == Op::kSparseAttentionBackward || p.op == Op::kDenseAttentionBackward)
-      bytes = 2 * p.head_dim * int64_t{sizeof(Real)};
+      bytes = int64_t{2} * p.head_dim * int64_t{sizeof(Real)};
     if (p.op == Op::kKlBackward || p.op == Op::kKlLoss) bytes = p.index_dim * int64_t{sizeof(Real)};
     return (bytes + 63) / 64 * 64;
   }
