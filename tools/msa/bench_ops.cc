@@ -545,7 +545,9 @@ Status Workload::add(const std::string& name, Operation* out) {
   if (name == "msa") {
     MSA_TRY(bind_msa(out));
   } else {
-    MSA_TRY(bind(op_named(name).value(), out));
+    const std::optional<Op> op = op_named(name);
+    if (!op) return Status(StatusCode::kInvalidArgument, "--op: got " + name);
+    MSA_TRY(bind(*op, out));
   }
   out->op = name;
   return {};
