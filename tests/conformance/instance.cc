@@ -218,7 +218,7 @@ SparseAttentionParams Instance::make_sparse_attention() {
                           .v = v,
                           .ids = make_ids(),
                           .batch = batch_,
-                          .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                          .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                           .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
@@ -232,7 +232,7 @@ DenseAttentionParams Instance::make_dense_attention() {
                          .k = k,
                          .v = v,
                          .batch = batch_,
-                         .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                         .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                          .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
@@ -304,7 +304,7 @@ BlockMassParams Instance::make_block_mass() {
       .q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
       .k = k,
       .batch = batch_,
-      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
       .mass = output(DType::kF32, {p.heads_kv, tokens_, max_blocks_ + rng_.between(0, 2)})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   a.lse = make_lse(a);
@@ -382,7 +382,7 @@ AttentionBackwardParams Instance::make_attention_backward() {
                             .k = k,
                             .v = v,
                             .batch = batch_,
-                            .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f})};
+                            .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   a.o = input(rng_.chance(30) ? DType::kF32 : p.dtype, {tokens_, p.heads_q, p.head_dim});
   a.lse = input(DType::kF32, {tokens_, p.heads_q});
@@ -426,7 +426,7 @@ KlParams Instance::make_kl() {
              .k_idx = input(p.dtype, {k.shape[0], p.index_dim}),
              .index_lse = input(DType::kF32, {tokens_, p.heads_kv}),
              .batch = batch_,
-             .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f})};
+             .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
   fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
@@ -461,7 +461,7 @@ LayerDecodeParams Instance::make_layer_decode() {
                       .v = v,
                       .k_idx = make_keys(p.index_dim),
                       .batch = batch_,
-                      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f}),
+                      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                       .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);

@@ -93,8 +93,13 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
                             float& m, float& l, float* o, int64_t ldo, float* raw_max) {
   using Vec = typename Isa::Vec;
   hide_invisible(s, valid, cols);
-  const float best = row_max<Isa>(s, cols);
+  float best = row_max<Isa>(s, cols);
   if (raw_max != nullptr && best > *raw_max) *raw_max = best;
+  if (c < 0) {  // the largest logit is that of the smallest product
+    for (int64_t col = 0; col < valid; ++col) s[col] = -s[col];
+    best = row_max<Isa>(s, cols);
+    c = -c;
+  }
   const float m_new = best * c > m ? best * c : m;
   const Vec factor = Isa::set1(c), shift = Isa::set1(m_new == -kInfinity ? 0.0f : -m_new);
   Vec even = Isa::zero(), odd = Isa::zero();
@@ -416,7 +421,8 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
           const int64_t query = (r0 + r) / group, token = s.q_begin + q0 + query;
           const float lse = *params.lse.at<const float>(token, head * group + (r0 + r) % group);
           if (lse == -kInfinity) continue;
-          hide_invisible(scores[r], most(0, least(s.visible(q0 + query) - start, n)), cols);
+          hide_invisible(scores[r], most(0, least(s.visible(q0 + query) - start, n)), cols,
+                         scale < 0 ? kInfinity : -kInfinity);
           typename Isa::Vec sum = Isa::zero();
           const typename Isa::Vec factor = Isa::set1(scale * kLog2E),
                                   shift = Isa::set1(-lse * kLog2E);

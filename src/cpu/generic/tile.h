@@ -309,9 +309,9 @@ void load_queries(const TensorView& q, int64_t token0, int64_t tokens, int64_t h
   });
 }
 
-/// -inf from `valid` on.
-MSA_INLINE void hide_invisible(float* s, int64_t valid, int64_t cols) {
-  for (int64_t c = valid; c < cols; ++c) s[c] = -kInfinity;
+/// What no query sees, from `valid` on: -inf, or +inf before a negative factor.
+MSA_INLINE void hide_invisible(float* s, int64_t valid, int64_t cols, float hidden = -kInfinity) {
+  for (int64_t c = valid; c < cols; ++c) s[c] = hidden;
 }
 
 /// Maximum of a row; NaN counts as -inf. Two chains: one would wait for itself.
