@@ -1,0 +1,171 @@
+#include "cta.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <thread>
+
+// The dynamic shared memory, under the names by which the kernels declare it. An SM is a thread of
+// the host, so what CTAs have to themselves is thread_local.
+namespace msa::cuda::sm90::prefill {
+alignas(1024) thread_local unsigned char memory[emulator::kMostSharedBytes];
+alignas(16) thread_local unsigned char list_memory[emulator::kMostSharedBytes];
+}  // namespace msa::cuda::sm90::prefill
+
+// Saves this stack pointer in *save and goes on where `to` was saved.
+extern "C" void emulator_switch(void** save, void* to);
+#if !defined(__x86_64__)
+#error "the switch between fibers is written for x86-64"
+#endif
+asm(R"(
+.globl emulator_switch
+emulator_switch:
+  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+  ret
+)");
+
+namespace emulator {
+namespace {
+
+namespace prefill = msa::cuda::sm90::prefill;
+
+constexpr size_t kStackBytes = 64 * 1024;
+constexpr int64_t kMostIdleRounds = 10'000;  // warps miss a quarter of their turns, copies more
+
+void poison(unsigned char* memory, size_t bytes) {
+  constexpr uint32_t kNaN = 0x7fc17fc1;  // as f32, and twice as bf16
+  for (size_t i = 0; i + 4 <= bytes; i += 4) std::memcpy(memory + i, &kNaN, 4);
+}
+
+}  // namespace
+
+thread_local Cta* cta = nullptr;
+
+void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s\n", what);
+  std::fflush(nullptr);
+  std::_Exit(1);
+}
+
+uint32_t shared_offset(const void* pointer) {
+  const auto offset = static_cast<const unsigned char*>(pointer) - prefill::memory;
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(kMostSharedBytes))
+    fail("an address is not in shared memory");
+  return static_cast<uint32_t>(offset);
+}
+unsigned char* shared_pointer(uint32_t offset) { return prefill::memory + offset; }
+
+/// Where a fiber begins.
+void enter_fiber() {
+  (*cta->kernel_)();
+  cta->current->done = true;
+  --cta->live_;
+  cta->progress();
+  cta->yield();
+}
+
+Cta::Cta(dim3 block_index_, unsigned threads, size_t shared_bytes, uint64_t seed)
+    : block_index(block_index_),
+      rng(seed),
+      fibers_(threads),
+      warps_(threads / 32),
+      stacks_(new char[threads * kStackBytes]),
+      live_(threads) {
+  poison(prefill::memory, shared_bytes);
+  poison(prefill::list_memory, shared_bytes);
+  for (unsigned i = 0; i < threads; ++i) {
+    fibers_[i].index = dim3(i, 0, 0);
+    fibers_[i].warp = &warps_[i / 32];
+    fibers_[i].products.resize(1);
+    start(fibers_[i], stacks_.get() + i * kStackBytes);
+  }
+}
+
+/// The first switch to the fiber pops six registers and returns into enter_fiber().
+void Cta::start(Fiber& fiber, char* stack) {
+  const uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + kStackBytes) & ~uintptr_t{15};
+  auto** at = reinterpret_cast<void**>(top);
+  *--at = nullptr;  // keeps the alignment that a call would leave
+  *--at = reinterpret_cast<void*>(&enter_fiber);
+  for (int i = 0; i < 6; ++i) *--at = nullptr;
+  fiber.stack_pointer = at;
+}
+
+void Cta::turn(Fiber& fiber) {
+  if (fiber.done) return;
+  current = &fiber;
+  emulator_switch(&scheduler_, fiber.stack_pointer);
+}
+
+void Cta::yield() { emulator_switch(&current->stack_pointer, scheduler_); }
+
+void Cta::run(const std::function<void()>& kernel) {
+  kernel_ = &kernel;
+  cta = this;
+  std::vector<size_t> order(warps_.size());
+  std::iota(order.begin(), order.end(), 0);
+  for (int64_t round = 0; live_ > 0; ++round) {
+    if (round % 64 == 0) rng.shuffle(order);
+    for (const size_t warp : order) {
+      if (rng.chance(25)) continue;
+      for (size_t lane = 0; lane < 32; ++lane) turn(fibers_[warp * 32 + lane]);
+    }
+    if (!copies.empty() && rng.chance(33)) {
+      const auto last = static_cast<int64_t>(copies.size()) - 1;
+      std::swap(copies[static_cast<size_t>(rng.between(0, last))], copies.back());
+      copies.back()();
+      copies.pop_back();
+    }
+    if (++idle_rounds_ > kMostIdleRounds) fail("deadlock: every thread waits");
+  }
+  if (!copies.empty()) fail("a CTA ends while copies are on their way");
+  cta = nullptr;
+}
+
+const Words* Cta::exchange(const Words& own) {
+  Warp& warp = *current->warp;
+  const uint64_t generation = warp.generation;
+  Words* const words = warp.words[generation % 2];
+  words[current->lane()] = own;
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    ++warp.generation;
+    progress();
+  }
+  while (warp.generation == generation) yield();
+  return words;
+}
+
+void Cta::join(uint32_t barrier, uint32_t threads) {
+  NamedBarrier& b = barriers_[barrier];
+  const uint64_t generation = b.generation;
+  if (++b.arrived == threads) {
+    b.arrived = 0;
+    ++b.generation;
+    progress();
+  }
+  while (b.generation == generation) yield();
+}
+
+void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
+              const std::function<void()>& kernel) {
+  static std::atomic<uint64_t> launches{0};
+  const uint64_t launch = ++launches;
+  std::atomic<unsigned> next{0};
+  const auto serve = [&] {
+    for (unsigned i = next++; i < grid.x * grid.y; i = next++) {
+      const uint64_t seed = launch << 32 | i;
+      Cta(dim3(i % grid.x, i / grid.x, 0), threads, shared_bytes, seed).run(kernel);
+    }
+  };
+  std::vector<std::thread> sms;
+  for (int i = 0; i < kSMs; ++i) sms.emplace_back(serve);
+  for (std::thread& sm : sms) sm.join();
+}
+
+}  // namespace emulator

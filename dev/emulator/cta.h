@@ -1,0 +1,133 @@
+// Kernels for Hopper on the CPU, without a GPU and without nvcc: dev/emulate.sh.
+//
+// The sources of src/cuda/sm90/prefill are compiled by g++ as they are. This folder comes ahead of
+// src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx, whose
+// functions have the names and the contracts of the real ones.
+//
+// What is emulated
+//   - threads, as fibers, and warps, whose collectives wait for all 32 lanes; CTAs one per SM at
+//     once, each SM a thread of the host. Warps advance at random.
+//   - mbarriers (arrivals, bytes, phases) and named barriers; a CTA that cannot go on is reported.
+//   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle. They arrive late, in
+//     any order, element by element.
+//   - ldmatrix and wgmma with their register layouts and matrix descriptors. A wgmma executes when
+//     it is committed or, perhaps long after, when it is waited for.
+//   - shared memory that holds NaN at first.
+// What is not
+//   - time, and everything that only costs time: bank conflicts, registers, caches;
+//   - memory ordering: every access is seen at once, so no missing fence and no missing
+//     wait_for_previous_grid() is found (grids run one after another);
+//   - the limits of instructions beyond alignment, and their rounding: sums are plain f32, exp2 is
+//     the C library's;
+//   - what other kernels use: clusters, stores by TMA, mma, A operands in shared memory.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "conformance/random.h"
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace emulator {
+
+inline constexpr int kSMs = 2;
+inline constexpr size_t kMostSharedBytes = 227 * 1024;  ///< dynamic, of a CTA on Hopper
+
+/// Ends the program: the kernel did what hardware answers with a hang, a trap or chaos.
+[[noreturn]] void fail(const char* what);
+
+/// What a lane gives to a collective of its warp.
+using Words = std::array<uint64_t, 4>;
+
+struct Warp {
+  int arrived = 0;
+  uint64_t generation = 0;  ///< of collectives
+  Words words[2][32];       ///< of this generation and the one before
+};
+
+struct NamedBarrier {
+  uint32_t arrived = 0;
+  uint64_t generation = 0;
+};
+
+/// A thread of a CTA.
+struct Fiber {
+  void* stack_pointer = nullptr;
+  dim3 index;
+  Warp* warp = nullptr;
+  bool done = false;
+  std::vector<std::vector<std::function<void()>>> products;  ///< wgmma: groups, the open one last
+  int lane() const { return static_cast<int>(index.x % 32); }
+};
+
+/// A CTA while it runs.
+struct Cta {
+  using Rng = msa::conformance::Rng;
+
+  Cta(dim3 block_index, unsigned threads, size_t shared_bytes, uint64_t seed);
+  void run(const std::function<void()>& kernel);
+
+  /// Back to the scheduler, until this fiber's next turn.
+  void yield();
+  void join(uint32_t barrier, uint32_t threads);
+  uint32_t threads() const { return static_cast<uint32_t>(fibers_.size()); }
+  /// A collective: every lane's words, once all have come.
+  const Words* exchange(const Words& own);
+  /// Something happened that others may have waited for.
+  void progress() { idle_rounds_ = 0; }
+
+  dim3 block_index;
+  Fiber* current = nullptr;
+  Rng rng;
+  std::vector<std::function<void()>> copies;  ///< by TMA, on their way
+
+ private:
+  void start(Fiber& fiber, char* stack);
+  void turn(Fiber& fiber);
+
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  std::array<NamedBarrier, 16> barriers_{};
+  std::unique_ptr<char[]> stacks_;
+  const std::function<void()>* kernel_ = nullptr;
+  void* scheduler_ = nullptr;  ///< its stack pointer
+  unsigned live_ = 0;
+  int64_t idle_rounds_ = 0;
+
+  friend void enter_fiber();
+};
+
+/// The CTA that this thread of the host runs.
+extern thread_local Cta* cta;
+
+/// Offset of a pointer into dynamic shared memory, and the reverse.
+uint32_t shared_offset(const void* pointer);
+unsigned char* shared_pointer(uint32_t offset);
+
+/// Runs the kernel in every thread of every CTA; returns when all are done.
+void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
+              const std::function<void()>& kernel);
+
+template <class T>
+uint64_t to_word(T value) {
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof(T));
+  return word;
+}
+template <class T>
+T from_word(uint64_t word) {
+  T value;
+  std::memcpy(&value, &word, sizeof(T));
+  return value;
+}
+
+}  // namespace emulator

@@ -1,0 +1,43 @@
+// Stand-in for src/cuda/ptx/copy.cuh.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/ptx/barrier.cuh"
+
+namespace msa::cuda::ptx {
+
+/// Where the byte at an address lies under the 128-byte swizzle: its 16-byte unit moves by the
+/// number of its 128-byte row mod 8.
+inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
+
+/// The 16-bit element at coordinates `at`; zero outside the tensor.
+inline uint16_t element_of(const CUtensorMap& map, const int64_t (&at)[4]) {
+  int64_t offset = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (at[i] < 0 || at[i] >= map.extent[i]) return 0;
+    offset += at[i] * map.stride[i];
+  }
+  uint16_t element;
+  std::memcpy(&element, map.data + offset, sizeof(element));
+  return element;
+}
+
+inline void load_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t c0, int32_t c1,
+                     int32_t c2, int32_t c3) {
+  const uint32_t begin = shared_address(to);
+  if (begin % 1024 != 0) emulator::fail("a box does not begin at a swizzle atom");
+  emulator::cta->copies.push_back([=, map = *map] {
+    uint32_t address = begin;
+    for (int64_t x3 = c3; x3 < c3 + map.box[3]; ++x3)
+      for (int64_t x2 = c2; x2 < c2 + map.box[2]; ++x2)
+        for (int64_t x1 = c1; x1 < c1 + map.box[1]; ++x1)
+          for (int64_t x0 = c0; x0 < c0 + map.box[0]; ++x0, address += 2) {
+            const uint16_t element = element_of(map, {x0, x1, x2, x3});
+            std::memcpy(emulator::shared_pointer(swizzled(address)), &element, sizeof(element));
+          }
+    update(barrier, 0, -int64_t{address - begin});
+  });
+}
+
+}  // namespace msa::cuda::ptx
