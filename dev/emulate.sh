@@ -24,6 +24,7 @@ shrink build_lists.cuh kTableBlocks 5
 shrink choose.h kKvOuterFrom 1.9
 shrink choose.h kLeastKvOuterTokens 1
 
+# g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread
   -I "$out" -I dev/emulator -I src -I include -I tests)
 sources=(dev/emulator/*.cc src/core/*.cc src/reference/*.cc src/cpu/threads.cc

@@ -137,6 +137,8 @@ TEST(PrefillWindows, TasksOfABlockAreEqual) {
 using Range = std::pair<int64_t, int64_t>;
 
 TEST(PrefillWindows, PartsOfTheWorkspaceDoNotMeet) {
+  alignas(256) std::byte start[1];  // nothing but addresses is made from it
+  const auto base = reinterpret_cast<uintptr_t>(start);
   for (const int64_t tokens : {1, 130, 5000, 70000}) {
     for (const int topk : {3, 16}) {
       const Problem p = shape(16, 2, topk);
@@ -146,9 +148,9 @@ TEST(PrefillWindows, PartsOfTheWorkspaceDoNotMeet) {
                                 {w.lse, w.lse + slots * p.heads_q * 4},
                                 {w.o, w.o + slots * p.heads_q * kDim * 2}};
       for (int64_t i = 0; i < w.round; ++i) {
-        const WindowLists lists = window_lists(w, nullptr, heads, topk, i);
+        const WindowLists lists = window_lists(w, start, heads, topk, i);
         const auto add = [&](const auto* from, int64_t count) {
-          const auto begin = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from));
+          const auto begin = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from) - base);
           EXPECT_EQ(begin % static_cast<int64_t>(alignof(decltype(*from))), 0);
           ranges.emplace_back(begin, begin + count * static_cast<int64_t>(sizeof(*from)));
         };
