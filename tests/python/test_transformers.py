@@ -642,7 +642,8 @@ def test_eager_models_stay_what_they_were(monkeypatch):
 
 
 def test_unregister_restores_everything():
-    model, ids = model_of("moe", "eager"), tokens_of("moe", 200)[None]
+    model, ours = model_of("moe", "eager"), model_of("moe", "msa_cpp")
+    ids = tokens_of("moe", 200)[None]
     with_ours = model(ids).logits
     integration.unregister()
     try:
@@ -655,7 +656,7 @@ def test_unregister_restores_everything():
             m3.MiniMaxM3VLForCausalLM._from_config(
                 make_goldens.tiny_config(), attn_implementation="msa_cpp"
             )
-        refused(model_of("moe", "msa_cpp"), KeyError, "msa_cpp")
+        refused(ours, KeyError, "msa_cpp")
         integration.unregister()  # a second time changes nothing
         assert (m3.MiniMaxM3VLAttention.forward, m3.MiniMaxM3VLIndexer.forward) == theirs
     finally:
