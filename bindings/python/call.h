@@ -339,8 +339,7 @@ class Call {
       const int64_t most_k = !paged_                  ? extents_.get("S", INT32_MAX)
                              : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
                                                       : INT32_MAX;
-      const bool decode = op_ == Op::kSparseDecode || op_ == Op::kLayerDecode;
-      const char* q_name = decode ? "max_q_len" : "max_seqlen_q";
+      const char* q_name = is_decode(op_) ? "max_q_len" : "max_seqlen_q";
       out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
       out.max_q_len =
           round_up(bound(q_name, "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));

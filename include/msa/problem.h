@@ -36,6 +36,7 @@ enum class Op : int32_t {
   kKlLoss = 15,
 };
 inline constexpr int kOpCount = 16;
+constexpr bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
 constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.

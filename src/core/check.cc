@@ -280,7 +280,7 @@ Status Border::batch(const Batch& batch, bool needs_pages, Blocks* blocks) {
   const Limits& limits = plan_.limits;
   const char* limit = "the plan's max_q_len";
   int64_t longest = limits.max_q_len;
-  if ((p_.op == Op::kSparseDecode || p_.op == Op::kLayerDecode) && longest > kDecodeQLen) {
+  if (is_decode(p_.op) && longest > kDecodeQLen) {
     limit =
         p_.op == Op::kSparseDecode ? "the most for sparse_decode" : "the most for msa_layer_decode";
     longest = kDecodeQLen;

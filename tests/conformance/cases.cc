@@ -50,10 +50,8 @@ bool is_index_op(Op op) {
   return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect;
 }
 
-bool is_decode_op(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
-
 bool is_attention_op(Op op) {
-  return op == Op::kSparseAttention || is_decode_op(op) || op == Op::kDenseAttention ||
+  return op == Op::kSparseAttention || is_decode(op) || op == Op::kDenseAttention ||
          op == Op::kBlockMass || is_training(op);
 }
 
@@ -113,7 +111,7 @@ int64_t make_q_len(int64_t kv_len, int64_t pairs, Rng& rng) {
 std::vector<SequenceSize> make_sequences(const Case& c, Rng& rng) {
   const Problem& p = c.problem;
   const int64_t block = p.block_size;
-  const bool decode = is_decode_op(p.op);
+  const bool decode = is_decode(p.op);
   const int64_t count = decode ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
   const int64_t work = rng.chance(5) ? kLargeWork : kSmallWork;
   const int64_t per_pair = is_training(p.op)       ? 10 * p.heads_q * p.head_dim

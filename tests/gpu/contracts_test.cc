@@ -314,7 +314,6 @@ constexpr Op kOps[] = {Op::kIndexScores,     Op::kSelectBlocks, Op::kIndexSelect
 constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
                                 Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
                                 Op::kLayerDecode};
-bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
 
 Scene decode_scene(int hq = 64, int hkv = 4) {
   return Scene(hq, hkv, {1, 4, 1, 16, 2}, {5000, 129, 0, 1024, 2});
