@@ -158,8 +158,7 @@ __device__ inline void stage_run(float* rows, int dim, const KeyTensor& keys, in
   });
 }
 
-/// stage() of one row per lane: row l of the tile is that of query `t` of lane l, zeros where t <
-/// 0.
+/// stage() of a query row per lane: row l of the tile is row `t` of lane l, or zeros if that is -1.
 __device__ inline void stage_queries(float* tile, int dim, const Tensor& queries, int head, int t) {
   stage(tile, kQueries, dim, queries.data, queries.dtype, [&](int l) {
     const int row = __shfl_sync(0xffffffff, t, l);
