@@ -1,5 +1,5 @@
 // Stand-in for the CUDA runtime and for what nvcc adds to C++: keywords, built-in variables and
-// the intrinsics that the prefill kernels use. A launch returns when the grid is done.
+// the intrinsics that the emulated kernels use. A launch returns when the grid is done.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,34 @@
 #define threadIdx (emulator::cta->current->index)
 #define blockIdx (emulator::cta->block_index)
 
+// Not macros: members of launch structs have the same names.
+struct LaunchedThreads {
+  struct {
+    operator unsigned() const { return emulator::cta->threads(); }
+  } x;
+};
+struct LaunchedCtas {
+  struct {
+    operator unsigned() const { return emulator::cta->grid.x; }
+  } x;
+  struct {
+    operator unsigned() const { return emulator::cta->grid.y; }
+  } y;
+  struct {
+    operator unsigned() const { return emulator::cta->grid.z; }
+  } z;
+};
+inline constexpr LaunchedThreads blockDim{};
+inline constexpr LaunchedCtas gridDim{};
+
 struct alignas(8) float2 {
   float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int32_t x, y, z, w;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -34,7 +57,12 @@ struct alignas(16) uint4 {
 // ---- collectives; all lanes of a warp take part ----
 
 inline void __syncthreads() { emulator::cta->join(0, emulator::cta->threads()); }
-inline void __syncwarp() { emulator::cta->exchange({}); }
+inline void __syncwarp(uint32_t lanes = 0xffffffff) {
+  if (lanes == 0xffffffff)
+    emulator::cta->exchange({});
+  else
+    emulator::cta->join_lanes(lanes);
+}
 
 /// What `value` is in lane `from`.
 template <class T>
@@ -68,11 +96,27 @@ inline int __reduce_add_sync(uint32_t, int value) {
   return sum;
 }
 
+/// The lanes with the same value as the calling one.
+inline uint32_t __match_any_sync(uint32_t, int value) {
+  const emulator::Words* words = emulator::cta->exchange({emulator::to_word(value)});
+  uint32_t lanes = 0;
+  for (int i = 0; i < 32; ++i)
+    lanes |= static_cast<uint32_t>(emulator::from_word<int>(words[i][0]) == value) << i;
+  return lanes;
+}
+
 // ---- arithmetic and atomics ----
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __int_as_float(int32_t bits) {
+  return emulator::from_word<float>(emulator::to_word(bits));
+}
+inline uint32_t __float_as_uint(float x) {
+  return emulator::from_word<uint32_t>(emulator::to_word(x));
+}
+using std::isnan;
 template <class A, class B>
 constexpr auto min(A a, B b) {
   return std::min<std::common_type_t<A, B>>(a, b);

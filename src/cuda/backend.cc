@@ -72,6 +72,15 @@ class PlainBackend : public PartialBackend {
   Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
     return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
   }
+  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
   using PartialBackend::run;
 
  protected:
