@@ -34,8 +34,13 @@ class Examples:
     distances: Tensor | None = None  # int64 [T], from a query back to its fact, else 0
 
     def to(self, device: torch.device) -> Examples:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Examples(*(x.to(device) if isinstance(x, Tensor) else x for x in values))
+        """A copy to a GPU is enqueued, from pinned memory, and not waited for."""
+        def moved(x: object) -> object:
+            if not isinstance(x, Tensor) or x.device == device:
+                return x
+            return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+        return Examples(*(moved(getattr(self, field.name)) for field in fields(self)))
 
 
 class Source(Protocol):
