@@ -118,10 +118,13 @@ class Facts:
     PAIR, QUERY, LOCAL, FILLER = range(4)
 
     def __init__(self, seed: int = 0, keys: int = 64, values: int = 16, states: int = 8,
-                 shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2)) -> None:
+                 shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2), short: int = 0) -> None:
         """shares: of pairs, queries, local items and fillers, about: what finds no fact to ask for
-        is a pair, and pairs beyond the keys are queries."""
+        is a pair, and pairs beyond the keys are queries. short: every other window holds sequences
+        of so many tokens, a divisor of the context, instead of one. Who has never found a fact in a short sequence takes very
+        long to find one among thousands of tokens."""
         self._seed, self._keys, self._values, self._shares = seed, keys, values, shares
+        self._short = short
         self._first_state = keys + values
         self._look = keys + values + states  # then ASK, BABBLE
         self.vocab_size = self._look + 3
@@ -130,9 +133,13 @@ class Facts:
 
     def examples(self, number: int, batch: int, context: int) -> Examples:
         rng = np.random.default_rng((self._seed, 1, number))
-        rows = [self._sequence(rng, context) for _ in range(batch)]
+        lengths = []
+        for window in range(batch):
+            short = self._short if window % 2 else 0
+            lengths += [short] * (context // short) if short else [context]
+        rows = [self._sequence(rng, length) for length in lengths]
         first, second, targets, kinds, distances = np.concatenate(rows, 1)
-        return packed(np.stack((first, second), 1), targets, [context] * batch,
+        return packed(np.stack((first, second), 1), targets, lengths,
                       kinds=kinds, distances=distances)
 
     def _sequence(self, rng: np.random.Generator, length: int) -> np.ndarray:
