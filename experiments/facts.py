@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -312,12 +313,14 @@ def picture(rows: list[dict], path: Path, title: str) -> None:
 
 def machine(device: str) -> str:
     """Where and what: processor, threads, commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE,
-                         capture_output=True, text=True)
+    commit = ""
+    if shutil.which("git"):
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name() if device == "cuda" else next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "")
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, commit " + (
-        git.stdout.strip() or "unknown")
+        commit or "unknown")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -128,6 +128,13 @@ def test_sequences_are_those_of_the_plain_loop(keys, shares):
         np.testing.assert_array_equal(got, want)
 
 
+def test_every_other_window_may_hold_short_sequences():
+    e = Facts(3, short=25).examples(0, 3, 100)
+    assert e.cu_seqlens.tolist() == [0, 100, 125, 150, 175, 200, 300] and e.max_seqlen == 100
+    assert torch.equal(e.tokens[:100], Facts(3).examples(0, 1, 100).tokens)
+    assert e.distances[100:200].max() < 25 < e.distances.max()
+
+
 def test_windows_of_text_are_packed_documents(texts):
     e = Text(read_folder(texts), seed=1).examples(0, 2, 1000)
     assert e.cu_seqlens[-1] == 2000 and 1000 in e.cu_seqlens

@@ -120,9 +120,9 @@ class Facts:
     def __init__(self, seed: int = 0, keys: int = 64, values: int = 16, states: int = 8,
                  shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2), short: int = 0) -> None:
         """shares: of pairs, queries, local items and fillers, about: what finds no fact to ask for
-        is a pair, and pairs beyond the keys are queries. short: every other window holds sequences
-        of so many tokens, a divisor of the context, instead of one. Who has never found a fact in a short sequence takes very
-        long to find one among thousands of tokens."""
+        is a pair, and pairs beyond the keys are queries. short: every other window of a batch holds
+        sequences of so many tokens, a divisor of the context, instead of one: finding a fact is
+        learned there long before it would be among thousands of tokens."""
         self._seed, self._keys, self._values, self._shares = seed, keys, values, shares
         self._short = short
         self._first_state = keys + values
