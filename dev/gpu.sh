@@ -126,7 +126,7 @@ python() {
 
 # Those of training, and a layer's training step beside cuDNN's and FlashAttention's.
 gradients() {
-  pytest 120 tests/python/test_{gradients,training_ops,torch_ops,train}.py
+  pytest 200 tests/python/test_{gradients,training_ops,torch_ops,train}.py
   local tokens
   for tokens in 8192 32768 131072; do
     in_python "training_step_$tokens" 60 bench/training_step.py --device cuda --tokens $tokens \
