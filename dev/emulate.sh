@@ -21,8 +21,7 @@ shrink() {  # HEADER NAME VALUE
 shrink windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of 16 heads, K 16
 shrink windows.h kRoundWindows 2
 shrink build_lists.cuh kTableBlocks 5
-shrink choose.h kKvOuterFrom 1.9
-shrink choose.h kLeastKvOuterTokens 1
+shrink choose.h kFewTokens 0
 
 # g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread

@@ -76,30 +76,47 @@ bench() {
       --json "$OUT/bench_$name.json"
   done <<'SETTINGS'
 prefill         60 cuda          --context 8192,32768 --selection random --repeats 20
-prefill_128k    60 cuda          --context 131072 --op index_select,sparse_attention,msa --selection random --repeats 10
+prefill_128k    60 cuda          --context 131072 --selection random --repeats 5
 kv_outer        60 cuda-kv-outer --context 8192,32768,131072 --op sparse_attention,msa --selection random --repeats 10
 decode          40 cuda          --context 32768,131072 --new-tokens 1 --repeats 20
-decode_1m       40 cuda          --context 524288,1048576 --new-tokens 1 --op index_select,sparse_decode,msa --repeats 20
+decode_1m       40 cuda          --context 524288,1048576 --new-tokens 1 --repeats 20
 decode_4x1m     40 cuda          --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
 decode_8        40 cuda          --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
 decode_8x4      40 cuda          --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
 decode_32       40 cuda          --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
+decode_32_dense 40 cuda          --context 32768 --new-tokens 1 --batch 32 --op dense_attention,msa --repeats 20
 extend          40 cuda          --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
 extend_1k       60 cuda          --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
-extend_kv_outer 40 cuda-kv-outer --context 131072 --new-tokens 128 --op sparse_attention,msa --selection random --repeats 20
+extend_16k      60 cuda          --context 1048576 --new-tokens 16384 --op index_select,sparse_attention,msa --selection random --repeats 5
+select          40 cuda          --context 131072,1048576 --new-tokens 16384 --op select_blocks --selection random
 parts           40 cuda          --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
-  local context trace
-  for context in 8192 32768 131072; do  # on the block lists of a trained model
-    trace=$OUT/trace_$context
-    step "eval_$context" 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \
-      --text models/code-11m/sample.txt --context $context --attention msa --trace "$trace" \
-      --json "$OUT/eval_$context.json"
-    step "bench_real_$context" 60 "$BIN/msa" bench --backend cuda --shape m3 --quiet \
-      --context $context --selection "$trace" --op index_select,sparse_attention,msa --repeats 10 \
-      --json "$OUT/bench_real_$context.json"
-    rm -f "$trace"
-  done
+
+  # The same on the block lists of a trained model, which `msa eval` leaves: all tokens of a context,
+  # or the last ones. Dense attention over 1M takes half a minute: once is enough.
+  local context trace last=
+  while read -r context name limit flags; do
+    if [[ $context != "$last" ]]; then
+      [[ ! $last ]] || rm -f "$trace"
+      last=$context trace=$OUT/trace_$context
+      step "eval_$context" 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \
+        --text models/code-11m/sample.txt --context "$context" --attention msa --trace "$trace" \
+        --json "$OUT/eval_$context.json"
+    fi
+    # shellcheck disable=SC2086  # flags are words
+    step "bench_real_$name" "$limit" "$BIN/msa" bench --backend cuda --shape m3 --quiet \
+      --context "$context" --selection "$trace" $flags --json "$OUT/bench_real_$name.json"
+  done <<'SETTINGS'
+8192    8k          60  --repeats 20
+32768   32k         60  --repeats 20
+131072  128k        60  --repeats 5
+131072  128_of_128k 60  --new-tokens 128 --op index_select,sparse_attention,msa --repeats 20
+524288  1k_of_512k  60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10
+1048576 1k_of_1m    60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10
+1048576 16k_of_1m   60  --new-tokens 16384 --op index_select,sparse_attention,msa --repeats 3
+1048576 1m          200 --op dense_attention,msa --repeats 1
+SETTINGS
+  rm -f "$trace"
 }
 
 # A command of Python with our package.

@@ -82,10 +82,11 @@ __global__ void fill_random(__nv_bfloat16* p, size_t count, uint64_t seed) {
   }
 }
 /// K distinct visible blocks, the local one among them, ascending; a whole prefill of one sequence.
-__global__ void random_ids(int32_t* ids, int heads, int tokens, int topk, uint64_t seed) {
+__global__ void random_ids(int32_t* ids, int heads, int tokens, int prefix, int topk,
+                           uint64_t seed) {
   const int64_t row = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (row >= int64_t{heads} * tokens) return;
-  const int t = static_cast<int>(row % tokens), visible = t / kBlock + 1;
+  const int t = prefix + static_cast<int>(row % tokens), visible = t / kBlock + 1;
   int32_t* list = ids + row * topk;
   int n = 0;
   uint64_t draw = seed + row * 4096;
@@ -410,19 +411,20 @@ bool check_case(const Case& c, Order order) {
 struct Work {
   double useful = 0, executed = 0, loads = 0;
 };
-Work count_work(const std::vector<int32_t>& ids, int heads_kv, int tokens, int topk, int group) {
+Work count_work(const std::vector<int32_t>& ids, int heads_kv, int tokens, int prefix, int topk,
+                int group) {
   const int queries = 128 / group;
   const uint32_t half = (1u << queries / 2) - 1;
   Work work;
   for (int64_t tile = 0; tile < int64_t{heads_kv} * tokens / queries; ++tile) {
-    std::vector<uint32_t> who((tokens + kBlock - 1) / kBlock);
+    std::vector<uint32_t> who((prefix + tokens + kBlock - 1) / kBlock);
     for (int q = 0; q < queries; ++q) {
       const int64_t row = tile * queries + q;
       for (int s = 0; s < topk && ids[row * topk + s] >= 0; ++s) {
         const int id = ids[row * topk + s];
         who[id] |= 1u << q;
-        work.useful +=
-            4.0 * group * kDim * std::min<int64_t>(kBlock, row % tokens + 1 - id * kBlock);
+        work.useful += 4.0 * group * kDim *
+                       std::min<int64_t>(kBlock, prefix + row % tokens + 1 - int64_t{id} * kBlock);
       }
     }
     std::erase(who, 0u);
@@ -485,9 +487,9 @@ std::array<float, 3> time_steps(const Plan& plan, const SparseAttentionParams& a
   return ms;
 }
 
-/// Times one prefill of `tokens` tokens over nothing, M3's shape (or heads_kv / group of it), in
+/// Times one prefill of `tokens` tokens behind `prefix`, M3's shape (or heads_kv / group of it), in
 /// both orders by turns.
-void time_case(const char* name, int tokens, int heads_kv, int group,
+void time_case(const char* name, int tokens, int prefix, int heads_kv, int group,
                const std::vector<int32_t>* real) {
   constexpr int kWarmUps = 5, kRepeats = 20;
   const int heads_q = heads_kv * group, topk = 16;
@@ -496,19 +498,23 @@ void time_case(const char* name, int tokens, int heads_kv, int group,
     fill_random<<<1024, 256>>>(p, count, seed);
     return p;
   };
-  const size_t q_size = size_t(tokens) * heads_q * kDim, k_size = size_t(tokens) * heads_kv * kDim;
+  const size_t q_size = size_t(tokens) * heads_q * kDim,
+               k_size = size_t(prefix + tokens) * heads_kv * kDim;
   SparseAttentionParams a;
   a.q = TensorView::contiguous(random_bf16(q_size, 1), DType::kBF16, {tokens, heads_q, kDim});
-  a.k = TensorView::contiguous(random_bf16(k_size, 2), DType::kBF16, {tokens, heads_kv, kDim});
-  a.v = TensorView::contiguous(random_bf16(k_size, 3), DType::kBF16, {tokens, heads_kv, kDim});
+  a.k = TensorView::contiguous(random_bf16(k_size, 2), DType::kBF16,
+                               {prefix + tokens, heads_kv, kDim});
+  a.v = TensorView::contiguous(random_bf16(k_size, 3), DType::kBF16,
+                               {prefix + tokens, heads_kv, kDim});
   int32_t* ids = device_array<int32_t>(size_t(heads_kv) * tokens * topk);
   if (real != nullptr)
     must(cudaMemcpy(ids, real->data(), real->size() * 4, cudaMemcpyHostToDevice), "ids");
   else
-    random_ids<<<(heads_kv * tokens + 127) / 128, 128>>>(ids, heads_kv, tokens, topk, 77);
+    random_ids<<<(heads_kv * tokens + 127) / 128, 128>>>(ids, heads_kv, tokens, prefix, topk, 77);
   a.ids = TensorView::contiguous(ids, DType::kI32, {heads_kv, tokens, topk});
   a.batch.cu_seqlens_q = TensorView::contiguous(to_device<int32_t>({0, tokens}), DType::kI32, {2});
-  a.batch.cu_seqlens_k = a.batch.cu_seqlens_q;
+  a.batch.cu_seqlens_k =
+      TensorView::contiguous(to_device<int32_t>({0, prefix + tokens}), DType::kI32, {2});
   auto* o = device_array<__nv_bfloat16>(q_size);
   auto* o_again = device_array<__nv_bfloat16>(q_size);
   a.lse = TensorView::contiguous(device_array<float>(size_t(tokens) * heads_q), DType::kF32,
@@ -518,13 +524,14 @@ void time_case(const char* name, int tokens, int heads_kv, int group,
   plan.problem.heads_kv = heads_kv;
   plan.problem.heads_q = heads_q;
   plan.problem.device = {DeviceKind::kCUDA, 0};
-  plan.limits = {.max_batch = 1, .max_tokens = tokens, .max_q_len = tokens, .max_kv_len = tokens};
+  plan.limits = {
+      .max_batch = 1, .max_tokens = tokens, .max_q_len = tokens, .max_kv_len = prefix + tokens};
   plan.workspace_bytes = prefill::workspace_bytes(plan.problem, plan.limits, Order::kKvOuter);
   Workspace workspace{device_array<uint8_t>(plan.workspace_bytes),
                       static_cast<size_t>(plan.workspace_bytes)};
 
   const auto host_ids = to_host(ids, size_t(heads_kv) * tokens * topk);
-  const Work work = count_work(host_ids, heads_kv, tokens, topk, group);
+  const Work work = count_work(host_ids, heads_kv, tokens, prefix, topk, group);
   const auto run_to = [&](__nv_bfloat16* out, Order order) {
     a.o = TensorView::contiguous(out, DType::kBF16, {tokens, heads_q, kDim});
     must(prefill::run(plan, a, workspace, order, nullptr), name);
@@ -655,18 +662,21 @@ int time_all(int argc, char** argv) {
   if (!real.empty()) {
     for (int first = 0; first + 4 <= heads; first += 4) {
       const auto lists = part(first, 4, tokens);
-      time_case(("real, heads " + std::to_string(first)).c_str(), tokens, 4, 16, &lists);
+      time_case(("real, heads " + std::to_string(first)).c_str(), tokens, 0, 4, 16, &lists);
     }
     const auto lists8 = part(0, 4, 8192);
-    time_case("real, 8K", 8192, 4, 16, &lists8);
+    time_case("real, 8K", 8192, 0, 4, 16, &lists8);
     const auto lists1 = part(0, 1, tokens);
-    time_case("real, 16/1", tokens, 1, 16, &lists1);
-    time_case("real, 8/1", tokens, 1, 8, &lists1);
+    time_case("real, 16/1", tokens, 0, 1, 16, &lists1);
+    time_case("real, 8/1", tokens, 0, 1, 8, &lists1);
   }
-  time_case("random 8K", 8192, 4, 16, nullptr);
-  time_case("random 32K", 32768, 4, 16, nullptr);
-  time_case("random 32K, 8/1", 32768, 1, 8, nullptr);
-  time_case("random 128K", 131072, 4, 16, nullptr);
+  time_case("random 8K", 8192, 0, 4, 16, nullptr);
+  time_case("random 32K", 32768, 0, 4, 16, nullptr);
+  time_case("random 32K, 8/1", 32768, 0, 1, 8, nullptr);
+  time_case("random 128K", 131072, 0, 4, 16, nullptr);
+  time_case("128 over 128K", 128, 131072, 4, 16, nullptr);
+  time_case("1K over 512K", 1024, 524288, 4, 16, nullptr);
+  time_case("1K over 1M", 1024, 1048576, 4, 16, nullptr);
   return 0;
 }
 

@@ -44,6 +44,14 @@ TEST(IndexConfig, NarrowTilesHoldEveryRowOfASequence) {
   }
 }
 
+TEST(IndexConfig, ScoresAreKeptWhereTheyAreFewAndTilesAreSplit) {
+  const Problem p;
+  EXPECT_TRUE(keeps_scores(p, limits(1, 1, 1 << 20))) << "narrow";
+  EXPECT_TRUE(keeps_scores(p, limits(1, 128, 1 << 17)));
+  EXPECT_FALSE(keeps_scores(p, limits(1, 1 << 17, 1 << 17))) << "a whole prefill: not split";
+  EXPECT_FALSE(keeps_scores(p, limits(1, 1024, 1 << 20))) << "128 MiB of scores";
+}
+
 // Sequence b's tiles begin at q_begin / queries + b: they never meet the next sequence's.
 TEST(IndexConfig, TileNumbersDoNotOverlap) {
   const int queries = 64;

@@ -68,4 +68,18 @@ constexpr int splits(const Problem& problem, const Limits& limits) {
   return best;
 }
 
+constexpr int64_t score_bytes(const Problem& problem, const Limits& limits) {
+  return limits.max_tokens * problem.heads_kv * ((limits.max_kv_len + kBlock - 1) / kBlock) *
+         int64_t{sizeof(float)};
+}
+
+/// Whether index_select leaves all block scores in the workspace and chooses afterwards: for few
+/// rows, and where parts of a tile would each fill a list of their own while the scores are few
+/// enough to stay in L2.
+constexpr bool keeps_scores(const Problem& problem, const Limits& limits) {
+  constexpr int64_t kMostBytes = int64_t{32} << 20;
+  return is_narrow(problem, limits) ||
+         (splits(problem, limits) > 1 && score_bytes(problem, limits) <= kMostBytes);
+}
+
 }  // namespace msa::cuda::sm90::index

@@ -19,15 +19,19 @@ Selection selection(const Problem& p) {
 }
 
 /// Both operators that multiply, ready but for their output.
-Status score_arguments(const Problem& p, const TensorView& q_idx, const TensorView& k_idx,
-                       const Batch& batch, int warpgroup_rows, int tile_rows, ScoreArguments* out) {
+Status score_arguments(const Plan& plan, const TensorView& q_idx, const TensorView& k_idx,
+                       const Batch& batch, ScoreArguments* out) {
+  const Problem& p = plan.problem;
+  const bool narrow = is_narrow(p, plan.limits);
+  const int tile_rows = narrow ? NarrowTile::kRows : WideTile::kRows;
+  const int warpgroup_rows = narrow ? NarrowTile::kWarpgroupRows : WideTile::kWarpgroupRows;
   MSA_TRY(map_queries("q_idx", q_idx, p.heads_kv, warpgroup_rows / p.heads_kv, &out->q));
   MSA_TRY(map_keys("k_idx", k_idx, p.layout, kBlock, &out->k));
   out->grid.batch = device_batch(batch, q_idx.shape[0], k_idx, p.block_size);
   out->grid.selection = selection(p);
   out->grid.head_shift = std::countr_zero(static_cast<uint32_t>(p.heads_kv));
   out->grid.max_blocks = INT32_MAX;
-  out->grid.splits = 1;
+  out->grid.splits = narrow ? 1 : splits(p, plan.limits);
   out->grid.tiles = static_cast<int32_t>(
       tile_numbers(q_idx.shape[0], out->grid.batch.sequences, tile_rows / p.heads_kv));
   return {};
@@ -39,6 +43,16 @@ Status launch_scores(uint32_t ctas, const ScoreArguments& a, cudaStream_t stream
       "index: score_blocks", score_blocks<Shape, Schedule, Sink>,
       {.grid = ctas, .block = Shape::kThreads, .shared_bytes = sizeof(ScoreShared<Shape, Sink>)},
       stream, a);
+}
+
+/// Every score to its own place, so that parts of a tile have nothing to merge.
+Status launch_matrix(const Plan& plan, const ScoreArguments& a, cudaStream_t stream) {
+  if (is_narrow(plan.problem, plan.limits)) {
+    return launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
+        kSMs, a, stream);
+  }
+  return launch_scores<WideTile, OneTile<WideTile::kRows>, ScoreMatrix<WideTile>>(
+      static_cast<uint32_t>(a.grid.tiles * a.grid.splits), a, stream);
 }
 
 /// A CTA per row while there are few: the latency of one row counts then. `kPerLane`: scores that a
@@ -102,8 +116,7 @@ bool fits(const SelectBlocksParams&) { return true; }
 
 int64_t workspace_bytes(const Problem& p, const Limits& limits) {
   if (p.op != Op::kIndexSelect) return 0;
-  if (is_narrow(p, limits))
-    return limits.max_tokens * p.heads_kv * max_blocks(limits) * int64_t{sizeof(float)};
+  if (keeps_scores(p, limits)) return score_bytes(p, limits);
   const int parts = splits(p, limits);
   if (parts == 1) return 0;
   const int queries = WideTile::kRows / p.heads_kv;
@@ -113,12 +126,9 @@ int64_t workspace_bytes(const Problem& p, const Limits& limits) {
 
 Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
-  const bool narrow = is_narrow(p, plan.limits);
   ScoreArguments args{};
   if (a.scores.numel() == 0) return {};
-  MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch,
-                          narrow ? NarrowTile::kWarpgroupRows : WideTile::kWarpgroupRows,
-                          narrow ? NarrowTile::kRows : WideTile::kRows, &args));
+  MSA_TRY(score_arguments(plan, a.q_idx, a.k_idx, a.batch, &args));
   args.grid.selection = {
       .topk = 1, .init_blocks = 0, .local_blocks = 0};  // every block has a score
   args.grid.max_blocks = static_cast<int32_t>(a.scores.shape[2]);
@@ -131,31 +141,22 @@ Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t
                  {.grid = static_cast<uint32_t>(ceil_div(rows, int64_t{kClearWarps})),
                   .block = 32 * kClearWarps},
                  stream, args.grid, args.out));
-  if (narrow) {
-    return launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
-        kSMs, args, stream);
-  }
-  args.grid.splits = splits(p, plan.limits);  // every block has its own place: nothing to merge
-  return launch_scores<WideTile, OneTile<WideTile::kRows>, ScoreMatrix<WideTile>>(
-      static_cast<uint32_t>(args.grid.tiles * args.grid.splits), args, stream);
+  return launch_matrix(plan, args, stream);
 }
 
 Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
-  const bool narrow = is_narrow(p, plan.limits);
   ScoreArguments args{};
   const Chosen out = chosen(p, a.ids, a.scores);
   if (out.tokens == 0) return {};
-  if (narrow) {
-    MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch, NarrowTile::kWarpgroupRows,
-                            NarrowTile::kRows, &args));
+  MSA_TRY(score_arguments(plan, a.q_idx, a.k_idx, a.batch, &args));
+  if (keeps_scores(p, plan.limits)) {
     args.grid.max_blocks = static_cast<int32_t>(max_blocks(plan.limits));
     args.out.scores = static_cast<float*>(workspace.data);
     args.out.scores_head_stride = args.grid.max_blocks;
     args.out.scores_token_stride = int64_t{p.heads_kv} * args.grid.max_blocks;
     args.out.scores_block_stride = 1;
-    MSA_TRY((launch_scores<NarrowTile, EqualShares<NarrowTile::kRows>, ScoreMatrix<NarrowTile>>(
-        kSMs, args, stream)));
+    MSA_TRY(launch_matrix(plan, args, stream));
     return launch_selection<32>(BatchScores{.batch = args.grid.batch,
                                             .selection = args.grid.selection,
                                             .scores = args.out.scores,
@@ -163,9 +164,6 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
                                             .max_blocks = args.grid.max_blocks},
                                 out, stream);
   }
-  MSA_TRY(score_arguments(p, a.q_idx, a.k_idx, a.batch, WideTile::kWarpgroupRows, WideTile::kRows,
-                          &args));
-  args.grid.splits = splits(p, plan.limits);
   args.out.ids = out.ids;
   args.out.ids_head_stride = out.ids_head_stride;
   args.out.ids_token_stride = out.ids_token_stride;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "msa/problem.h"
 
@@ -24,29 +23,23 @@ struct Overlap {
   int32_t useful;    ///< those that a query asked for
 };
 
-/// From which overlap (executed / useful) on KV-outer is the faster order; infinite: never, and
-/// nothing is measured. The union runs at about 600 TFLOP/s executed, hence 600 / overlap useful;
-/// KV-outer at about 325 useful whatever the lists (its traffic, dev/notes/prefill.md): 600 / 325
-/// is about 1.9. Infinite until KV-outer has been measured on a device.
-inline constexpr double kKvOuterFrom = std::numeric_limits<double>::infinity();  // then 1.9
+/// From which overlap (executed / useful) on KV-outer is the faster order. On an H200 the union
+/// runs at about 590 TFLOP/s executed, hence 590 / overlap useful, and KV-outer at about 260 useful
+/// whatever the lists (dev/notes/prefill.md).
+inline constexpr double kKvOuterFrom = 2.2;
 
-/// A plan for fewer query rows always takes the union: a block serves few queries, and lists,
-/// overlap and merge are launches of their own.
-inline constexpr int64_t kLeastKvOuterTokens = 128;
+/// A plan for no more query rows always goes KV-outer: tiles of queries are too few to load the
+/// SMs, and reading the blocks is what takes time.
+inline constexpr int64_t kFewTokens = 128;
 
-/// What a plan for `problem` within `limits` does when `asked` for an order. `from`: see
-/// kKvOuterFrom.
-constexpr Order order_of(Order asked, const Limits& limits, double from = kKvOuterFrom) {
-  if (asked != Order::kAuto) return asked;
-  const bool undecided =
-      from < std::numeric_limits<double>::infinity() && limits.max_tokens >= kLeastKvOuterTokens;
-  return undecided ? Order::kAuto : Order::kUnion;
+/// What a plan within `limits` does when `asked` for an order.
+constexpr Order order_of(Order asked, const Limits& limits) {
+  return asked == Order::kAuto && limits.max_tokens <= kFewTokens ? Order::kKvOuter : asked;
 }
 
 /// Whether these lists are walked KV-outer. An empty sample is not.
-MSA_HOST_DEVICE constexpr bool prefers_kv_outer(const Overlap& measured,
-                                                double from = kKvOuterFrom) {
-  return measured.useful > 0 && measured.executed >= from * measured.useful;
+MSA_HOST_DEVICE constexpr bool prefers_kv_outer(const Overlap& measured) {
+  return measured.useful > 0 && measured.executed >= kKvOuterFrom * measured.useful;
 }
 
 /// Tiles of queries that are looked at, spread evenly over all (tile, head).
