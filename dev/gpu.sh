@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine with CUDA 13 and PyTorch:
 #
-#   dev/gpu.sh build|check|sanitize|bench|python|compare|all
+#   dev/gpu.sh build|check|sanitize|bench|python|compare|gradients|facts|code_11m|train|all
 #
-# Each stage takes less than 8 minutes and leaves its results as JSON and logs in $OUT (default
-# build/gpu). MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what
+# `train` is the three before it. Each other stage takes less than 8 minutes, the experiments `facts`
+# and `code_11m` the MINUTES that they may (default 9), and leaves its results as JSON and logs in
+# $OUT (default build/gpu). ARMS names the arms of `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what
 # they need); without it they are built into build/cuda, the Python package where nanobind is.
-# `python` and `compare` run in $PYTHON (default python3), which needs what
-# scripts/requirements-test.txt lists; `compare` includes vLLM and SGLang where they are installed.
+# `python`, `gradients` and `compare` run in $PYTHON (default python3), which needs what
+# scripts/requirements-test.txt lists, for the experiments torch, NumPy and safetensors alone;
+# `compare` includes vLLM and SGLang where they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -117,13 +119,51 @@ SETTINGS
   rm -f "$trace"
 }
 
+# A command of Python with our package.
+in_python() {  # NAME SECONDS ARGUMENTS...
+  local name=$1 limit=$2
+  shift 2
+  step "$name" "$limit" env PYTHONPATH="$BIN/python" MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" \
+    "${PYTHON:-python3}" "$@"
+}
+
+pytest() {  # SECONDS FILE...
+  local limit=$1 file
+  shift
+  for file in "$@"; do
+    in_python "python_$(basename "$file" .py)" "$limit" -m pytest -q -rs -p no:cacheprovider "$file"
+  done
+}
+
 # The tests of the Python package whose tensors follow MSA_TEST_DEVICE, a file at a time.
 python() {
-  local file
-  for file in $(grep -lE 'msa_arrays|msa_serving' tests/python/test_*.py); do
-    step "python_$(basename "$file" .py)" 300 env MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" \
-      PYTHONPATH="$BIN/python" "${PYTHON:-python3}" -m pytest -q -rs -p no:cacheprovider "$file"
+  # shellcheck disable=SC2046  # names without blanks
+  pytest 300 $(grep -lE 'msa_arrays|msa_serving' tests/python/test_*.py)
+}
+
+# Those of training, and a layer's training step beside cuDNN's and FlashAttention's.
+gradients() {
+  pytest 200 tests/python/test_{gradients,training_ops,torch_ops,train}.py
+  local tokens
+  for tokens in 8192 32768 131072; do
+    in_python "training_step_$tokens" 60 bench/training_step.py --device cuda --tokens $tokens \
+      --rounds 10 --json "$OUT/training_step_$tokens.json"
   done
+}
+
+# Both experiments stop by themselves and leave their JSON on the way; draw it with facts.py --plot.
+facts() {
+  in_python facts 590 experiments/facts.py --size gpu --device cuda --minutes "${MINUTES:-9}" \
+    --output "$OUT" ${ARMS:+--arms "$ARMS"}
+}
+
+code_11m() {
+  in_python code_11m 590 experiments/code_11m.py --size gpu --device cuda \
+    --minutes "${MINUTES:-9}" --output "$OUT"
+}
+
+train() {
+  gradients && facts && code_11m
 }
 
 # Ours beside cuDNN, FlashAttention and the engines, interleaved; on random and on trained lists.
@@ -133,9 +173,8 @@ compare() {
     --text models/code-11m/sample.txt --context 32768 --attention msa --trace "$trace"
   while read -r name limit flags; do
     # shellcheck disable=SC2086  # flags are words
-    step "compare_$name" "$limit" env PYTHONPATH="$BIN/python" "${PYTHON:-python3}" \
-      -m msa_cpp.bench --device cuda ${flags//TRACE/$trace} --json "$OUT/compare_$name.json" \
-      --tsv "$OUT/compare_$name.tsv"
+    in_python "compare_$name" "$limit" -m msa_cpp.bench --device cuda ${flags//TRACE/$trace} \
+      --json "$OUT/compare_$name.json" --tsv "$OUT/compare_$name.tsv"
   done <<'SETTINGS'
 prefill       90 --context 8192,32768 --selection TRACE
 prefill_128k  90 --context 131072 --selection random --repeats 3
@@ -148,10 +187,10 @@ SETTINGS
 }
 
 case ${1:-} in
-  build | check | sanitize | bench | python | compare) "$1" ;;
-  all) build && check && sanitize && bench && python && compare ;;
+  build | check | sanitize | bench | python | compare | gradients | facts | code_11m | train) "$1" ;;
+  all) build && check && sanitize && bench && python && compare && train ;;
   *)
-    echo "usage: dev/gpu.sh build|check|sanitize|bench|python|compare|all" >&2
+    echo "usage: dev/gpu.sh build|check|sanitize|bench|python|compare|gradients|facts|code_11m|train|all" >&2
     exit 2
     ;;
 esac

@@ -1,6 +1,6 @@
 """What an experiment compares: an arm is one way to train and to select blocks.
 
-A new arm is a file in `arms/` with an `ARM`; `facts.py` finds it by itself.
+A new arm is a file in `arms/` with an `ARM`; `facts.py` finds it by itself, under the file's name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Size:
     sparse_steps: int  # of a conversion, after the last of these
     data: dict = field(default_factory=dict)  # of msa_cpp.train.data.Facts
     dtype: str = "f32"
-    arms: tuple[str, ...] = ()  # that run if none are named; () for all
+    log_every: int = 10
+    arms: tuple[str, ...] = ()  # that run if none are named, the most important first; () for all
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,16 @@ class Arm:
 def from_scratch(size: Size, seed: int) -> Options:
     """MSA-PT at this size, of which an arm says how it differs."""
     return Options(route="msa-pt", steps=size.steps, warmup_steps=size.warmup_steps,
-                   batch=size.batch, context=size.context, lr=size.lr, dtype=size.dtype, seed=seed)
+                   batch=size.batch, context=size.context, lr=size.lr, dtype=size.dtype,
+                   log_every=size.log_every, seed=seed)
 
 
 def arms() -> dict[str, Arm]:
-    """All arms of `arms/`, those that others start from first."""
-    found = []
+    """All arms of `arms/` by the names of their files, those that others start from first."""
+    found = {}
     for path in sorted((Path(__file__).parent / "arms").glob("*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found.append(module.ARM)
-    return {arm.name: arm for arm in sorted(found, key=lambda arm: arm.start is not None)}
+        found[path.stem] = module.ARM
+    return dict(sorted(found.items(), key=lambda item: item[1].start is not None))

@@ -1,28 +1,32 @@
 """Converts models/code-11m anew: its dense backbone gets a fresh index branch and is trained.
 
     python experiments/code_11m.py                  reduced, for two cores: some minutes
-    python experiments/code_11m.py --size gpu --device cuda
+    python experiments/code_11m.py --size gpu --device cuda --minutes 9
 
 The text is Python source of the packages that are installed here. `sample.txt`, the test text, is
 from the standard library; so files that could be of it are left out, and counted. Then bits per
 byte of the test text: full attention, the trained selection, the released model's, a fresh index
-branch, and a window with the first block. Writes `results/code-11m-SIZE.md` and `.json`.
+branch, and a window with the first block. Writes `results/code-11m-SIZE.md` and `.json`, the latter
+every minute. With --minutes the schedule gets as many steps, up to the size's own, as fit into the
+time that is left after a few steps of each stage were tried.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import math
 import sys
 import sysconfig
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from arm import arms
-from facts import HERE, machine
+from facts import HERE, machine, progress, seconds_per_step, write_whole
 
 from msa_cpp.train import storage
 from msa_cpp.train.data import SEPARATOR, Text
@@ -33,9 +37,10 @@ MODEL = HERE.parent / "models" / "code-11m"
 RUN = 10  # lines in a row that make two files related
 SHORTEST = 256  # bytes of a file that is worth reading
 SIZES = {
-    "cpu": dict(steps=36, warmup_steps=24, batch=1, context=4096, contexts=(8192,), sequences=2),
-    "gpu": dict(steps=3000, warmup_steps=1000, batch=4, context=16384, contexts=(8192, 16384),
-                sequences=16, dtype="bf16"),
+    "cpu": dict(steps=36, warmup_steps=24, batch=1, context=4096, contexts=(8192,), sequences=2,
+                log_every=5),
+    "gpu": dict(steps=6000, warmup_steps=2000, batch=4, context=16384, contexts=(8192, 16384),
+                sequences=16, dtype="bf16", log_every=200),
     "smoke": dict(steps=2, warmup_steps=1, batch=1, context=2304, contexts=(2304,), sequences=1),
 }
 
@@ -58,7 +63,8 @@ def training_texts(folder: Path, limit: int) -> tuple[list[bytes], dict[str, int
     row with one.
     """
     library = Path(sysconfig.get_path("stdlib"))
-    paths = [p for p in library.rglob("*.py") if "site-packages" not in p.parts]
+    installed = {"site-packages", "dist-packages"}
+    paths = [p for p in library.rglob("*.py") if installed.isdisjoint(p.parts)]
     names = {p.relative_to(library).as_posix() for p in paths}
     tests = (MODEL / "sample.txt").read_bytes().split(bytes([SEPARATOR]))
     known = [*(p.read_bytes() for p in paths), *tests]
@@ -94,24 +100,38 @@ def training_texts(folder: Path, limit: int) -> tuple[list[bytes], dict[str, int
 
 
 @torch.no_grad()
-def bits_per_byte(model: Model, attend: Attend, context: int, sequences: int, device: str) -> float:
-    """Mean over `sequences` pieces of the test text, far from each other."""
+def bits_per_byte(model: Model, attend: Attend, context: int, sequences: int, dtype: str) -> float:
+    """Mean over `sequences` pieces of the test text, far from each other; dtype of products."""
+    device = model.lm_head.weight.device
     text = (MODEL / "sample.txt").read_bytes()
     stride = (len(text) - context - 1) // max(1, sequences - 1) if sequences > 1 else 0
     total = 0.0
     for i in range(sequences):
         piece = torch.tensor(list(text[i * stride:i * stride + context + 1]), device=device)
         ends = torch.tensor([0, context], dtype=torch.int32, device=device)
-        logits, _ = model(piece[:-1], ends, context, attend)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            logits, _ = model(piece[:-1], ends, context, attend)
         total += float(torch.nn.functional.cross_entropy(logits, piece[1:])) / math.log(2)
     return total / sequences
 
 
+def fitted(options: Options, model: Model, source: Text, seconds: float) -> tuple[Options, dict]:
+    """The schedule with as many steps as fit, and the measured seconds of a step of each stage."""
+    trainer = Trainer(options, copy.deepcopy(model), source)
+    share = options.warmup_steps / options.steps
+    warmup, sparse = (seconds_per_step(trainer, n) for n in (0, options.warmup_steps))
+    steps = min(options.steps, int(seconds / (share * warmup + (1 - share) * sparse)))
+    return (replace(options, steps=max(2, steps), warmup_steps=max(1, round(share * steps))),
+            {"warmup": warmup, "sparse": sparse})
+
+
 def main() -> None:
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--minutes", type=float, help="that the whole run may take")
     parser.add_argument("--texts", type=Path, default=Path(sysconfig.get_path("purelib")),
                         help="folder of Python sources (the installed packages)")
     parser.add_argument("--megabytes", type=int, default=64, help="of text to use (64)")
@@ -125,7 +145,8 @@ def main() -> None:
     left_out = ", ".join(f"{n} {why}" for why, n in counts.items())
     text_line = (f"{len(texts)} files, {sum(map(len, texts)) / 1e6:.1f} MB of Python source; left "
                  f"out: {left_out}.")
-    print(text_line, file=sys.stderr)
+    print(text_line, file=sys.stderr, flush=True)
+    source = Text(texts, given.seed)
 
     config = storage.read_config(MODEL / "config.json")
     released, model = (Model(config, given.seed) for _ in range(2))
@@ -137,23 +158,51 @@ def main() -> None:
         each.to(given.device)
 
     options = Options(route="msa-cpt", freeze="all", lr=1e-3, index_warmup_lr=1e-3, index_lr=5e-4,
-                      lr_warmup=10, seed=given.seed, log_every=5, **size)
+                      lr_warmup=10, seed=given.seed, **size)
     attention = msa_config(config, options)
     selected = lambda: listed(by_index(attention), attention)
-    window = listed(arms()["window + sink"].choose(attention, given.seed), attention)
-    measure = lambda m, attend: [bits_per_byte(m, attend, n, sequences, given.device)
+    window = listed(arms()["window"].choose(attention, given.seed), attention)
+    measure = lambda m, attend: [bits_per_byte(m, attend, n, sequences, options.dtype)
                                  for n in contexts]
-    table = {"full attention": measure(released, dense),
-             "window + sink": measure(released, window),
-             "a fresh index branch": measure(model, selected()),
-             "the released index branch": measure(released, selected())}
-    where, began = machine(given.device), time.monotonic()
-    trainer = Trainer(options, model, Text(texts, given.seed))
-    trainer.on_step = lambda done: print(f"step {done}: {trainer.log[-1]}", file=sys.stderr) if (
-        done % 10 == 1) else None
+    found = {"machine": machine(given.device), "left_out": counts, "contexts": contexts,
+             "bits_per_byte": {}}
+    given.output.mkdir(parents=True, exist_ok=True)
+    stem = given.output / f"code-11m-{given.size}"
+
+    def keep(**more: object) -> None:
+        found.update(more, seconds=round(time.monotonic() - began))
+        write_whole(stem.with_suffix(".json"), json.dumps(found) + "\n")
+
+    table = found["bits_per_byte"]
+    for name, m, attend in (("full attention", released, dense),
+                            ("window + sink", released, window),
+                            ("a fresh index branch", model, selected()),
+                            ("the released index branch", released, selected())):
+        start = time.monotonic()
+        table[name] = measure(m, attend)
+        keep()
+    if given.minutes:
+        last = 2 * (time.monotonic() - start) + 5  # for the evaluation at the end
+        options, per_step = fitted(options, model, source, began + 60 * given.minutes - last -
+                                   time.monotonic())
+        keep(seconds_per_step=per_step)
+    keep(steps=options.steps, warmup_steps=options.warmup_steps)
+
+    trainer, kept = Trainer(options, model, source), time.monotonic()
+    say = progress("code-11m", trainer)
+
+    def on_step(done: int) -> None:
+        nonlocal kept
+        say(done)
+        if time.monotonic() - kept > 60:
+            kept = time.monotonic()
+            keep(log=trainer.log)
+
+    trainer.on_step, start = on_step, time.monotonic()
     trainer.run()
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     table["the index branch trained here"] = measure(model, selected())
+    keep(log=trainer.log)
 
     dense_bits = table["full attention"]
     lines = [f"| bits per byte of sample.txt | {' | '.join(f'{n}, gap' for n in contexts)} |",
@@ -168,16 +217,11 @@ def main() -> None:
         verdicts.append(f"At {n} the gap is {gap:+.4f} (goal: at most 0.005: {met[gap <= 0.005]}) "
                         f"beside {control:+.4f} of the window (goal: less than half of it: "
                         f"{met[gap < control / 2]}).")
-    text = (f"{where}; seed {given.seed}; {options.steps} steps, {options.warmup_steps} of them "
-            f"warm-up, {options.batch} x {options.context} tokens, {seconds:.0f} s; "
+    text = (f"{found['machine']}; seed {given.seed}; {options.steps} steps, {options.warmup_steps} "
+            f"of them warm-up, {options.batch} x {options.context} tokens, {seconds:.0f} s; "
             f"{sequences} sequences per context.\n{text_line}\n\n" + "\n".join(lines) + "\n\n" +
             "\n".join(verdicts) + "\n")
-    given.output.mkdir(parents=True, exist_ok=True)
-    stem = given.output / f"code-11m-{given.size}"
     stem.with_suffix(".md").write_text(text)
-    stem.with_suffix(".json").write_text(json.dumps(
-        {"machine": where, "left_out": counts, "contexts": contexts, "bits_per_byte": table,
-         "log": trainer.log}) + "\n")
     print(text)
 
 

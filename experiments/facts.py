@@ -2,12 +2,17 @@
 
     python experiments/facts.py                  the main arms of the miniature, as in CI
     python experiments/facts.py --arms all --seeds 0,1,2
-    python experiments/facts.py --size gpu --device cuda
+    python experiments/facts.py --size gpu --device cuda --minutes 9
     python experiments/facts.py --size smoke     every arm of the GPU experiment, a few steps
+    python experiments/facts.py --plot results/facts-gpu.json
 
 Trains arms of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
-no training on the dense model as well, and writes a table (facts-SIZE.md), all figures (.json) and
-a picture (.png, with matplotlib) into `results/`.
+no training on the dense model as well, and writes all figures (facts-SIZE.json), after every arm,
+and at the end a table (.md) and a picture (.png, with matplotlib) into `results/`. --plot draws
+these two from figures that are there, of several files as of one run.
+
+With --minutes every arm is tried for a few steps first; one that would not fit into the time that
+is left is listed as not run. Arms are never shortened, so that they compare.
 """
 
 from __future__ import annotations
@@ -15,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,23 +34,27 @@ from arm import Arm, Size, arms, from_scratch
 from msa_cpp.train.data import Examples, Facts
 from msa_cpp.train.metrics import NAMES, Recorder
 from msa_cpp.train.model import MINIATURE, SPARSE, Attend, Model, dense, listed
-from msa_cpp.train.trainer import Options, Trainer, by_index, msa_config
+from msa_cpp.train.trainer import Diverged, Options, Trainer, by_index, msa_config
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT = 1_000_000  # examples from here on are never trained on
+BATCHES = 8  # of these, for an evaluation
 GPU_CONFIG = MINIATURE | {
     "vocab_size": 2048, "hidden_size": 256, "dense_intermediate_size": 768,
     "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128,
     "rotary_dim": 64, "layer_types": [SPARSE] * 4, "mlp_layer_types": ["dense"] * 4,
     "index_n_heads": 2, "index_head_dim": 128, "index_block_size": 128, "index_topk_blocks": 8,
 }
-GPU_DATA = {"keys": 1536, "values": 64, "shares": (0.3, 0.3, 0.1, 0.3)}
+GPU_DATA = {"keys": 1536, "values": 64, "shares": (0.3, 0.3, 0.1, 0.3), "short": 256}
 SIZES = {
     "miniature": Size(MINIATURE, context=96, batch=16, lr=1e-2, steps=200, warmup_steps=60,
                       conversion=(0, 25, 50, 100), sparse_steps=60,
-                      arms=("dense", "MSA-PT", "no detach, lambda 10", "MSA-CPT")),
-    "gpu": Size(GPU_CONFIG, context=8192, batch=4, lr=2e-3, steps=1500, warmup_steps=300,
-                conversion=(0, 25, 50, 100), sparse_steps=300, data=GPU_DATA, dtype="bf16"),
+                      arms=("dense", "msa_pt", "no_detach_10", "msa_cpt")),
+    "gpu": Size(GPU_CONFIG, context=8192, batch=4, lr=2e-3, steps=800, warmup_steps=250,
+                conversion=(0, 25, 50, 100), sparse_steps=300, data=GPU_DATA, dtype="bf16",
+                log_every=50,
+                arms=("dense", "msa_pt", "msa_cpt", "no_detach_10", "no_warmup", "lambda_0",
+                      "random_blocks", "window", "lambda_10", "no_detach", "value_head")),
     "smoke": Size(GPU_CONFIG | {"num_hidden_layers": 2, "layer_types": [SPARSE] * 2,
                                 "mlp_layer_types": ["dense"] * 2, "index_block_size": 16},
                   context=256, batch=1, lr=2e-3, steps=4, warmup_steps=2, conversion=(0, 2),
@@ -52,14 +63,14 @@ SIZES = {
 
 
 @torch.no_grad()
-def evaluate(model: Model, attend: Attend, task: Facts, size: Size, device: str,
-             batches: int = 8) -> dict:
+def evaluate(model: Model, attend: Attend, task: Facts, size: Size, device: torch.device,
+             batches: int = BATCHES) -> dict:
     """Answers on held-out sequences, in all and by distance; distances are eighths of a context."""
     right, asked = torch.zeros(2, 8, 8)  # by place of the query and distance, in eighths
     local, filler = [], []
     for number in range(batches):
         e = task.examples(HELD_OUT + number, size.batch, size.context).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=size.dtype == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=size.dtype == "bf16"):
             logits, _ = model(e.tokens, e.cu_seqlens, e.max_seqlen, attend)
         good = logits.argmax(-1) == e.targets
         place = torch.arange(size.context, device=device).repeat(size.batch) * 8 // size.context
@@ -80,16 +91,17 @@ def evaluate(model: Model, attend: Attend, task: Facts, size: Size, device: str,
 
 
 class Remembered(Facts):
-    """Facts that every arm of a seed reads, made once."""
+    """Facts that every arm of a seed reads, made once and kept on the device."""
 
-    def __init__(self, seed: int, **data: object) -> None:
+    def __init__(self, seed: int, device: torch.device, **data: object) -> None:
         super().__init__(seed, **data)
+        self._device = device
         self._made: dict[tuple[int, int, int], Examples] = {}
 
     def examples(self, number: int, batch: int, context: int) -> Examples:
         key = number, batch, context
         if key not in self._made:
-            self._made[key] = super().examples(*key)
+            self._made[key] = super().examples(*key).to(self._device)
         return self._made[key]
 
 
@@ -97,38 +109,59 @@ class Runner:
     """The arms of one seed; those that start from another arm find its weights here."""
 
     def __init__(self, size: Size, seed: int, device: str) -> None:
-        self.size, self.seed, self.device = size, seed, device
-        self.task = Remembered(seed, **size.data)
+        self.size, self.seed = size, seed
+        self.device = torch.empty(0, device=device).device  # with its number
+        self.task = Remembered(seed, self.device, **size.data)
+        self.held_out = Remembered(seed, self.device, **size.data | {"short": 0})
         self.weights: dict[str, dict] = {}
 
-    def train(self, arm: Arm) -> list[dict]:
-        """Rows of the table: one for each look, and for the end."""
-        size, began = self.size, time.monotonic()
+    def trainer(self, arm: Arm) -> Trainer:
+        size = self.size
         options = replace(from_scratch(size, self.seed), **arm.options(size))
         model = arm.model(size.config | arm.config(size.config), self.seed).to(self.device)
         if arm.start:
             model.load_state_dict(self.weights[arm.start], strict=False)
-        config = msa_config(model.config, options)
-        choose = arm.choose(config, self.seed) if arm.choose else None
-        trainer = Trainer(options, model, self.task, choose=choose)
-        rows = []
-        for stop in (*arm.looks(size), options.steps):
+        choose = arm.choose(msa_config(model.config, options), self.seed) if arm.choose else None
+        return Trainer(options, model, self.task, choose=choose)
+
+    def look(self, trainer: Trainer, batches: int = BATCHES) -> dict:
+        """What the model answers, and the figures of its selection."""
+        if trainer.options.route == "full":
+            return evaluate(trainer.model, dense, self.held_out, self.size, self.device, batches)
+        recorder = Recorder(trainer.attend("sparse"), trainer.choose or by_index(trainer.msa),
+                            trainer.msa)
+        figures = evaluate(trainer.model, recorder, self.held_out, self.size, self.device, batches)
+        return figures | recorder.means()
+
+    def train(self, arm: Arm) -> list[dict]:
+        """Rows of the table: one for each look, and for the end; progress on stderr."""
+        began, trainer, rows = time.monotonic(), self.trainer(arm), []
+        options = trainer.options
+        trainer.on_step = progress(f"seed {self.seed}: {arm.name}", trainer)
+        for stop in (*arm.looks(self.size), options.steps):
             trainer.run(stop)
-            look = {"arm": arm.name, "seed": self.seed, "step": stop,
-                    "end": stop == options.steps}
-            attend = dense
-            if options.route != "full":
-                attend = trainer.attend("sparse")
-                attend = recorder = Recorder(attend, choose or by_index(config), config)
-            look |= evaluate(model, attend, self.task, size, self.device)
-            if options.route != "full":
-                look |= recorder.means()
+            row = {"arm": arm.name, "seed": self.seed, "step": stop, "end": stop == options.steps,
+                   **self.look(trainer)}
             last = trainer.log[-1] if trainer.log else {}
-            look |= {k: last[k] for k in ("kl", "grad_norm_backbone", "grad_norm_index")
-                     if k in last and options.route != "full"}
-            rows.append(look | {"seconds": round(time.monotonic() - began, 1)})
-        self.weights[arm.name] = model.state_dict()
+            row |= {k: last[k] for k in ("kl", "grad_norm_backbone", "grad_norm_index")
+                    if k in last and options.route != "full"}
+            rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
+        rows[-1]["log"] = trainer.log
+        self.weights[arm.name] = trainer.model.state_dict()
         return rows
+
+    def estimate(self, arm: Arm) -> float:
+        """Seconds that `train` would take, from a few steps of each stage on a model of its own."""
+        trainer, total = self.trainer(arm), 0.0
+        o = trainer.options
+        stages = [(0, o.steps)] if o.route == "full" else [
+            (0, o.warmup_steps), (o.warmup_steps, o.steps - o.warmup_steps)]
+        for first, steps in stages:
+            total += steps * seconds_per_step(trainer, first) if steps else 0
+        self.look(trainer, 1)
+        began = time.monotonic()
+        self.look(trainer, 1)
+        return total + BATCHES * (1 + len(arm.looks(self.size))) * (time.monotonic() - began)
 
     def zero_shot(self, arm: Arm) -> dict:
         """The dense model with the arm's selector, without any training of the two together."""
@@ -137,27 +170,89 @@ class Runner:
         config = msa_config(model.config, Options())
         attend = listed(arm.choose(config, self.seed), config)
         return {"arm": f"{arm.name} on dense", "seed": self.seed, "step": 0, "end": False,
-                **evaluate(model, attend, self.task, self.size, self.device)}
+                **evaluate(model, attend, self.held_out, self.size, self.device)}
 
 
-def experiment(size: Size, seed: int, chosen: list[Arm], zero_shot: list[Arm],
-               device: str = "cpu") -> list[dict]:
-    """The rows of one seed; progress on stderr."""
-    runner, rows = Runner(size, seed, device), []
+def seconds_per_step(trainer: Trainer, first: int) -> float:
+    """Of the stage in which step `first` is: steps without a line of the log, and the share of one.
+
+    Trains for five steps; the first of them may set up something.
+    """
+    every = trainer.options.log_every
+    first = min(-(-first // every) * every, trainer.options.steps - 1)  # one with a line
+    seconds = []
+    for start, steps in ((first, 1), (first, 1), (first + 1, 3)):
+        trainer.step, began = start, time.monotonic()
+        trainer.run(min(start + steps, trainer.options.steps))
+        seconds.append((time.monotonic() - began) / steps)
+    _, line, plain = seconds
+    return plain + max(0, line - plain) / every
+
+
+def progress(name: str, trainer: Trainer) -> Callable[[int], None]:
+    """Says at every line of the log how far a run is, and what a step takes."""
+    began, before = time.monotonic(), 0
+
+    def on_step(done: int) -> None:
+        nonlocal began, before
+        entry = trainer.log[-1]
+        if entry["step"] == done - 1:
+            now = time.monotonic()
+            print(f"{name}: {done} of {trainer.options.steps}, {entry['stage']}: loss "
+                  f"{entry['loss']:.4f}, kl {entry['kl']:.4f}, "
+                  f"{1e3 * (now - began) / (done - before):.1f} ms a step",
+                  file=sys.stderr, flush=True)
+            began, before = now, done
+
+    return on_step
+
+
+def experiment(size: Size, seed: int, chosen: list[Arm], zero_shot: list[Arm], device: str = "cpu",
+               *, deadline: float | None = None,
+               report: Callable[[list[dict], list[str]], None] = lambda rows, not_run: None,
+               ) -> list[dict]:
+    """The rows of one seed, in the order of the arms; progress on stderr.
+
+    deadline: of time.monotonic(); arms that would end later do not run. report: gets the rows so
+    far, and why others are missing, after every arm.
+    """
+    runner, rows, not_run = Runner(size, seed, device), [], []
+
+    def obstacle(arm: Arm) -> str | None:
+        if arm.start and arm.start not in runner.weights:
+            return f"starts from {arm.start}, which was not run"
+        if deadline is None:
+            return None
+        needs, left = runner.estimate(arm), deadline - time.monotonic()
+        return f"needs {needs:.0f} s, {max(0, left):.0f} s were left" if needs > left else None
+
     for arm in chosen:
-        rows += runner.train(arm)
-        print(f"seed {seed}: {arm.name}: {rows[-1]['accuracy']:.3f} ({rows[-1]['seconds']} s)",
-              file=sys.stderr)
-    return rows + [runner.zero_shot(arm) for arm in zero_shot]
+        why = obstacle(arm)
+        if why is None:
+            try:
+                rows += runner.train(arm)
+            except (Diverged, NotImplementedError, torch.OutOfMemoryError) as error:
+                why = str(error).partition("\n")[0]
+        if why is None:
+            said = f"{rows[-1]['accuracy']:.3f} ({rows[-1]['seconds']} s)"
+        else:
+            said = f"not run: {why}"
+            not_run.append(f"{arm.name}, seed {seed}: {why}")
+        print(f"seed {seed}: {arm.name}: {said}", file=sys.stderr, flush=True)
+        report(rows, not_run)
+        if arm.name == "dense" and why is None:
+            rows += [runner.zero_shot(other) for other in zero_shot]
+            report(rows, not_run)
+    return rows
 
 
 # ---- what is written -----------------------------------------------------------------------------
 
 
 def by_arm(rows: list[dict]) -> dict[str, list[dict]]:
-    """The rows of all seeds under one label."""
+    """The rows of all seeds under one label, those of the dense model's selectors last."""
     found: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["arm"].endswith("on dense")):
         looks = any(r["arm"] == row["arm"] and not r["end"] for r in rows)
         label = row["arm"] if row["end"] or not looks or "on dense" in row["arm"] else (
             f"{row['arm']}, {row['step']} index-only steps")
@@ -218,55 +313,93 @@ def picture(rows: list[dict], path: Path, title: str) -> None:
 
 def machine(device: str) -> str:
     """Where and what: processor, threads, commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE,
-                         capture_output=True, text=True)
+    commit = ""
+    if shutil.which("git"):
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name() if device == "cuda" else next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "")
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, commit " + (
-        git.stdout.strip() or "unknown")
+        commit or "unknown")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("--size", choices=SIZES, default="miniature")
+    add("--arms", type=lambda text: text.split(","), metavar="NAME,NAME,...",
+        help="all, or files of arms/ in the order in which they run (the size's own choice)")
+    add("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
+    add("--minutes", type=float, help="that the whole run may take")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--output", type=Path, default=HERE / "results")
+    add("--plot", type=Path, nargs="+", metavar="JSON", help="only draw what these files hold")
+    return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="miniature")
-    parser.add_argument("--arms", type=lambda text: text.split("+"), metavar="NAME+NAME+...",
-                        help="all, or names (the size's own choice)")
-    parser.add_argument("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    options = parser.parse_args()
-    known = arms()
-    names = options.arms or SIZES[options.size].arms or ("all",)
-    names = tuple(known) if "all" in names else names
-    for name in names:
+    began, options = time.monotonic(), parser().parse_args()
+    if options.plot:
+        draw(joined([json.loads(path.read_text()) for path in options.plot]),
+             options.plot[0].with_suffix(""))
+        return
+    known, size = arms(), SIZES[options.size]
+    names = options.arms or size.arms or ["all"]
+    names = list(known) if "all" in names else names
+    for place, name in enumerate(names):
         if name not in known:
-            parser.error(f"--arms: got {name!r}, supported are {', '.join(known)}")
-    chosen = [arm for arm in known.values() if arm.name in names]
-    needed = {arm.start for arm in chosen if arm.start} - {arm.name for arm in chosen}
-    if needed:
-        parser.error(f"--arms: got one that starts from {needed.pop()}, expected that too")
-    zero_shot = [arm for arm in known.values() if arm.choose and known["dense"] in chosen]
-    rows, began, where = [], time.monotonic(), machine(options.device)
-    for count, seed in enumerate(options.seeds, 1):
-        rows += experiment(SIZES[options.size], seed, chosen, zero_shot, options.device)
-        write(rows, options, options.seeds[:count], where, time.monotonic() - began)
-
-
-def write(rows: list[dict], options: argparse.Namespace, seeds: list[int], where: str,
-          seconds: float) -> None:
-    """Table, figures and picture of the seeds so far."""
+            parser().error(f"--arms: got {name!r}, supported are {', '.join(known)}")
+        start = known[name].start
+        if start and start not in names[:place]:
+            parser().error(f"--arms: got {name}, which starts from {start}: expected that before")
+    chosen = [known[name] for name in names]
+    zero_shot = [arm for arm in known.values() if arm.choose]
+    deadline = began + 60 * options.minutes if options.minutes else None
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / f"facts-{options.size}"
-    text = (f"{where}; seeds {', '.join(map(str, seeds))}; {seconds:.0f} s. Mean over the seeds "
-            f"(smallest to largest); {SIZES[options.size].steps} steps from scratch.\n\n"
-            f"{table(rows)}")
+    found = {"machine": machine(options.device), "size": options.size, "seeds": [], "seconds": 0,
+             "steps": size.steps, "not_run": [], "rows": []}
+    for seed in options.seeds:
+        before, missing = found["rows"], found["not_run"]
+        found["seeds"] = [*found["seeds"], seed]
+
+        def report(rows: list[dict], not_run: list[str]) -> None:
+            found.update(rows=before + rows, not_run=missing + not_run,
+                         seconds=round(time.monotonic() - began))
+            write_whole(stem.with_suffix(".json"), json.dumps(found) + "\n")
+
+        experiment(size, seed, chosen, zero_shot, options.device, deadline=deadline, report=report)
+    draw(found, stem)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The old file or the new one, whatever happens in between."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def joined(parts: list[dict]) -> dict:
+    """Several files as one: rows of all, in the order given."""
+    machines = dict.fromkeys(part["machine"] for part in parts)
+    seeds = dict.fromkeys(seed for part in parts for seed in part["seeds"])
+    return parts[0] | {"machine": "; ".join(machines), "seeds": list(seeds),
+                       **{name: sum((part[name] for part in parts), type(parts[0][name])())
+                          for name in ("rows", "not_run", "seconds")}}
+
+
+def draw(found: dict, stem: Path) -> None:
+    """The table and, with matplotlib, the picture."""
+    missing = "".join(f"\nNot run: {line}." for line in found["not_run"])
+    text = (f"{found['machine']}; seeds {', '.join(map(str, found['seeds']))}; "
+            f"{found['seconds']:.0f} s. Mean over the seeds (smallest to largest); "
+            f"{found['steps']} steps from scratch.\n{missing}\n{table(found['rows'])}")
     stem.with_suffix(".md").write_text(text)
-    stem.with_suffix(".json").write_text(json.dumps({"machine": where, "rows": rows}) + "\n")
     try:
-        picture(rows, stem.with_suffix(".png"), f"facts in a stream, {options.size}")
+        picture(found["rows"], stem.with_suffix(".png"), f"facts in a stream, {found['size']}")
     except ImportError:
-        print("no picture: matplotlib is not installed", file=sys.stderr)
+        print("no picture: matplotlib is not installed; --plot draws it", file=sys.stderr)
     print(text)
 
 

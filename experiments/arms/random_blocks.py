@@ -9,13 +9,18 @@ from msa_cpp.train.model import Heads
 
 
 def choose(config: MsaConfig, seed: int) -> Choose:
-    generator = torch.Generator().manual_seed(seed)
+    generators: dict[torch.device, torch.Generator] = {}
 
     def by_lot(heads: Heads) -> torch.Tensor:
+        device = heads.q.device
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(seed)
         valid = (heads.places() // config.block_size + 1).int()
-        scores = torch.rand(heads.k.shape[1], len(valid), int(valid.max()), generator=generator)
-        return msa_cpp.select_blocks(scores.to(heads.q.device), config.topk,
-                                     num_valid_blocks=valid, init_blocks=config.init_blocks,
+        blocks = -(-heads.max_seqlen // config.block_size)
+        scores = torch.rand(heads.k.shape[1], len(valid), blocks, device=device,
+                            generator=generators[device])
+        return msa_cpp.select_blocks(scores, config.topk, num_valid_blocks=valid,
+                                     init_blocks=config.init_blocks,
                                      local_blocks=config.local_blocks)
 
     return by_lot

@@ -75,18 +75,18 @@ def msa_attention(
     Errors: those of `msa_cpp.ops`.
     Source: arXiv 2606.13392, training of the index branch.
     """
-    ids = None
+    ids, inverse = None, (None, None)
     if config.topk is not None:
         ids = select(q_idx, k_idx, cu_seqlens, config, max_seqlen=max_seqlen)
-    o, lse = attend(q, k, v, ids, cu_seqlens, config, max_seqlen=max_seqlen)
+        inverse = readers(ids, cu_seqlens, len(k), config, max_seqlen=max_seqlen)
+    o, lse = attend(q, k, v, ids, cu_seqlens, config, inverse, max_seqlen=max_seqlen)
     if ids is not None and config.kl_support == "full":
-        ids = None
+        ids, inverse = None, (None, None)
         _, lse = attend(q.detach(), k.detach(), v.detach(), None, cu_seqlens, config,
                         max_seqlen=max_seqlen)
     kl, _, _ = torch_ops.index_kl(
-        q.detach(), k.detach(), lse, q_idx, k_idx, ids, cu_seqlens, cu_seqlens,
-        block_size=config.block_size, softmax_scale=config.softmax_scale,
-        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+        q.detach(), k.detach(), lse, q_idx, k_idx, ids, cu_seqlens, cu_seqlens, config.block_size,
+        config.softmax_scale, *inverse, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
     return o, kl
 
 
@@ -100,11 +100,29 @@ def select(q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor, config: MsaConfig, 
     return ids
 
 
+def readers(ids: Tensor, cu_seqlens: Tensor, keys: int, config: MsaConfig, *,
+            max_seqlen: int | None = None) -> tuple[Tensor, Tensor]:
+    """(row_ptr, entries) of `block_lists`: made once, read by both gradients of a layer."""
+    blocks = None  # on the CPU the lengths say how many there are
+    if ids.is_cuda:  # there they are not read: a bound, behind which rows are empty
+        batch, size = len(cu_seqlens) - 1, config.block_size
+        longest = keys if max_seqlen is None else min(max_seqlen, keys)
+        blocks = min(keys // size + batch, batch * ((longest + size - 1) // size))
+    return torch_ops.block_lists(ids, cu_seqlens, cu_seqlens, block_size=config.block_size,
+                                 num_blocks=blocks, max_seqlen_q=max_seqlen,
+                                 max_seqlen_k=max_seqlen)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor | None, cu_seqlens: Tensor,
-           config: MsaConfig, *, max_seqlen: int | None = None) -> tuple[Tensor, Tensor]:
-    """(o, lse) over the listed blocks of any selector, or over all; o is differentiable."""
+           config: MsaConfig, inverse: tuple[Tensor | None, Tensor | None] = (None, None), *,
+           max_seqlen: int | None = None) -> tuple[Tensor, Tensor]:
+    """(o, lse) over the listed blocks of any selector, or over all; o is differentiable.
+
+    inverse: what `readers` makes of the lists; without it the backward makes it.
+    """
     options = dict(block_size=config.block_size, softmax_scale=config.softmax_scale,
                    max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
     if block_ids is None:
         return torch_ops.dense_attention(q, k, v, cu_seqlens, cu_seqlens, **options)[:2]
-    return torch_ops.sparse_attention(q, k, v, block_ids, cu_seqlens, cu_seqlens, **options)
+    return torch_ops.sparse_attention(q, k, v, block_ids, cu_seqlens, cu_seqlens, **options,
+                                      row_ptr=inverse[0], entries=inverse[1])

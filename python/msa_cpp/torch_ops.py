@@ -185,12 +185,15 @@ def _attention_gradients(a: Any, outputs: Tuple[Tensor, ...], dout: Tensor) -> D
     if a.page_table is not None:
         raise NotImplementedError("page_table: given, but attention has a backward for packed keys "
                                   "only")
-    sparse = hasattr(a, "block_ids")
-    op = getattr(torch.ops.msa_cpp, f"{'sparse' if sparse else 'dense'}_attention_backward")
-    gradients = op(a.q, a.k, a.v, *((a.block_ids,) if sparse else ()), *outputs[:2],
-                   dout.contiguous(), a.cu_seqlens_q, a.cu_seqlens_k, a.q_offset, a.block_offset,
-                   a.causal, a.block_size, a.softmax_scale, max_seqlen_q=a.max_seqlen_q,
-                   max_seqlen_k=a.max_seqlen_k, backend=a.backend)
+    batch = (a.cu_seqlens_q, a.cu_seqlens_k, a.q_offset, a.block_offset, a.causal, a.block_size,
+             a.softmax_scale)
+    arguments = (*outputs[:2], dout.contiguous(), *batch)
+    bounds = dict(max_seqlen_q=a.max_seqlen_q, max_seqlen_k=a.max_seqlen_k, backend=a.backend)
+    if hasattr(a, "block_ids"):
+        gradients = sparse_attention_backward(a.q, a.k, a.v, a.block_ids, *arguments, a.row_ptr,
+                                              a.entries, **bounds)
+    else:
+        gradients = dense_attention_backward(a.q, a.k, a.v, *arguments, **bounds)
     return dict(zip("qkv", gradients))
 
 
@@ -202,7 +205,9 @@ def sparse_attention(
     block_offset: Optional[Tensor] = None, causal: bool = True, block_size: int = 128,
     softmax_scale: Optional[float] = None, out_f32: bool = False,
     max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
+    row_ptr: Optional[Tensor] = None, entries: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
+    """row_ptr, entries: kept for the backward, which makes them itself if they are not given."""
     return _core.sparse_attention(
         (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
@@ -423,7 +428,8 @@ def _kl_gradients(a: Any, outputs: Tuple[Tensor, ...], dkl: Tensor) -> Dict[str,
 def index_kl(
     q: Tensor, k: Tensor, lse: Tensor, q_idx: Tensor, k_idx: Tensor, block_ids: Optional[Tensor],
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, block_size: int = 128,
-    softmax_scale: Optional[float] = None, max_seqlen_q: Optional[int] = None,
+    softmax_scale: Optional[float] = None, row_ptr: Optional[Tensor] = None,
+    entries: Optional[Tensor] = None, max_seqlen_q: Optional[int] = None,
     max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """The KL loss, the mean of `kl_loss`, and f32 gradients by q_idx and k_idx from the same pass.
@@ -434,5 +440,5 @@ def index_kl(
     bounds = (max_seqlen_q, max_seqlen_k, backend)
     student = index_lse(q_idx, k_idx, block_ids, *batch, *bounds)
     dq_idx, dk_idx, kl = kl_backward(q, k, lse, q_idx, k_idx, student, block_ids, *batch,
-                                     softmax_scale, None, None, True, *bounds)
+                                     softmax_scale, row_ptr, entries, True, *bounds)
     return kl.mean(), dq_idx, dk_idx

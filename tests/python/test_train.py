@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from msa_arrays import DEVICE  # noqa: E402
 from msa_cpp.train import storage  # noqa: E402
 from msa_cpp.train.__main__ import main  # noqa: E402
 from msa_cpp.train.data import Facts, Text, read_folder  # noqa: E402
@@ -23,7 +24,9 @@ from msa_cpp.train.model import MINIATURE, SPARSE, Model, dense  # noqa: E402
 from msa_cpp.train.trainer import Diverged, Options, Trainer  # noqa: E402
 
 CLI = os.environ.get("MSA_CLI")
-SMALL = ["--data", "facts", "--batch", "2", "--context", "64", "--log-every", "1"]
+SMALL = ["--data", "facts", "--batch", "2", "--context", "64", "--log-every", "1", "--device",
+         DEVICE]
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="needs no device")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,10 @@ def texts(tmp_path_factory):
 
 def train(*arguments):
     return main([*map(str, arguments)])
+
+
+def fresh():
+    return Model(MINIATURE, seed=1).to(DEVICE)
 
 
 def log(output, seconds=False):
@@ -78,6 +85,56 @@ def test_every_fact_that_is_asked_for_has_been_told():
         assert torch.equal(targets[filler[:-1]], tokens[filler[1:], 0])
 
 
+def plain_sequence(facts, rng, length):
+    """Facts, a position at a time."""
+    look, ask, babble = range(facts.vocab_size - 3, facts.vocab_size)
+    keys = rng.permutation(facts._keys).tolist()
+    values = (facts._keys + rng.integers(facts._values, size=length)).tolist()
+    kinds = rng.choice(4, length, p=facts._shares).tolist()
+    luck = rng.random(length).tolist()
+    state, told, rows = int(luck[0] * len(facts._chain)), [], []  # told: places of pairs
+    for i, kind in enumerate(kinds):
+        if kind == facts.LOCAL and (i < 2 or rows[i - 2][3] != facts.PAIR):
+            kind = facts.PAIR
+        if kind == facts.QUERY and not told:
+            kind = facts.PAIR
+        if kind == facts.PAIR and len(told) == len(keys):
+            kind = facts.QUERY
+        place = i
+        if kind == facts.PAIR:
+            row = keys[len(told)], values[i], -100
+            told.append(i)
+        elif kind == facts.QUERY:
+            place = told[int(luck[i] * len(told))]
+            row = rows[place][0], ask, rows[place][1]
+        elif kind == facts.LOCAL:
+            row = look, ask, rows[i - 2][1]
+        else:
+            following = sum(luck[i] >= x for x in facts._chain[state])
+            row = facts._first_state + state, babble, facts._first_state + following
+            state = following
+        rows.append((*row, kind, i - place))
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize("shares", [(0.4, 0.3, 0.1, 0.2), (0.1, 0.1, 0.7, 0.1), (0, 0, 1, 0),
+                                    (0.1, 0.5, 0.1, 0.3)], ids=str)
+@pytest.mark.parametrize("keys", [1, 7, 64])
+def test_sequences_are_those_of_the_plain_loop(keys, shares):
+    for seed in range(20):
+        facts = Facts(seed, keys=keys, values=5, states=1 + seed % 4, shares=shares)
+        got, want = (make(np.random.default_rng(seed), 80 + seed) for make in (
+            facts._sequence, lambda rng, length: plain_sequence(facts, rng, length)))
+        np.testing.assert_array_equal(got, want)
+
+
+def test_every_other_window_may_hold_short_sequences():
+    e = Facts(3, short=25).examples(0, 3, 100)
+    assert e.cu_seqlens.tolist() == [0, 100, 125, 150, 175, 200, 300] and e.max_seqlen == 100
+    assert torch.equal(e.tokens[:100], Facts(3).examples(0, 1, 100).tokens)
+    assert e.distances[100:200].max() < 25 < e.distances.max()
+
+
 def test_windows_of_text_are_packed_documents(texts):
     e = Text(read_folder(texts), seed=1).examples(0, 2, 1000)
     assert e.cu_seqlens[-1] == 2000 and 1000 in e.cu_seqlens
@@ -93,20 +150,21 @@ def test_windows_of_text_are_packed_documents(texts):
 
 
 def test_documents_of_a_batch_do_not_see_each_other():
-    model = Model(MINIATURE, seed=1)
-    tokens = torch.randint(0, 99, (60,), generator=torch.Generator().manual_seed(0))
-    both, _ = model(tokens, torch.tensor([0, 25, 60], dtype=torch.int32), 35, dense)
+    model = fresh()
+    tokens = torch.randint(0, 99, (60,), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ends = lambda *rows: torch.tensor([0, *rows], dtype=torch.int32, device=DEVICE)
+    both, _ = model(tokens, ends(25, 60), 35, dense)
     for piece in (slice(0, 25), slice(25, 60)):
         length = piece.stop - piece.start
-        alone, _ = model(tokens[piece], torch.tensor([0, length], dtype=torch.int32), length, dense)
+        alone, _ = model(tokens[piece], ends(length), length, dense)
         torch.testing.assert_close(alone, both[piece], rtol=1e-4, atol=1e-5)
 
 
 def test_losses_train_their_own_weights_only():
     for detach in (True, False):
-        model = Model(MINIATURE, seed=1)
+        model = fresh()
         trainer = Trainer(Options(steps=1, detach_input=detach), model, Facts())
-        examples = trainer.source.examples(0, 2, 96)
+        examples = trainer.source.examples(0, 2, 96).to(trainer.device)
         for stage in ("warmup", "sparse"):
             trainer._enter(stage)
             lm, kl = trainer.losses(examples, trainer.attend(stage))
@@ -124,11 +182,11 @@ def test_losses_train_their_own_weights_only():
 
 
 def test_recomputed_activations_and_bf16_change_little():
-    examples = Facts().examples(0, 2, 96)
+    examples = Facts().examples(0, 2, 96).to(fresh().lm_head.weight.device)
     results = {}
     for name, options in {"plain": {}, "recomputed": {"activation_checkpointing": True},
                           "bf16": {"dtype": "bf16"}}.items():
-        model = Model(MINIATURE, seed=1)
+        model = fresh()
         trainer = Trainer(Options(**options), model, Facts())
         lm, kl = trainer.losses(examples, trainer.attend("sparse"))
         (lm + kl).backward()
@@ -173,21 +231,21 @@ def test_checkpoints_load_in_transformers(run):
     theirs, info = m3.modeling_minimax_m3_vl.MiniMaxM3VLForCausalLM.from_pretrained(
         path, config=config, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    model = Model(storage.read_config(path / "config.json"))
+    model = Model(storage.read_config(path / "config.json")).to(DEVICE)
     storage.load_weights(model, path)
     tokens = torch.arange(96) % 91
     trainer = Trainer(Options(), model, Facts())
     with torch.no_grad():
-        ours, _ = model(tokens, torch.tensor([0, 96], dtype=torch.int32), 96,
-                        trainer.attend("sparse"))
+        ends = torch.tensor([0, 96], dtype=torch.int32, device=DEVICE)
+        ours, _ = model(tokens.to(DEVICE), ends, 96, trainer.attend("sparse"))
         want = theirs(input_ids=tokens[None]).logits[0]
-    torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.cpu(), want, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(not CLI, reason="MSA_CLI is not set")
 def test_checkpoints_load_in_the_msa_command(tmp_path, texts):
     assert train("--route", "full", "--data", texts, "--output", tmp_path, "--steps", 2, "--batch",
-                 1, "--context", 64) == 0
+                 1, "--context", 64, "--device", DEVICE) == 0
     result = subprocess.run(
         [CLI, "eval", "--model", storage.directory(tmp_path, 2), "--text", texts / "a.txt",
          "--context", "256", "--attention", "both", "--json", "-"], capture_output=True, text=True)
@@ -245,6 +303,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@on_cpu
 def test_two_processes_are_one_with_twice_the_steps(tmp_path):
     """Two ranks over gloo take the micro steps of one process in turns."""
     command = ("--route", "msa-pt", "--steps", 6, "--warmup-steps", 3, *SMALL)
@@ -275,6 +334,21 @@ def test_the_progress_bar_is_for_terminals(tmp_path):
     shown = os.read(ours, 10_000).decode()
     assert child.returncode == 0 and "2 of 3, full loss" in shown and shown.endswith("\r\33[K")
     assert out.startswith(f"{storage.directory(tmp_path, 3)}: loss ") and out.count("\n") == 1
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the CPU is not waited for")
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("route", ["full", "msa-pt"])
+def test_a_step_does_not_wait_for_the_device(route, dtype):
+    options = Options(route=route, steps=9, warmup_steps=3, batch=2, context=64, dtype=dtype)
+    trainer = Trainer(options, fresh(), Facts())
+    for stop in (1, 4):  # the first step of a stage may set up something
+        trainer.run(stop)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            trainer._train_step(False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
@@ -318,10 +392,11 @@ def test_bad_input_is_one_line(run, tmp_path, texts, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@on_cpu
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     """Files of this process may not grow beyond 100 KB: the model has more."""
     options = Options(steps=4, warmup_steps=2, batch=2, context=64, save_every=2, log_every=1)
-    Trainer(options, Model(MINIATURE), Facts(), output=tmp_path).run(2)
+    Trainer(options, fresh(), Facts(), output=tmp_path).run(2)
     files = lambda: {p: p.read_bytes() for p in tmp_path.rglob("step-*/**/*") if p.is_file()}
     kept = files()
     assert max(map(len, kept.values())) > 100_000
@@ -336,7 +411,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
 
 
 def test_a_nan_stops_the_run_by_name(tmp_path):
-    model = Model(MINIATURE, seed=1)
+    model = fresh()
     options = Options(steps=9, warmup_steps=2, batch=2, context=64, save_every=3)
     trainer = Trainer(options, model, Facts(), output=tmp_path)
     trainer.run(4)
@@ -353,7 +428,7 @@ def test_a_nan_stops_the_run_by_name(tmp_path):
     def poison(module, inputs, output):
         return output * float("inf")
 
-    model = Model(MINIATURE, seed=1)
+    model = fresh()
     model.model.layers[1].mlp.register_forward_hook(poison)
     with pytest.raises(Diverged, match=r"step 0: the output of model.layers.1.mlp holds NaN"):
         Trainer(options, model, Facts()).run()

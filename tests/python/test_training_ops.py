@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import msa_cpp  # noqa: E402
 import msa_cpp.torch_ops  # noqa: E402, F401
 import msa_training_oracle as oracle  # noqa: E402
+from msa_arrays import DEVICE  # noqa: E402
+from msa_cpp import torch_ops  # noqa: E402
 from msa_cpp.autograd import MsaConfig, attend, msa_attention, select  # noqa: E402
 
 CONFIGS = {
@@ -19,20 +21,30 @@ CONFIGS = {
     "warm-up": MsaConfig(block_size=4, topk=None),
 }
 BATCHES = {"ragged": [0, 1, 40, 40, 57], "one": [0, 48]}
+BOUND = {} if DEVICE == "cpu" else {"max_seqlen": 300}  # lengths that only the device knows
 
 
-def inputs(cu, group=2, dtype=torch.float32, seed=0):
-    """q, k, v, q_idx, k_idx that require gradients, and cu_seqlens; Hkv 2, D 16, Di 8."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(cu[-1], 2 * group, 16), (cu[-1], 2, 16), (cu[-1], 2, 16), (cu[-1], 2, 8),
-              (cu[-1], 8)]
-    made = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
-    return made, torch.tensor(cu, dtype=torch.int32)
+def inputs(cu, group=2, dtype=torch.float32, dim=16, index_dim=8):
+    """q, k, v, q_idx, k_idx that require gradients, and cu_seqlens; Hkv 2."""
+    shapes = [(cu[-1], 2 * group, dim), (cu[-1], 2, dim), (cu[-1], 2, dim), (cu[-1], 2, index_dim),
+              (cu[-1], index_dim)]
+    made = [normal(s, seed).to(DEVICE, dtype).requires_grad_() for seed, s in enumerate(shapes)]
+    return made, torch.tensor(cu, dtype=torch.int32, device=DEVICE)
+
+
+def normal(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def host(xs):
+    """Copies on the CPU that gradients do not cross."""
+    return [None if x is None else x.detach().cpu() for x in xs]
 
 
 def expected(xs, cu, config, ids, weight):
-    """Values and gradients of plain torch in float64, under the given lists."""
-    q, k, v, q_idx, k_idx = xs = [x.detach().double().requires_grad_() for x in xs]
+    """Values and gradients of plain torch in float64 on the CPU, under the given lists."""
+    q, k, v, q_idx, k_idx = xs = [x.double().requires_grad_() for x in host(xs)]
+    cu, ids, weight = host((cu, ids, weight))
     scale = config.softmax_scale or q.shape[-1] ** -0.5
     mask = oracle.visible(cu, config.block_size, ids, k.shape[1])
     o, _ = oracle.attention(q, k, v, mask, scale)
@@ -43,7 +55,8 @@ def expected(xs, cu, config, ids, weight):
 
 
 def distance(got, want):
-    return float((got.detach().double() - want.detach()).norm() / want.norm().clamp_min(1e-30))
+    (got, want), norm = host((got, want)), want.detach().norm().clamp_min(1e-30).cpu()
+    return float((got.double() - want).norm() / norm)
 
 
 @pytest.mark.parametrize("group", [1, 3])
@@ -52,9 +65,9 @@ def distance(got, want):
 def test_values_and_gradients_are_those_of_plain_torch(name, batch, group):
     config = CONFIGS[name]
     xs, cu = inputs(BATCHES[batch], group)
-    ids = None if config.topk is None else select(*xs[3:], cu, config)
-    weight = torch.randn(xs[0].shape, generator=torch.Generator().manual_seed(1))
-    o, kl = msa_attention(*xs, cu, config)
+    ids = None if config.topk is None else select(*xs[3:], cu, config, **BOUND)
+    weight = normal(xs[0].shape, 9).to(DEVICE)
+    o, kl = msa_attention(*xs, cu, config, **BOUND)
     got = torch.autograd.grad((o * weight).sum() + 3 * kl, xs)
     want_o, want_kl, want = expected(xs, cu, config, ids, weight)
     assert distance(o.detach(), want_o) < 1e-5
@@ -63,30 +76,53 @@ def test_values_and_gradients_are_those_of_plain_torch(name, batch, group):
         assert distance(a, b) < 1e-4, which
 
 
-def test_gradients_in_bf16_are_as_close_as_those_of_torch():
-    config = CONFIGS["selected"]
-    xs, cu = inputs([0, 64, 96], 2, torch.bfloat16)
-    ids = select(*xs[3:], cu, config)
-    weight = torch.randn(xs[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    o, kl = msa_attention(*xs, cu, config)
+@pytest.mark.parametrize("shape, config", [
+    (dict(cu=[0, 64, 96]), CONFIGS["selected"]),
+    (dict(cu=[0, 300, 430], group=8, dim=128, index_dim=128), MsaConfig(topk=2)),
+    (dict(cu=[0, 300, 430], group=16, dim=128, index_dim=128), MsaConfig(topk=2)),
+    (dict(cu=[0, 300, 430], group=8, dim=128, index_dim=128), MsaConfig(topk=None)),
+], ids=["small", "group 8", "group 16", "warm-up"])
+def test_gradients_in_bf16_are_as_close_as_those_of_torch(shape, config):
+    xs, cu = inputs(dtype=torch.bfloat16, **shape)
+    ids = None if config.topk is None else select(*xs[3:], cu, config, **BOUND)
+    weight = normal(xs[0].shape, 9).bfloat16().to(DEVICE)
+    o, kl = msa_attention(*xs, cu, config, **BOUND)
     got = torch.autograd.grad((o * weight).sum() + 3 * kl, xs)
     *_, want = expected(xs, cu, config, ids, weight)
-    # Torch's own bf16, of the same formulas.
-    mask = oracle.visible(cu, config.block_size, ids, 2)
-    theirs_o, _ = oracle.attention(*xs[:3], mask, 0.25)
-    theirs_kl = oracle.kl(*xs[:2], *xs[3:], mask, 0.25).mean()
-    theirs = torch.autograd.grad((theirs_o * weight).sum() + 3 * theirs_kl, xs)
-    for a, b, c in zip(got, want, theirs):
-        assert torch.cosine_similarity(a.double().flatten(), b.flatten(), 0) > 0.999
-        assert distance(a, b) <= 2 * distance(c, b)
+    # Torch's own bf16, of the same formulas, on the CPU.
+    theirs_xs = [x.requires_grad_() for x in host(xs)]
+    cu, ids, weight = host((cu, ids, weight))
+    mask, scale = oracle.visible(cu, config.block_size, ids, 2), xs[0].shape[-1] ** -0.5
+    theirs_o, _ = oracle.attention(*theirs_xs[:3], mask, scale)
+    theirs_kl = oracle.kl(*theirs_xs[:2], *theirs_xs[3:], mask, scale).mean()
+    theirs = torch.autograd.grad((theirs_o * weight).sum() + 3 * theirs_kl, theirs_xs)
+    for which, a, b, c in zip(("q", "k", "v", "q_idx", "k_idx"), got, want, theirs):
+        assert torch.cosine_similarity(host([a])[0].double().flatten(), b.flatten(), 0) > 0.999
+        assert distance(a, b) <= 2 * distance(c, b), which
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_readers_of_the_blocks_are_found_once(name, monkeypatch):
+    """Both gradients get the lists of one call, and are bit for bit those they would make alone."""
+    config, (xs, cu) = CONFIGS[name], inputs(BATCHES["ragged"], 3)
+    got, calls = [], []
+    made = torch_ops.block_lists
+    monkeypatch.setattr(torch_ops, "block_lists", lambda *a, **k: calls.append(1) or made(*a, **k))
+    for lists in (made, lambda *a, **k: (None, None)):
+        if lists is not made:
+            monkeypatch.setattr(torch_ops, "block_lists", lists)
+        o, kl = msa_attention(*xs, cu, config, **BOUND)
+        got.append(torch.autograd.grad(o.square().sum() + kl, xs))
+    assert len(calls) == (config.topk is not None)
+    assert all(map(torch.equal, *got))
 
 
 def test_the_formulas_of_the_oracle_pass_gradcheck():
     """Operators take no float64. So finite differences judge the plain implementation, in float64,
     and it judges them."""
     xs, cu = inputs([0, 3, 12])
-    xs = [x.detach().double().requires_grad_() for x in xs]
-    ids = select(*(x.float() for x in xs[3:]), cu, CONFIGS["selected"])
+    (ids,), cu = host([select(*xs[3:], cu, CONFIGS["selected"], **BOUND)]), cu.cpu()
+    xs = [x.double().requires_grad_() for x in host(xs)]
     mask = oracle.visible(cu, 4, ids, 2)
     attention = lambda q, k, v: oracle.attention(q, k, v, mask, 0.25)[0]
     assert torch.autograd.gradcheck(attention, xs[:3])
@@ -99,7 +135,7 @@ def test_neither_loss_reaches_the_other_branch(name):
     """Not small but none at all: no gradient, or bitwise zero."""
     xs, cu = inputs([0, 40, 57])
     none = lambda g: g is None or not g.any()
-    o, kl = msa_attention(*xs, cu, CONFIGS[name])
+    o, kl = msa_attention(*xs, cu, CONFIGS[name], **BOUND)
     of_o = torch.autograd.grad(o.square().sum(), xs, allow_unused=True)
     of_kl = torch.autograd.grad(kl, xs, allow_unused=True)
     assert all(map(none, (*of_o[3:], *of_kl[:3])))
@@ -111,7 +147,7 @@ def test_all_blocks_selected_is_dense():
     wide = MsaConfig(block_size=4, topk=10)
     results = []
     for config in (wide, dataclasses.replace(wide, topk=None)):
-        o, kl = msa_attention(*xs, cu, config)
+        o, kl = msa_attention(*xs, cu, config, **BOUND)
         results.append([o, kl, *torch.autograd.grad(o.square().sum() + kl, xs)])
     for sparse, dense in zip(*results):
         torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-6)
@@ -120,17 +156,19 @@ def test_all_blocks_selected_is_dense():
 def test_the_lists_of_another_selector_are_differentiable_too():
     xs, cu = inputs([0, 24])
     ids = torch.tensor([0, 2]).int().expand(2, 24, 2)
-    o, lse = attend(*xs[:3], ids, cu, MsaConfig(block_size=8, topk=2))
-    want, _ = oracle.attention(*xs[:3], oracle.visible(cu, 8, ids, 2), 0.25)
+    o, lse = attend(*xs[:3], ids.to(DEVICE), cu, MsaConfig(block_size=8, topk=2), **BOUND)
+    theirs = [x.double().requires_grad_() for x in host(xs[:3])]
+    want, _ = oracle.attention(*theirs, oracle.visible(cu.cpu(), 8, ids, 2), 0.25)
     assert not lse.requires_grad
-    for a, b in zip(*(torch.autograd.grad(x.square().sum(), xs[:3]) for x in (o, want))):
-        assert distance(a, b.double()) < 1e-4
+    for a, b in zip(torch.autograd.grad(o.square().sum(), xs[:3]),
+                    torch.autograd.grad(want.square().sum(), theirs)):
+        assert distance(a, b) < 1e-4
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_compiles_in_one_graph(name):
     torch._dynamo.reset()
-    call = lambda *xs: msa_attention(*xs, cu, CONFIGS[name])
+    call = lambda *xs: msa_attention(*xs, cu, CONFIGS[name], **BOUND)
     xs, cu = inputs([0, 40, 57])
     results = []
     for f in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
@@ -143,11 +181,12 @@ def test_opcheck():
     xs, cu = inputs([0, 40, 57])
     q, k, v, q_idx, k_idx = xs
     config = CONFIGS["selected"]
-    ids = select(q_idx, k_idx, cu, config)
-    _, lse = attend(q, k, v, ids, cu, config)
+    ids = select(q_idx, k_idx, cu, config, **BOUND)
+    _, lse = attend(q, k, v, ids, cu, config, **BOUND)
     arguments = (q.detach(), k.detach(), lse, q_idx, k_idx, ids, cu, cu)
+    bounds = {f"{name}_{x}": bound for name, bound in BOUND.items() for x in "qk"}
     outcome = torch.library.opcheck(torch.ops.msa_cpp.index_kl.default, arguments,
-                                    {"block_size": 4})
+                                    {"block_size": 4, **bounds})
     assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -163,18 +202,23 @@ def test_configurations_that_mean_nothing(fields, message):
         MsaConfig(**fields)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="lengths on a device are not read back")
+def test_lengths_that_mean_nothing():
+    xs, _ = inputs([0, 40])
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        msa_attention(*xs, torch.tensor([0, 30, 20, 40], dtype=torch.int32), CONFIGS["selected"])
+
+
 def test_errors_name_the_argument():
     xs, cu = inputs([0, 40])
     q, k, v, q_idx, k_idx = xs
-    config = CONFIGS["selected"]
-    with pytest.raises(ValueError, match="cu_seqlens"):
-        msa_attention(*xs, torch.tensor([0, 30, 20, 40], dtype=torch.int32), config)
     with pytest.raises(ValueError, match="k_idx"):
-        msa_attention(q, k, v, q_idx, k_idx[:, :4].contiguous(), cu, config)
-    paged = torch.zeros(1, 10, dtype=torch.int32)
-    pages = torch.zeros(10, 2, 4, 16, requires_grad=True)
-    o = msa_cpp.sparse_attention(q, pages, pages, torch.zeros(2, 40, 1, dtype=torch.int32),
-                                 cu_seqlens_q=cu, page_table=paged, block_size=4,
-                                 seq_lens=torch.tensor([40], dtype=torch.int32))
+        msa_attention(q, k, v, q_idx, k_idx[:, :4].contiguous(), cu, CONFIGS["selected"], **BOUND)
+    with torch.device(DEVICE):
+        pages = torch.zeros(10, 2, 4, 16, requires_grad=True)
+        ids, table = torch.zeros(2, 40, 1).int(), torch.zeros(1, 10).int()
+        length = torch.tensor([40], dtype=torch.int32)
+    o = msa_cpp.sparse_attention(q, pages, pages, ids, cu_seqlens_q=cu, page_table=table,
+                                 block_size=4, seq_lens=length, max_seqlen_q=40, max_seqlen_k=40)
     with pytest.raises(NotImplementedError, match="page_table: given"):
         o.sum().backward()

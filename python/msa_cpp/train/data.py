@@ -34,8 +34,13 @@ class Examples:
     distances: Tensor | None = None  # int64 [T], from a query back to its fact, else 0
 
     def to(self, device: torch.device) -> Examples:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Examples(*(x.to(device) if isinstance(x, Tensor) else x for x in values))
+        """A copy to a GPU is enqueued, from pinned memory, and not waited for."""
+        def moved(x: object) -> object:
+            if not isinstance(x, Tensor) or x.device == device:
+                return x
+            return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+        return Examples(*(moved(getattr(self, field.name)) for field in fields(self)))
 
 
 class Source(Protocol):
@@ -113,49 +118,72 @@ class Facts:
     PAIR, QUERY, LOCAL, FILLER = range(4)
 
     def __init__(self, seed: int = 0, keys: int = 64, values: int = 16, states: int = 8,
-                 shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2)) -> None:
+                 shares: tuple[float, ...] = (0.4, 0.3, 0.1, 0.2), short: int = 0) -> None:
         """shares: of pairs, queries, local items and fillers, about: what finds no fact to ask for
-        is a pair, and pairs beyond the keys are queries."""
+        is a pair, and pairs beyond the keys are queries. short: every other window of a batch holds
+        sequences of so many tokens, a divisor of the context, instead of one: finding a fact is
+        learned there long before it would be among thousands of tokens."""
         self._seed, self._keys, self._values, self._shares = seed, keys, values, shares
+        self._short = short
         self._first_state = keys + values
         self._look = keys + values + states  # then ASK, BABBLE
         self.vocab_size = self._look + 3
         chain = np.random.default_rng((seed, 0)).dirichlet([0.3] * states, states)
-        self._chain = [row.tolist() for row in chain.cumsum(1)]
+        self._chain = [[*row[:-1].tolist(), np.inf] for row in chain.cumsum(1)]
 
     def examples(self, number: int, batch: int, context: int) -> Examples:
         rng = np.random.default_rng((self._seed, 1, number))
-        rows = [np.array(self._sequence(rng, context), np.int64) for _ in range(batch)]
-        first, second, targets, kinds, distances = np.concatenate(rows).T
-        return packed(np.stack((first, second), 1), targets, [context] * batch,
+        lengths = []
+        for window in range(batch):
+            short = self._short if window % 2 else 0
+            lengths += [short] * (context // short) if short else [context]
+        rows = [self._sequence(rng, length) for length in lengths]
+        first, second, targets, kinds, distances = np.concatenate(rows, 1)
+        return packed(np.stack((first, second), 1), targets, lengths,
                       kinds=kinds, distances=distances)
 
-    def _sequence(self, rng: np.random.Generator, length: int) -> list[tuple[int, ...]]:
-        """(first id, second id, target, kind, distance) of every position."""
+    def _sequence(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        """int64 [5,length]: first id, second id, target, kind and distance of every position."""
         look, ask, babble = range(self._look, self._look + 3)
-        keys = rng.permutation(self._keys).tolist()
-        values = (self._keys + rng.integers(self._values, size=length)).tolist()
-        kinds = rng.choice(4, length, p=self._shares).tolist()
-        luck = rng.random(length).tolist()
-        state, told, rows = int(luck[0] * len(self._chain)), [], []  # told: places of pairs
-        for i, kind in enumerate(kinds):
-            if kind == self.LOCAL and (i < 2 or rows[i - 2][3] != self.PAIR):
-                kind = self.PAIR
-            if kind == self.QUERY and not told:
-                kind = self.PAIR
-            if kind == self.PAIR and len(told) == len(keys):
-                kind = self.QUERY
-            if kind == self.PAIR:
-                row = keys[len(told)], values[i], NO_TARGET
-                told.append(i)
-            elif kind == self.QUERY:
-                place = told[int(luck[i] * len(told))]
-                row = rows[place][0], ask, rows[place][1]
-            elif kind == self.LOCAL:
-                row = look, ask, rows[i - 2][1]
-            else:
-                following = min(bisect(self._chain[state], luck[i]), len(self._chain) - 1)
-                row = self._first_state + state, babble, self._first_state + following
-                state = following
-            rows.append((*row, kind, i - place if kind == self.QUERY else 0))
-        return rows
+        keys = rng.permutation(self._keys)
+        values = self._keys + rng.integers(self._values, size=length)
+        kinds = self._possible(rng.choice(4, length, p=self._shares))
+        luck = rng.random(length)
+        pair, query, local, filler = (np.flatnonzero(kinds == kind) for kind in range(4))
+        first, second = np.full(length, look), np.full(length, ask)
+        targets, distances = np.full(length, NO_TARGET), np.zeros(length, np.int64)
+
+        first[pair], second[pair] = keys[:len(pair)], values[pair]
+        told = np.searchsorted(pair, query)  # facts before each query
+        asked = pair[(luck[query] * told).astype(np.int64)]
+        first[query], targets[query], distances[query] = first[asked], values[asked], query - asked
+        targets[local] = values[local - 2]
+        states = self._first_state + self._walk(int(luck[0] * len(self._chain)), luck[filler])
+        first[filler], second[filler], targets[filler] = states[:-1], babble, states[1:]
+        return np.stack((first, second, targets, kinds, distances))
+
+    def _possible(self, drawn: np.ndarray) -> np.ndarray:
+        """What positions are, given what they were to be: the rules of `__init__`."""
+        kinds = drawn.copy()
+        # Nothing can be asked for before the first fact.
+        kinds[np.flatnonzero(drawn != self.FILLER)[:1]] = self.PAIR
+        # Of local items two apart from each other every other one becomes the fact of the next.
+        for chain in (kinds[::2], kinds[1::2]):
+            place, local = np.arange(len(chain)), chain == self.LOCAL
+            other = np.maximum.accumulate(np.where(local, -1, place))  # the last that is not local
+            after_fact = (other >= 0) & (chain[other] == self.PAIR)
+            chain[local & ((place - other) % 2 == (1 - after_fact))] = self.PAIR
+        pairs = np.flatnonzero(kinds == self.PAIR)
+        if len(pairs) > self._keys:  # from there on no fact can be told
+            end = pairs[self._keys - 1] + 1
+            kinds[end:][kinds[end:] == self.PAIR] = self.QUERY
+            kinds[end + 2:][drawn[end + 2:] == self.LOCAL] = self.QUERY
+        return kinds
+
+    def _walk(self, state: int, luck: np.ndarray) -> np.ndarray:
+        """int64 [n+1]: the states of the Markov chain, from `state` on."""
+        states = [state]
+        for x in luck.tolist():
+            state = bisect(self._chain[state], x)
+            states.append(state)
+        return np.array(states)

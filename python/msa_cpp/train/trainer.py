@@ -2,6 +2,9 @@
 
 Two losses, `lm + lambda * kl`: the language-model loss trains the backbone, the KL loss the index
 branch, and neither reaches the other's weights. Routes and switches: docs/training.md.
+
+A step does not wait for the device. What it makes stays there until a line of the log or a
+checkpoint is due; `Watch` sees to it that a step gone wrong changes nothing in between.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from .model import Attend, Config, Model, dense, listed, msa
 
 ROUTES = ("full", "msa-pt", "msa-cpt")
 FULL, WARMUP, SPARSE = "full", "warmup", "sparse"  # stages
+FIGURES = ("loss", "kl", "grad_norm_backbone", "grad_norm_index")  # of every step
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,27 @@ class Diverged(InputError):
     """A loss or gradient that is no number: one line with the step and the first such tensor."""
 
 
+class Watch:
+    """Whether the steps so far made numbers, known to the device alone until somebody asks.
+
+    From the first step that did not, the optimiser updates nothing: its weights are those of then.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._state = torch.zeros(2, device=device)  # steps that were good; 1 from a bad one on
+        optimizer.found_inf = self._state[1]  # where fused AdamW looks, as for torch's GradScaler
+
+    def saw(self, figures: Tensor) -> None:
+        good, bad = self._state
+        bad.copy_(torch.maximum(bad, 1 - figures.isfinite().all().float()))
+        good += 1 - bad
+
+    def read(self, figures: Tensor) -> tuple[list[float], int | None]:
+        """Waits for the device. The figures, and how many good steps came before a bad one."""
+        *values, good, bad = torch.cat((figures, self._state)).tolist()
+        return values, int(good) if bad else None
+
+
 class Trainer:
     """Trains `model` in place on the examples of `source`.
 
@@ -89,6 +114,7 @@ class Trainer:
         model.checkpointing = options.activation_checkpointing
         self.optimizer = optimizer(model, options)
         self._stage, self._wrapped = "", model
+        self._watch, self._watched_from = Watch(self.optimizer, self.device), 0
 
     # ---- schedule ----
 
@@ -130,20 +156,26 @@ class Trainer:
 
     def run(self, until: int | None = None) -> None:
         """Steps up to `until`, the whole run by default."""
-        last = self.options.steps if until is None else until
-        began = time.monotonic()
+        o, began = self.options, time.monotonic()
+        last = o.steps if until is None else until
         while self.step < last:
-            entry = self._train_step()
-            self.step += 1
-            if entry is not None:
-                self._write(entry | {"seconds": round(time.monotonic() - began, 3)})
-            done = self.step == self.options.steps
-            if self.output and (done or self.step % self.options.save_every == 0):
+            done = self.step + 1
+            due = self.step % o.log_every == 0 or done == o.steps
+            saves = self.output is not None and (done == o.steps or done % o.save_every == 0)
+            figures, entry = self._train_step(due)
+            if due or saves or done == last:
+                values = self._look(figures)
+            if due:
+                entry |= dict(zip(FIGURES, values), seconds=round(time.monotonic() - began, 3))
+                self._write(entry)
+            self.step = done
+            if saves:
                 self.save()
             self.on_step(self.step)
 
-    def _train_step(self) -> dict | None:
-        """One optimiser step; its line of the log where one is due."""
+    def _train_step(self, measures: bool) -> tuple[Tensor, dict]:
+        """One optimiser step. FIGURES, on the device; and the rest of its line of the log, whose
+        recall and coverage cost more than the step, if it `measures`."""
         o, stage = self.options, self.stage()
         if stage != self._stage:
             self._enter(stage)
@@ -151,14 +183,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["index"]]
         attend, recorder = self.attend(stage), None
-        due = self.step % o.log_every == 0 or self.step + 1 == o.steps
-        if due and self.rank == 0 and stage != FULL:
+        if measures and self.rank == 0 and stage != FULL:
             choose = self.choose or by_index(self.msa)
             attend = recorder = Recorder(attend, choose, self.msa)
         sums = torch.zeros(2, device=self.device)
         for micro in range(o.accumulate):
-            number = (self.step * o.accumulate + micro) * self.ranks + self.rank
-            examples = self.source.examples(number, o.batch, o.context).to(self.device)
+            examples = self._examples(micro)
             wait = self.ranks > 1 and micro + 1 < o.accumulate
             with self._wrapped.no_sync() if wait else nullcontext():
                 losses = self.losses(examples, attend, self._wrapped)
@@ -167,19 +197,34 @@ class Trainer:
         if self.ranks > 1:
             distributed.all_reduce(sums)
             sums /= self.ranks
-        norms = [nn.utils.clip_grad_norm_(list(part().values()), clip) for part, clip in (
-            (self.model.backbone_parameters, o.clip), (self.model.index_parameters, o.index_clip))]
-        figures = [*sums.tolist(), *(float(norm) for norm in norms)]
-        if not all(map(math.isfinite, figures)):
-            raise Diverged(f"step {self.step}: {self._first_bad(examples, attend, figures)}; "
-                           "the last checkpoint is as it was")
+        figures = torch.stack((*sums, self._clip(self.model.backbone_parameters(), o.clip),
+                               self._clip(self.model.index_parameters(), o.index_clip)))
+        self._watch.saw(figures)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if not due:
-            return None
-        entry = dict(step=self.step, stage=stage, loss=figures[0], kl=figures[1], lr=rates[0],
-                     index_lr=rates[1], grad_norm_backbone=figures[2], grad_norm_index=figures[3])
-        return entry | (recorder.means() if recorder else {})
+        return figures, dict(step=self.step, stage=stage, lr=rates[0], index_lr=rates[1],
+                             **(recorder.means() if recorder else {}))
+
+    def _examples(self, micro: int) -> Examples:
+        o = self.options
+        number = (self.step * o.accumulate + micro) * self.ranks + self.rank
+        return self.source.examples(number, o.batch, o.context).to(self.device)
+
+    def _clip(self, parameters: dict[str, nn.Parameter], limit: float) -> Tensor:
+        """The norm of the gradients before they were clipped."""
+        learning = [p for p in parameters.values() if p.grad is not None]
+        if not learning:
+            return torch.zeros((), device=self.device)
+        return nn.utils.clip_grad_norm_(learning, limit)
+
+    def _look(self, figures: Tensor) -> list[float]:
+        """Waits for the figures of a step. Diverged if it or one since the last look was bad."""
+        values, good = self._watch.read(figures)
+        if good is not None:
+            self.step = self._watched_from + good
+            raise Diverged(f"step {self.step}: {self._first_bad()}; the last checkpoint is as it "
+                           "was")
+        return values
 
     def losses(self, examples: Examples, attend: Attend,
                model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
@@ -195,8 +240,9 @@ class Trainer:
         kl = torch.stack(kls).sum()
         return lm, kl / len(kls) if self.options.kl_reduction == "mean" else kl
 
-    def _first_bad(self, examples: Examples, attend: Attend, figures: list[float]) -> str:
-        """Names the first tensor that is not finite: a weight, what a module makes, a gradient."""
+    def _first_bad(self) -> str:
+        """Repeats a bad step, whose weights are still there, and names the first tensor that is not
+        finite: a weight, what a module makes, a gradient."""
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():
                 return f"{name} holds NaN or infinity"
@@ -208,17 +254,19 @@ class Trainer:
                     bad.append(f"the output of {name} holds NaN or infinity")
             return hook
 
+        stage = self.stage()
+        self._enter(stage)
         handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if n]
-        with torch.no_grad():
-            lm, _ = self.losses(examples, attend)
+        for micro in range(self.options.accumulate):
+            lm, kl = self.losses(self._examples(micro), self.attend(stage))
+            if not bad:
+                (lm + self.options.kl_weight * kl).backward()
         for handle in handles:
             handle.remove()
-        if bad:
-            return bad[0]
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of {name} holds NaN or infinity"
-        return f"loss {figures[0]}, kl {figures[1]}"
+        bad += [f"the gradient of {name} holds NaN or infinity"
+                for name, parameter in self.model.named_parameters()
+                if parameter.grad is not None and not parameter.grad.isfinite().all()]
+        return bad[0] if bad else f"loss {float(lm)}, kl {float(kl)}"
 
     # ---- what stays ----
 
@@ -237,7 +285,7 @@ class Trainer:
         """Continues from the last checkpoint in `output`, and cuts the log back to it."""
         if self.rank == 0:
             storage.remove_partial(self.output)
-        self.step = storage.steps(self.output)[-1]
+        self.step = self._watched_from = storage.steps(self.output)[-1]
         path = storage.directory(self.output, self.step)
         storage.load_weights(self.model, path)
         storage.load_optimizer(self.model, self.optimizer, path)
