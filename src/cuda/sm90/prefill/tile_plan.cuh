@@ -157,21 +157,20 @@ class TilePlanner {
   }
 
   __device__ void write(const DeviceBatch& batch, Tile<kGroup>* tile, Steps<kGroup>* steps) const {
-    const int lane = threadIdx.x % 32;
     const int blocks = unite(steps);
     int own[kWarpgroups];
     order(batch, blocks, steps, own);
-    if (lane < kQueries) {
-      tile->row[lane] = row_;
-      tile->visible[lane] = visible_;
-    }
-    if (lane == 0) {
-      tile->steps = steps->count = blocks;
-      tile->head = steps->head = head_;
-      tile->kv_len = s_.kv_len;
-      for (int w = 0; w < kWarpgroups; ++w) tile->own_steps[w] = own[w];
-    }
-    __syncwarp();
+    describe(blocks, own, tile, steps);
+  }
+  /// The same where there are no lists and keys are packed: all blocks that a query sees, one
+  /// behind the other. Of `steps` only count, head and source[0].
+  __device__ void write_all(Tile<kGroup>* tile, Steps<kGroup>* steps) const {
+    const int last = __popc(__ballot_sync(0xffffffff, row_ >= 0)) - 1;  // sees the most
+    const int visible = __shfl_sync(0xffffffff, visible_, last);
+    const int blocks = visible / kBlock + (visible % kBlock > 0 ? 1 : 0);
+    const int own[kWarpgroups] = {blocks, blocks};
+    if (threadIdx.x % 32 == 0) steps->source[0] = s_.k_begin;
+    describe(blocks, own, tile, steps);
   }
 
   /// The queries' rows of a [T,Hq,D] tensor, and their bytes, which somebody must announce to
@@ -180,8 +179,8 @@ class TilePlanner {
                             ptx::Barrier* full) const {
     const int lane = threadIdx.x % 32;
     for (int panel = 0; row_ >= 0 && panel < tile.kPanels; ++panel)
-      ptx::load_box(tile.at(lane * kGroup, panel * kPanelColumns), map, full,
-                    panel * kPanelColumns, head_ * kGroup, row_, 0);
+      ptx::load_box(tile.at(lane * kGroup, panel * kPanelColumns), map, full, panel * kPanelColumns,
+                    head_ * kGroup, row_, 0);
   }
   __device__ uint32_t row_bytes() const {
     return __popc(__ballot_sync(0xffffffff, row_ >= 0)) * kGroup * kDim * 2;
@@ -261,6 +260,23 @@ class TilePlanner {
     own[1] = shared + alone[1];
   }
 
+  /// Everything of the plan but the blocks themselves.
+  __device__ void describe(int blocks, const int (&own)[kWarpgroups], Tile<kGroup>* tile,
+                           Steps<kGroup>* steps) const {
+    const int lane = threadIdx.x % 32;
+    if (lane < kQueries) {
+      tile->row[lane] = row_;
+      tile->visible[lane] = visible_;
+    }
+    if (lane == 0) {
+      tile->steps = steps->count = blocks;
+      tile->head = steps->head = head_;
+      tile->kv_len = s_.kv_len;
+      for (int w = 0; w < kWarpgroups; ++w) tile->own_steps[w] = own[w];
+    }
+    __syncwarp();
+  }
+
   DeviceSequence s_{};
   int head_ = 0;
   int row_ = -1, visible_ = 0;  ///< of query `lane`
@@ -284,10 +300,12 @@ class TileQueue {
     const int lane = threadIdx.x % 32;
     const int number = __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(counter_, 1) : 0, 0);
     if (number >= tiles_) return false;
-    // Neighbours in time are neighbours in the text: they share blocks in L2.
-    const int head = number / finder_.tiles();
+    // Neighbours in time are neighbours in the text: they share blocks in L2. Without lists the
+    // last tiles of a sequence are the longest, and go first.
+    const int head = number / finder_.tiles(), turn = number % finder_.tiles();
     int tile = 0;
-    const DeviceSequence s = finder_.find(number % finder_.tiles(), &tile);
+    const DeviceSequence s =
+        finder_.find(lists_.ids != nullptr ? turn : finder_.tiles() - 1 - turn, &tile);
     planner->read(batch_, lists_, s, head, tile * planner->kQueries);
     return true;
   }

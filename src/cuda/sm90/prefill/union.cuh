@@ -235,8 +235,7 @@ class Consumer {
   __device__ void start_values(const RingPosition<kRingSteps>& at, int block) {
     at.wait_full(shared_.v_ring);
     auto& v = shared_.v[at.stage];
-    if (const int end = kv_len_ - block * kBlock; end < kBlock)
-      clear_rows(v, end, 1 + warpgroup_);
+    if (const int end = kv_len_ - block * kBlock; end < kBlock) clear_rows(v, end, 1 + warpgroup_);
     ptx::wgmma_fence();
     add_values(o_, p_, v);
     ptx::wgmma_commit();
