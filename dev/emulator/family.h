@@ -1,6 +1,5 @@
-// What a program of dev/emulate.sh tries: the kernels of one family of src/cuda/sm90 as a backend
-// on host memory, and cases for them. Each family is a file of this folder and a program of its
-// own.
+// What a program of dev/emulate.sh tries: the kernels of one family of src/cuda as a backend on
+// host memory, and cases for them. Each family is a file of this folder and a program of its own.
 #pragma once
 
 #include <memory>
