@@ -66,7 +66,7 @@ class QueryGradient final : public EmulatedBackend {
            p.block_size == prefill::kBlock && p.topk <= prefill::kMostSlots &&
            (p.group() == 8 || p.group() == 16);
   }
-  bool fits(const Params& params) const override {
+  bool fits(const Params& params, const Limits&) const override {
     const auto& a = std::get<AttentionBackwardParams>(params);
     return cuda::aligned(a.q) && cuda::aligned(a.k) && cuda::aligned(a.v) && cuda::aligned(a.dq);
   }
