@@ -14,11 +14,10 @@ mkdir -p "$out"
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
   [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
-  [query_gradient]="sm90/backward/query_gradient.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
     smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill backward query_gradient plain)
+order=(prefill backward plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.

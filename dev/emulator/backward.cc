@@ -76,6 +76,7 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   });
   add("not causal", 16, 8, {{23, 600}}, [](Case& c) { c.causal = false; });
   add("shard", 16, 8, {{30, 700, 700, 3}}, [](Case& c) { c.q_offsets = c.block_offsets = true; });
+  add("long lists", 16, 16, {{21, 2500}}, [](Case& c) { c.values = Values::kPeaked; });
   add("more queries than keys", 8, 16, {{170, 40}}, [](Case&) {});
   add("strided, one list for all heads", 8, 8, {{40, 1000}}, [](Case& c) {
     c.problem.heads_kv = 2;
@@ -89,6 +90,7 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.f32_outputs = true;
     c.padded_rows = 5;
   });
+  add("dense, many sequences", 16, 16, std::vector<SequenceSize>(35, {3, 3}), dense);
   add("dense, not causal, strided", 8, 16, {{20, 300}}, [&](Case& c) {
     dense(c);
     c.causal = false;
