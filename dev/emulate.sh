@@ -13,10 +13,11 @@ mkdir -p "$out"
 # FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
+  [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
     smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill plain)
+order=(prefill backward plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.
