@@ -1,41 +1,65 @@
 #!/usr/bin/env bash
-# The kernels of src/cuda/sm90/prefill without a GPU: builds them with g++ against the emulator of
-# dev/emulator (its cta.h says what is emulated) into build/emulator and runs its cases, each in
-# the orders union, KV-outer and auto. Exits with 1 where one fails. x86-64.
+# Kernels of src/cuda/sm90 without a GPU: builds families of them with g++ against the emulator of
+# dev/emulator (its cta.h says what is emulated) into build/emulator and runs their cases. Exits
+# with 1 where one fails. x86-64.
+#
+#   dev/emulate.sh [FAMILY [WORD]]   one family, and of its cases those whose name contains WORD
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=build/emulator
-prefill=cuda/sm90/prefill
-rm -rf build/emulator
-mkdir -p "$out/$prefill"
+mkdir -p "$out"
+
+# FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
+declare -A kernels=(
+  [prefill]="sm90/prefill/launch.cu"
+)
+order=(prefill)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.
 shrink() {  # HEADER NAME VALUE
-  local to=$out/$prefill/$1
-  [[ -e $to ]] || cp "src/$prefill/$1" "$to"
+  local to=$out/cuda/$1
+  [[ -e $to ]] || { mkdir -p "$(dirname "$to")" && cp "src/cuda/$1" "$to"; }
   sed -i -E "s|(inline constexpr [a-z0-9_]+ $2 =)[^;]*;|\1 $3;|" "$to"
   grep -qF " $2 = $3;" "$to" || { echo "$1 has no constant $2" >&2; exit 1; }
 }
-shrink windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of 16 heads, K 16
-shrink windows.h kRoundWindows 2
-shrink build_lists.cuh kTableBlocks 5
-shrink choose.h kKvOuterFrom 1.9
-shrink choose.h kLeastKvOuterTokens 1
+rm -rf "$out/cuda"
+shrink sm90/prefill/windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of 16 heads, K 16
+shrink sm90/prefill/windows.h kRoundWindows 2
+shrink sm90/prefill/build_lists.cuh kTableBlocks 5
+shrink sm90/prefill/choose.h kKvOuterFrom 1.9
+shrink sm90/prefill/choose.h kLeastKvOuterTokens 1
 
 # g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread
   -I "$out" -I dev/emulator -I src -I include -I tests)
-sources=(dev/emulator/*.cc src/core/*.cc src/reference/*.cc src/cpu/threads.cc
-  src/cuda/tensor_map.cc tests/conformance/*.cc)
-objects=()
-compile() {  # SOURCE FLAGS...
+compiler=(g++)
+command -v ccache >/dev/null && compiler=(ccache g++)
+compile() {  # SOURCE FLAGS...: prints the object
   local object=$out/${1//\//_}.o
-  objects+=("$object")
-  g++ "${flags[@]}" "${@:2}" -c "$1" -o "$object"
+  "${compiler[@]}" "${flags[@]}" "${@:2}" -c "$1" -o "$object"
+  echo "$object"
 }
-for source in "${sources[@]}"; do compile "$source"; done
-compile "src/$prefill/launch.cu" -x c++ -include cuda_runtime.h -Wno-unknown-pragmas -Wno-psabi
-g++ -pthread -o "$out/emulate" "${objects[@]}"
-exec "$out/emulate"
+shared=()
+for source in dev/emulator/{cta,driver,main}.cc src/core/*.cc src/reference/*.cc \
+  src/cpu/threads.cc src/cuda/tensor_map.cc tests/conformance/*.cc; do
+  shared+=("$(compile "$source")")
+done
+
+run_family() {  # FAMILY WORD
+  local objects=() source
+  objects+=("$(compile "dev/emulator/$1.cc")")
+  for source in ${kernels[$1]}; do
+    objects+=("$(compile "src/cuda/$source" -x c++ -include cuda_runtime.h \
+      -Wno-unknown-pragmas -Wno-psabi)")
+  done
+  g++ -pthread -o "$out/$1" "${shared[@]}" "${objects[@]}"
+  "$out/$1" "${@:2}"
+}
+if (($# > 0)); then
+  [[ ${kernels[$1]:-} ]] || { echo "no family $1; there are: ${order[*]}" >&2; exit 2; }
+  run_family "$@"
+else
+  for family in "${order[@]}"; do run_family "$family"; done
+fi

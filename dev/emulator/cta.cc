@@ -7,12 +7,17 @@
 #include <numeric>
 #include <thread>
 
-// The dynamic shared memory, under the names by which the kernels declare it. An SM is a thread of
-// the host, so what CTAs have to themselves is thread_local.
-namespace msa::cuda::sm90::prefill {
-alignas(1024) thread_local unsigned char memory[emulator::kMostSharedBytes];
-alignas(16) thread_local unsigned char list_memory[emulator::kMostSharedBytes];
-}  // namespace msa::cuda::sm90::prefill
+// The dynamic shared memory. An SM is a thread of the host, so what CTAs have to themselves is
+// thread_local. No kernel declares more than one array, so all of their names are this one.
+extern "C" {
+alignas(1024) constinit thread_local unsigned char emulator_memory[emulator::kMostSharedBytes] = {};
+}
+#define SAME_MEMORY(name) \
+  asm(".globl " name "\n.type " name ",@tls_object\n.set " name ", emulator_memory\n");
+SAME_MEMORY("_ZN3msa4cuda4sm907prefill6memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm907prefill11list_memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm908backward6memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm902kl6memoryE")
 
 // Saves this stack pointer in *save and goes on where `to` was saved.
 extern "C" void emulator_switch(void** save, void* to);
@@ -31,8 +36,6 @@ emulator_switch:
 
 namespace emulator {
 namespace {
-
-namespace prefill = msa::cuda::sm90::prefill;
 
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr int64_t kMostIdleRounds = 10'000;  // warps miss a quarter of their turns, copies more
@@ -53,12 +56,12 @@ void fail(const char* what) {
 }
 
 uint32_t shared_offset(const void* pointer) {
-  const auto offset = static_cast<const unsigned char*>(pointer) - prefill::memory;
+  const auto offset = static_cast<const unsigned char*>(pointer) - emulator_memory;
   if (offset < 0 || offset >= static_cast<ptrdiff_t>(kMostSharedBytes))
     fail("an address is not in shared memory");
   return static_cast<uint32_t>(offset);
 }
-unsigned char* shared_pointer(uint32_t offset) { return prefill::memory + offset; }
+unsigned char* shared_pointer(uint32_t offset) { return emulator_memory + offset; }
 
 /// Where a fiber begins.
 void enter_fiber() {
@@ -69,15 +72,15 @@ void enter_fiber() {
   cta->yield();
 }
 
-Cta::Cta(dim3 block_index_, unsigned threads, size_t shared_bytes, uint64_t seed)
-    : block_index(block_index_),
+Cta::Cta(dim3 grid_, dim3 block_index_, unsigned threads, size_t shared_bytes, uint64_t seed)
+    : grid(grid_),
+      block_index(block_index_),
       rng(seed),
       fibers_(threads),
       warps_(threads / 32),
       stacks_(new char[threads * kStackBytes]),
       live_(threads) {
-  poison(prefill::memory, shared_bytes);
-  poison(prefill::list_memory, shared_bytes);
+  poison(emulator_memory, shared_bytes);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i].index = dim3(i, 0, 0);
     fibers_[i].warp = &warps_[i / 32];
@@ -141,8 +144,13 @@ const Words* Cta::exchange(const Words& own) {
   return words;
 }
 
-void Cta::join(uint32_t barrier, uint32_t threads) {
-  NamedBarrier& b = barriers_[barrier];
+void Cta::join(uint32_t barrier, uint32_t threads) { join(barriers_[barrier], threads); }
+
+void Cta::join_lanes(uint32_t lanes) {
+  join(current->warp->some[lanes], static_cast<uint32_t>(__builtin_popcount(lanes)));
+}
+
+void Cta::join(NamedBarrier& b, uint32_t threads) {
   const uint64_t generation = b.generation;
   if (++b.arrived == threads) {
     b.arrived = 0;
@@ -160,7 +168,7 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
   const auto serve = [&] {
     for (unsigned i = next++; i < grid.x * grid.y; i = next++) {
       const uint64_t seed = launch << 32 | i;
-      Cta(dim3(i % grid.x, i / grid.x, 0), threads, shared_bytes, seed).run(kernel);
+      Cta(grid, dim3(i % grid.x, i / grid.x, 0), threads, shared_bytes, seed).run(kernel);
     }
   };
   std::vector<std::thread> sms;

@@ -1,6 +1,6 @@
 // Kernels for Hopper on the CPU, without a GPU and without nvcc: dev/emulate.sh.
 //
-// The sources of src/cuda/sm90/prefill are compiled by g++ as they are. This folder comes ahead of
+// The sources of some families of src/cuda/sm90 are compiled by g++ as they are. This folder comes ahead of
 // src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx, whose
 // functions have the names and the contracts of the real ones.
 //
@@ -8,10 +8,11 @@
 //   - threads, as fibers, and warps, whose collectives wait for all 32 lanes; CTAs one per SM at
 //     once, each SM a thread of the host. Warps advance at random.
 //   - mbarriers (arrivals, bytes, phases) and named barriers; a CTA that cannot go on is reported.
-//   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle. They arrive late, in
-//     any order, element by element.
-//   - ldmatrix and wgmma with their register layouts and matrix descriptors. A wgmma executes when
-//     it is committed or, perhaps long after, when it is waited for.
+//   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle, and plain stretches
+//     of bytes. They arrive late and in any order.
+//   - ldmatrix, and wgmma of every width with their register layouts and matrix descriptors, A from
+//     registers or shared memory. A wgmma executes when it is committed or, perhaps long after,
+//     when it is waited for.
 //   - shared memory that holds NaN at first.
 // What is not
 //   - time, and everything that only costs time: bank conflicts, registers, caches;
@@ -19,7 +20,8 @@
 //     wait_for_previous_grid() is found (grids run one after another);
 //   - the limits of instructions beyond alignment, and their rounding: sums are plain f32, exp2 is
 //     the C library's;
-//   - what other kernels use: clusters, stores by TMA, mma, A operands in shared memory.
+//   - registers that are written while a wgmma still reads them: A from registers is taken at once;
+//   - what other kernels use: clusters, stores by TMA, mma.
 #pragma once
 
 #include <array>
@@ -27,6 +29,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -48,15 +51,16 @@ inline constexpr size_t kMostSharedBytes = 227 * 1024;  ///< dynamic, of a CTA o
 /// What a lane gives to a collective of its warp.
 using Words = std::array<uint64_t, 4>;
 
-struct Warp {
-  int arrived = 0;
-  uint64_t generation = 0;  ///< of collectives
-  Words words[2][32];       ///< of this generation and the one before
-};
-
 struct NamedBarrier {
   uint32_t arrived = 0;
   uint64_t generation = 0;
+};
+
+struct Warp {
+  int arrived = 0;
+  uint64_t generation = 0;                ///< of collectives
+  Words words[2][32];                     ///< of this generation and the one before
+  std::map<uint32_t, NamedBarrier> some;  ///< of collectives of some lanes, by their mask
 };
 
 /// A thread of a CTA.
@@ -73,25 +77,28 @@ struct Fiber {
 struct Cta {
   using Rng = msa::conformance::Rng;
 
-  Cta(dim3 block_index, unsigned threads, size_t shared_bytes, uint64_t seed);
+  Cta(dim3 grid, dim3 block_index, unsigned threads, size_t shared_bytes, uint64_t seed);
   void run(const std::function<void()>& kernel);
 
   /// Back to the scheduler, until this fiber's next turn.
   void yield();
   void join(uint32_t barrier, uint32_t threads);
+  /// Joins those lanes of the warp.
+  void join_lanes(uint32_t lanes);
   uint32_t threads() const { return static_cast<uint32_t>(fibers_.size()); }
   /// A collective: every lane's words, once all have come.
   const Words* exchange(const Words& own);
   /// Something happened that others may have waited for.
   void progress() { idle_rounds_ = 0; }
 
-  dim3 block_index;
+  dim3 grid, block_index;
   Fiber* current = nullptr;
   Rng rng;
   std::vector<std::function<void()>> copies;  ///< by TMA, on their way
 
  private:
   void start(Fiber& fiber, char* stack);
+  void join(NamedBarrier& barrier, uint32_t threads);
   void turn(Fiber& fiber);
 
   std::vector<Fiber> fibers_;

@@ -17,3 +17,5 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 inline float2 __bfloat1622float2(__nv_bfloat162 pair) {
   return {msa::bf16_to_f32(pair.x.bits), msa::bf16_to_f32(pair.y.bits)};
 }
+inline float __bfloat162float(__nv_bfloat16 x) { return msa::bf16_to_f32(x.bits); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) { return {msa::f32_to_bf16(x)}; }

@@ -1,5 +1,5 @@
 // Stand-in for the CUDA runtime and for what nvcc adds to C++: keywords, built-in variables and
-// the intrinsics that the prefill kernels use. A launch returns when the grid is done.
+// the intrinsics that the emulated kernels use. A launch returns when the grid is done.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,31 @@
 #define threadIdx (emulator::cta->current->index)
 #define blockIdx (emulator::cta->block_index)
 
+// Not macros: members of launch structs have the same names.
+struct LaunchedThreads {
+  struct {
+    operator unsigned() const { return emulator::cta->threads(); }
+  } x;
+};
+struct LaunchedCtas {
+  struct {
+    operator unsigned() const { return emulator::cta->grid.x; }
+  } x;
+  struct {
+    operator unsigned() const { return emulator::cta->grid.y; }
+  } y;
+};
+inline constexpr LaunchedThreads blockDim{};
+inline constexpr LaunchedCtas gridDim{};
+
 struct alignas(8) float2 {
   float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int32_t x, y, z, w;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -34,7 +54,12 @@ struct alignas(16) uint4 {
 // ---- collectives; all lanes of a warp take part ----
 
 inline void __syncthreads() { emulator::cta->join(0, emulator::cta->threads()); }
-inline void __syncwarp() { emulator::cta->exchange({}); }
+inline void __syncwarp(uint32_t lanes = 0xffffffff) {
+  if (lanes == 0xffffffff)
+    emulator::cta->exchange({});
+  else
+    emulator::cta->join_lanes(lanes);
+}
 
 /// What `value` is in lane `from`.
 template <class T>
@@ -66,6 +91,15 @@ inline int __reduce_add_sync(uint32_t, int value) {
   int sum = 0;
   for (int i = 0; i < 32; ++i) sum += emulator::from_word<int>(words[i][0]);
   return sum;
+}
+
+/// The lanes with the same value as the calling one.
+inline uint32_t __match_any_sync(uint32_t, int value) {
+  const emulator::Words* words = emulator::cta->exchange({emulator::to_word(value)});
+  uint32_t lanes = 0;
+  for (int i = 0; i < 32; ++i)
+    lanes |= static_cast<uint32_t>(emulator::from_word<int>(words[i][0]) == value) << i;
+  return lanes;
 }
 
 // ---- arithmetic and atomics ----

@@ -25,6 +25,12 @@ class BlockScan {
     __syncthreads();
     values_[threadIdx.x] = -777;  // whoever uses the storage again must have waited
   }
+  /// The same sum, the own value included.
+  void InclusiveSum(T value, T& sum, T& all) {
+    T before;
+    ExclusiveSum(value, before, all);
+    sum = before + value;
+  }
 
  private:
   T* values_;

@@ -7,6 +7,8 @@
 
 namespace msa::cuda::ptx {
 
+enum class CacheHint { kEvictNormal, kEvictFirst, kEvictLast };
+
 /// Where the byte at an address lies under the 128-byte swizzle: its 16-byte unit moves by the
 /// number of its 128-byte row mod 8.
 inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
@@ -24,7 +26,7 @@ inline uint16_t element_of(const CUtensorMap& map, const int64_t (&at)[4]) {
 }
 
 inline void load_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t c0, int32_t c1,
-                     int32_t c2, int32_t c3) {
+                     int32_t c2, int32_t c3, CacheHint = CacheHint::kEvictNormal) {
   const uint32_t begin = shared_address(to);
   if (begin % 1024 != 0) emulator::fail("a box does not begin at a swizzle atom");
   emulator::cta->copies.push_back([=, map = *map] {
@@ -37,6 +39,16 @@ inline void load_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t
             std::memcpy(emulator::shared_pointer(swizzled(address)), &element, sizeof(element));
           }
     update(barrier, 0, -int64_t{address - begin});
+  });
+}
+
+inline void load_bytes(void* to, const void* from, uint32_t bytes, Barrier* barrier) {
+  const uint32_t begin = shared_address(to);
+  if (begin % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)
+    emulator::fail("a copy of bytes that are not 16-byte aligned");
+  emulator::cta->copies.push_back([=] {
+    std::memcpy(emulator::shared_pointer(begin), from, bytes);
+    update(barrier, 0, -int64_t{bytes});
   });
 }
 

@@ -1,5 +1,5 @@
 // Stand-in for src/cuda/ptx/wgmma.cuh, whose comment has the layouts. A thread computes its own two
-// rows of D: A comes from the registers of its warp at once, B from shared memory when the
+// rows of D: A comes from the registers of its warp at once, or like B from shared memory when the
 // instruction executes.
 #pragma once
 
@@ -56,21 +56,19 @@ inline ARows rows_of_warp(const uint32_t (&a)[4]) {
   return rows;
 }
 
-/// A matrix descriptor of B: byte offsets (PTX ISA, "matrix descriptor format").
-template <BLayout kB>
-struct BMatrix {
-  uint32_t start, leading, stride;
-  explicit BMatrix(uint64_t descriptor)
-      : start(bytes(descriptor)),
-        leading(bytes(descriptor >> 16)),
-        stride(bytes(descriptor >> 32)) {
+/// A matrix in shared memory by its descriptor: byte offsets (PTX ISA, "matrix descriptor format").
+class SharedMatrix {
+ public:
+  explicit SharedMatrix(uint64_t descriptor)
+      : start_(bytes(descriptor)),
+        leading_(bytes(descriptor >> 16)),
+        stride_(bytes(descriptor >> 32)) {
     if (descriptor >> 62 != 1) emulator::fail("a matrix descriptor without the 128-byte swizzle");
   }
-  /// Rows of 128 bytes in groups of 8: n (keys) with k along them, or k with 64 n along them.
-  float at(int k, int n) const {
-    const int row = kB == BLayout::kKMajor ? n : k, column = kB == BLayout::kKMajor ? k : n;
-    const uint32_t address = start + static_cast<uint32_t>(column / 64) * leading +
-                             static_cast<uint32_t>(row / 8) * stride +
+  /// Rows of 128 bytes in groups of 8; panels of 64 columns.
+  float at(int row, int column) const {
+    const uint32_t address = start_ + static_cast<uint32_t>(column / 64) * leading_ +
+                             static_cast<uint32_t>(row / 8) * stride_ +
                              static_cast<uint32_t>(row % 8 * 128 + column % 64 * 2);
     uint16_t element;
     std::memcpy(&element, emulator::shared_pointer(swizzled(address)), sizeof(element));
@@ -79,26 +77,49 @@ struct BMatrix {
 
  private:
   static uint32_t bytes(uint64_t field) { return static_cast<uint32_t>(field & 0x3fff) << 4; }
+
+  uint32_t start_, leading_, stride_;
 };
 
+/// d (+)= rows * B of one k16 step. A row of B in memory is one n with k along it, or one k.
+template <BLayout kB, int kCount>
+void multiply(float (&d)[kCount], const ARows& rows, const SharedMatrix& b, bool accumulate) {
+  const int first = 2 * (emulator::cta->current->lane() % 4);
+  for (int i = 0; i < kCount / 2; ++i) {  // 2 * j + e
+    const int n = 8 * (i / 2) + first + i % 2;
+    float sum[2] = {};
+    for (int k = 0; k < 16; ++k) {
+      const float x = kB == BLayout::kKMajor ? b.at(n, k) : b.at(k, n);
+      for (int h = 0; h < 2; ++h) sum[h] += rows.at[h][k] * x;
+    }
+    for (int h = 0; h < 2; ++h) {
+      float& to = d[4 * (i / 2) + 2 * h + i % 2];
+      to = (accumulate ? to : 0) + sum[h];
+    }
+  }
+}
+
+/// A from registers.
 template <BLayout kB = BLayout::kKMajor, int kCount>
 void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  const auto product = [&d, rows = rows_of_warp(a), matrix = BMatrix<kB>(b), accumulate,
-                        first = 2 * (emulator::cta->current->lane() % 4)] {
-    for (int i = 0; i < kCount / 2; ++i) {  // 2 * j + e
-      const int n = 8 * (i / 2) + first + i % 2;
-      float sum[2] = {};
-      for (int k = 0; k < 16; ++k) {
-        const float x = matrix.at(k, n);
-        for (int h = 0; h < 2; ++h) sum[h] += rows.at[h][k] * x;
-      }
-      for (int h = 0; h < 2; ++h) {
-        float& to = d[4 * (i / 2) + 2 * h + i % 2];
-        to = (accumulate ? to : 0) + sum[h];
-      }
-    }
-  };
-  emulator::cta->current->products.back().push_back(product);
+  emulator::cta->current->products.back().push_back(
+      [&d, rows = rows_of_warp(a), b = SharedMatrix(b), accumulate] {
+        multiply<kB>(d, rows, b, accumulate);
+      });
+}
+
+/// A from shared memory: 64 rows with the inner dimension along them.
+template <BLayout kB = BLayout::kKMajor, int kCount>
+void wgmma(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
+  const int lane = emulator::cta->current->lane();
+  const int warp = static_cast<int>(emulator::cta->current->index.x) / 32 % 4;
+  emulator::cta->current->products.back().push_back(
+      [&d, first = 16 * warp + lane / 4, a = SharedMatrix(a), b = SharedMatrix(b), accumulate] {
+        ARows rows;
+        for (int h = 0; h < 2; ++h)
+          for (int k = 0; k < 16; ++k) rows.at[h][k] = a.at(first + 8 * h, k);
+        multiply<kB>(d, rows, b, accumulate);
+      });
 }
 
 }  // namespace msa::cuda::ptx

@@ -1,0 +1,61 @@
+// What a program of dev/emulate.sh tries: the kernels of one family of src/cuda/sm90 as a backend on
+// host memory, and cases for them. Each family is a file of this folder and a program of its own.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "conformance/cases.h"
+#include "conformance/instance.h"
+#include "core/partial_backend.h"
+#include "core/text.h"
+
+namespace emulator {
+
+/// A family's kernels, on host memory. The names are the real backends', by which the judge knows
+/// how they round.
+class EmulatedBackend : public msa::PartialBackend {
+ public:
+  explicit EmulatedBackend(const char* name) : name_(name) {}
+
+  const char* name() const override { return name_; }
+  const char* requirement() const override { return "x86-64"; }
+  int priority() const override { return 0; }
+  msa::DeviceKind device() const override { return msa::DeviceKind::kCPU; }
+  msa::Status usable() const override { return {}; }
+  msa::Status supports(const msa::Problem& problem) const override {
+    if (fits(problem)) return {};
+    return msa::error(msa::StatusCode::kUnsupported, "not a problem of these kernels");
+  }
+  virtual bool fits(const msa::Problem& problem) const = 0;
+  /// False for arguments of a legal problem that these kernels leave to others.
+  virtual bool fits(const msa::conformance::Params& params) const = 0;
+
+ private:
+  const char* name_;
+};
+
+struct EmulatedCase {
+  msa::conformance::Case c;
+  bool bad_metadata = false;  ///< then once more with lengths, pages and ids that are absurd
+};
+
+struct Family {
+  std::vector<std::unique_ptr<EmulatedBackend>> backends;
+  std::vector<EmulatedCase> cases;
+  /// Some outputs have no kernel yet: the reference writes all of them first.
+  bool partial = false;
+};
+
+/// Of this program.
+Family make_family();
+
+/// A case in bf16 for backend `b`. It draws seeds until the arguments are ones that the kernels
+/// take; the strides and dtypes of some are not.
+inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBackend& b) {
+  for (c.seed = 1; !b.fits(msa::conformance::Instance(c, 16).params());) ++c.seed;
+  return c;
+}
+
+}  // namespace emulator
