@@ -106,6 +106,7 @@ inline uint32_t __match_any_sync(uint32_t, int value) {
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
+inline float __int_as_float(int x) { return emulator::from_word<float>(emulator::to_word(x)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 template <class A, class B>
 constexpr auto min(A a, B b) {
