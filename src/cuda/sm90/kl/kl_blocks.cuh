@@ -4,12 +4,12 @@
 //
 //   S^T = K Q^T        [128 keys, 16 queries * G heads]     P^T = mean over G of exp2(c S^T - lse)
 //   Z^T = K' Q'^T      [128, 16]                            Pi^T = exp2(c' Z^T - lse')
-//   dS^T = Pi^T - P^T                                       dK' += dS^T Q'       [128, Di]
+//   dS^T = f (Pi^T - P^T)                                   dK' += dS^T Q'       [128, Di]
 //   dQ'^T = K'^T dS^T  [Di, 16], a partial result of each entry, as sum P (log2 P - log2 Pi) is
 //
 // A persistent CTA takes tasks. One warp loads blocks and q by TMA, three gather the rest of the
 // steps, two warpgroups compute: each has 64 of the keys, and of dQ' 64 of the dims, for which it
-// reads the other's dS one step later. The factor of the gradient comes in when parts are added up.
+// reads the other's dS one step later.
 #pragma once
 
 #include <cuda.h>
@@ -39,9 +39,11 @@ struct KlArgs {
   const __nv_bfloat16* q_idx;  ///< [T,Hi,Di]
   int64_t lse_token, lse_head, index_lse_token, index_lse_head, q_idx_token, q_idx_head;
   float scale, index_scale;  ///< c = softmax_scale * log2(e), c' = log2(e) / sqrt(Di)
-  float* dq_parts;           ///< [Hkv,T,kSlots,Di]
+  const int32_t* queries;    ///< cu_seqlens_q[B]
+  float unit;                ///< 1 / (sqrt(Di) Hkv): of that many queries, f = unit / queries
+  float* dq_parts;           ///< [Hkv,T,slots,Di]
   float* dk_parts;           ///< [parts,128,Di]
-  float* kl_parts;           ///< [Hkv,T,kSlots], in units of log2, or null
+  float* kl_parts;           ///< [Hkv,T,slots], in units of log2, or null
 };
 
 template <int kGroup>
@@ -55,7 +57,7 @@ struct KlShared {
     float teacher[kStepQueries * kGroup];
     float student[kStepQueries];
     int seen[kStepQueries];  ///< keys of the block that the query sees
-    int part[kStepQueries];  ///< of its entry, counted in rows of dq_parts; -1: no query
+    int part[kStepQueries];  ///< of its entry; -1: no query
   };
   /// What the warpgroups tell each other of a step.
   struct Exchange {
@@ -81,7 +83,7 @@ __device__ void load_tasks(KlShared<kGroup>& shared, const KlArgs& args, const C
                            const CUtensorMap* k_map, const CUtensorMap* k_idx_map) {
   constexpr int kQueries = kTileRows / kGroup;
   const int lane = threadIdx.x % 32;
-  TaskQueue tasks(args.readers);
+  backward::TaskQueue tasks(args.readers.tasks);
   RingPosition<1> k_at;
   RingPosition<kBlockStages> at;
   RingPosition<kTileStages> tile_at;
@@ -188,8 +190,8 @@ class Gatherer {
           shift[i], shift[i + 1], shift[i + 2], shift[i + 3]};
     if (half > 0) return;
     step.student[n] = student == -INFINITY ? student : student * -kLog2E;
-    step.seen[n] = exists ? seen_keys(task, reader.row) : 0;
-    step.part[n] = exists ? (task.head * a_.readers.tokens + reader.row) * kSlots + reader.slot : -1;
+    step.seen[n] = exists ? backward::keys_seen(task, reader.row) : 0;
+    step.part[n] = reader.part;
   }
 
   /// Half a warp for each row, 16 bytes a lane; four loads under way.
@@ -249,7 +251,8 @@ class KlConsumer {
       : shared_(shared),
         args_(args),
         warpgroup_(warpgroup),
-        first_key_(64 * warpgroup + 16 * (static_cast<int>(threadIdx.x) / 32 % 4)) {}
+        first_key_(64 * warpgroup + 16 * (static_cast<int>(threadIdx.x) / 32 % 4)),
+        factor_(args.unit / static_cast<float>(max(*args.queries, 1))) {}
 
   __device__ void run() {
     for (;; block_at_.advance()) {
@@ -270,8 +273,8 @@ class KlConsumer {
   }
 
  private:
-  static constexpr int kQueries = kTileRows / kGroup;      ///< of a tile
-  static constexpr int kTiles = kStepQueries / kQueries;   ///< of a step
+  static constexpr int kQueries = kTileRows / kGroup;     ///< of a tile
+  static constexpr int kTiles = kStepQueries / kQueries;  ///< of a step
 
   static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
   static __device__ void release(ptx::Barrier* empty) {
@@ -393,8 +396,8 @@ class KlConsumer {
 
   /// dS^T of the step into registers and dK', and to the other warpgroup. p and z: [4*j + 2*h + e]
   /// is key l/4 + 8*h of this warp, query 8*j + 2*(l%4) + e.
-  __device__ void learn(const float (&z)[8], const float (&p)[8],
-                        const typename Shared::Step& step, bool first) {
+  __device__ void learn(const float (&z)[8], const float (&p)[8], const typename Shared::Step& step,
+                        bool first) {
     auto& exchange = shared_.exchange[steps_ % 2];
     const int key = first_key_ + lane() / 4;
     float ds[8], kl[4];
@@ -412,7 +415,7 @@ class KlConsumer {
           const int i = 4 * j + 2 * h + e;
           const bool sees = key + 8 * h < seen;  // else both may be anything
           const float log_student = fmaf(z[i], args_.index_scale, shift);
-          ds[i] = sees ? ptx::exp2_fast(log_student) - p[i] : 0;
+          ds[i] = sees ? (ptx::exp2_fast(log_student) - p[i]) * factor_ : 0;
           if (args_.kl_parts != nullptr && sees && p[i] > 0)
             kl[2 * j + e] += p[i] * (log2f(p[i]) - log_student);
         }
@@ -500,6 +503,7 @@ class KlConsumer {
   const KlArgs& args_;
   const int warpgroup_;
   const int first_key_;  ///< of this warp, in the block
+  const float factor_;   ///< f
 
   RingPosition<1> k_at_;
   RingPosition<kBlockStages> block_at_;
