@@ -62,14 +62,15 @@ __device__ inline void set_values(float (&o)[kDim / 2], const uint32_t (&p)[kKey
 }
 
 /// Columns limit[h] and up become -inf: the causal limit, the end of the keys, or (limit <= 0) a
-/// block that this row does not attend.
+/// block that this row does not attend. In a backward pass they become zeros.
 template <int kCount>
-__device__ inline void mask_columns(float (&s)[kCount], const int (&limit)[2]) {
+__device__ inline void mask_columns(float (&s)[kCount], const int (&limit)[2],
+                                    float hidden = -INFINITY) {
   const int first = 2 * static_cast<int>(threadIdx.x % 4);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int column = 8 * (i / 4) + i % 2;
-    s[i] = column < limit[i / 2 % 2] - first ? s[i] : -INFINITY;
+    s[i] = column < limit[i / 2 % 2] - first ? s[i] : hidden;
   }
 }
 

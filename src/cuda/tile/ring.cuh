@@ -41,4 +41,10 @@ struct RingPosition {
   }
 };
 
+/// A warp has read what a stage held, whose `empty` this is. All its lanes call.
+__device__ inline void release(ptx::Barrier* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) ptx::arrive(empty);
+}
+
 }  // namespace msa::cuda

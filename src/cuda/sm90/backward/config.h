@@ -16,9 +16,9 @@ inline constexpr int kTileRows = 64;   ///< 64 / G queries of G heads
 inline constexpr int kTileStages = 3;  ///< tiles, 32.5 KB: Q, dO, LSE and delta
 inline constexpr int kTaskStages = 2;  ///< blocks, 64 KB: K and V
 
-// 65,536 registers: 232 for each computing thread leave 40 for those that load.
-inline constexpr int kProducerRegisters = 40;
-inline constexpr int kConsumerRegisters = 232;
+// 65,536 registers: 240 for each computing thread leave 24 for those that load.
+inline constexpr int kProducerRegisters = 24;
+inline constexpr int kConsumerRegisters = 240;
 static_assert(128 * (kProducerRegisters + kWarpgroups * kConsumerRegisters) <= 65536);
 
 }  // namespace msa::cuda::sm90::backward

@@ -62,7 +62,7 @@ inline TaskLists task_lists(const TaskLayout& layout, std::byte* workspace) {
 
 // ---- making them ----
 
-inline constexpr int kMakeThreads = 1024;
+inline constexpr int kMakeThreads = 512;
 inline constexpr int kSizeClasses = 64;
 
 struct MakeTasksArgs {
@@ -237,8 +237,8 @@ class TaskMaker {
   Shared& shared_;
 };
 
-/// One CTA.
-__global__ void __launch_bounds__(kMakeThreads)
+/// One CTA. Static, as several files of kernels have it.
+static __global__ void __launch_bounds__(kMakeThreads)
     make_tasks(const __grid_constant__ MakeTasksArgs args) {
   __shared__ TaskMaker::Shared shared;
   TaskMaker(args, shared).run();

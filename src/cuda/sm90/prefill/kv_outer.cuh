@@ -16,6 +16,7 @@
 #include "cuda/sm90/prefill/build_lists.cuh"
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -116,10 +117,8 @@ __device__ void load_tasks(KvOuterShared<kGroup>& shared, const KvOuterArgs& arg
   RingPosition<kTileStages> tile_at;
   const auto load_block = [&](auto& tile, const CUtensorMap* map, ptx::Barrier* full,
                               const Task& task) {
-    ptx::arrive_expect(full, tile.kBytes);
-    for (int panel = 0; panel < tile.kPanels; ++panel)
-      ptx::load_box(tile.panel(panel), map, full, panel * kPanelColumns,
-                    args.paged ? 0 : task.source, task.head, args.paged ? task.source : 0);
+    load_tile(tile, map, full, args.paged ? 0 : task.source, task.head,
+              args.paged ? task.source : 0);
   };
   for (Task task = tasks.next(); task.count > 0; task = tasks.next(), at.advance()) {
     at.wait_empty(shared.k_ring);
@@ -202,7 +201,7 @@ class TileConsumer {
     take_scores();
     pack_operand(s_, p_);
     at_.wait_full(shared_.v_ring);
-    if (keys < kBlock) clear_rows(shared_.v[at_.stage], keys);
+    if (keys < kBlock) clear_rows(shared_.v[at_.stage], keys, 1 + warpgroup_);
     for (int left = tiles - 1; left > 0; --left) {
       const int part[2] = {part_[0], part_[1]};
       const float inverse[2] = {inverse_[0], inverse_[1]};
@@ -239,10 +238,6 @@ class TileConsumer {
     release(&shared_.q_ring.empty[tile_at_.stage]);
     for (int w = 0; w < kWarpgroups; ++w) tile_at_.advance();
   }
-  __device__ void release(ptx::Barrier* empty) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::arrive(empty);
-  }
 
   __device__ void start_scores() {
     ptx::wgmma_fence();
@@ -274,17 +269,6 @@ class TileConsumer {
 #pragma unroll
     for (int h = 0; h < 2; ++h)
       store_row(o_, h, part[h] >= 0 ? args_.o + int64_t{part[h]} * kDim : nullptr);
-  }
-  /// What lies behind a sequence may be anything, and 0 * NaN is not 0. The other warpgroup may do
-  /// the same at the same time.
-  __device__ void clear_rows(SharedTile<kBlock, kDim>& v, int first) {
-    constexpr int kUnits = kDim / 8;
-#pragma unroll 1
-    for (int i = first * kUnits + static_cast<int>(threadIdx.x % 128); i < kBlock * kUnits;
-         i += 128)
-      *reinterpret_cast<uint4*>(v.at(i / kUnits, i % kUnits * 8)) = uint4{};
-    ptx::fence_async_proxy();
-    ptx::join(1 + warpgroup_, 128);
   }
 
   Shared& shared_;

@@ -3,11 +3,15 @@
 // queries that chose it. One warp plans while the others work on the tile before.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "cuda/batch.cuh"
+#include "cuda/ptx/copy.cuh"
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/tile/shared_tile.cuh"
 
 namespace msa::cuda::sm90::prefill {
 
@@ -125,7 +129,7 @@ class TileFinder {
   int own_ = 0, last_ = 0;      ///< tiles of this lane's sequence, and of those up to it
 };
 
-/// One tile's lists, read and sorted; all lanes of a warp together. plan() then writes it down.
+/// One tile's lists, read and sorted; all lanes of a warp together. write() then writes it down.
 template <int kGroup>
 class TilePlanner {
  public:
@@ -153,26 +157,34 @@ class TilePlanner {
   }
 
   __device__ void write(const DeviceBatch& batch, Tile<kGroup>* tile, Steps<kGroup>* steps) const {
-    const int lane = threadIdx.x % 32;
     const int blocks = unite(steps);
     int own[kWarpgroups];
     order(batch, blocks, steps, own);
-    if (lane < kQueries) {
-      tile->row[lane] = row_;
-      tile->visible[lane] = visible_;
-    }
-    if (lane == 0) {
-      tile->steps = steps->count = blocks;
-      tile->head = steps->head = head_;
-      tile->kv_len = s_.kv_len;
-      for (int w = 0; w < kWarpgroups; ++w) tile->own_steps[w] = own[w];
-    }
-    __syncwarp();
+    describe(blocks, own, tile, steps);
+  }
+  /// The same where there are no lists and keys are packed: all blocks that a query sees, one
+  /// behind the other. Of `steps` only count, head and source[0].
+  __device__ void write_all(Tile<kGroup>* tile, Steps<kGroup>* steps) const {
+    const int last = __popc(__ballot_sync(0xffffffff, row_ >= 0)) - 1;  // sees the most
+    const int visible = __shfl_sync(0xffffffff, visible_, last);
+    const int blocks = visible / kBlock + (visible % kBlock > 0 ? 1 : 0);
+    const int own[kWarpgroups] = {blocks, blocks};
+    if (threadIdx.x % 32 == 0) steps->source[0] = s_.k_begin;
+    describe(blocks, own, tile, steps);
   }
 
-  /// Row of query `lane`, -1 if there is none, and how many there are.
-  __device__ int row() const { return row_; }
-  __device__ int queries() const { return __popc(__ballot_sync(0xffffffff, row_ >= 0)); }
+  /// The queries' rows of a [T,Hq,D] tensor, and their bytes, which somebody must announce to
+  /// `full`. Rows of a query that does not exist stay as they are.
+  __device__ void load_rows(SharedTile<kRows, kDim>& tile, const CUtensorMap* map,
+                            ptx::Barrier* full) const {
+    const int lane = threadIdx.x % 32;
+    for (int panel = 0; row_ >= 0 && panel < tile.kPanels; ++panel)
+      ptx::load_box(tile.at(lane * kGroup, panel * kPanelColumns), map, full, panel * kPanelColumns,
+                    head_ * kGroup, row_, 0);
+  }
+  __device__ uint32_t row_bytes() const {
+    return __popc(__ballot_sync(0xffffffff, row_ >= 0)) * kGroup * kDim * 2;
+  }
 
  private:
   static constexpr uint32_t kNone = ~0u;
@@ -248,10 +260,62 @@ class TilePlanner {
     own[1] = shared + alone[1];
   }
 
+  /// Everything of the plan but the blocks themselves.
+  __device__ void describe(int blocks, const int (&own)[kWarpgroups], Tile<kGroup>* tile,
+                           Steps<kGroup>* steps) const {
+    const int lane = threadIdx.x % 32;
+    if (lane < kQueries) {
+      tile->row[lane] = row_;
+      tile->visible[lane] = visible_;
+    }
+    if (lane == 0) {
+      tile->steps = steps->count = blocks;
+      tile->head = steps->head = head_;
+      tile->kv_len = s_.kv_len;
+      for (int w = 0; w < kWarpgroups; ++w) tile->own_steps[w] = own[w];
+    }
+    __syncwarp();
+  }
+
   DeviceSequence s_{};
   int head_ = 0;
   int row_ = -1, visible_ = 0;  ///< of query `lane`
   uint32_t key_[kPerLane];
+};
+
+/// The tiles of a batch, dealt to all CTAs by one counter, which starts at zero; all lanes of a
+/// warp together.
+template <int kGroup>
+class TileQueue {
+ public:
+  __device__ TileQueue(const DeviceBatch& batch, const Lists& lists, int heads_kv, int* counter)
+      : batch_(batch),
+        lists_(lists),
+        finder_(batch, kRows / kGroup),
+        tiles_(finder_.tiles() * heads_kv),
+        counter_(counter) {}
+
+  /// Has the planner read the next tile; false if all are taken.
+  __device__ bool next(TilePlanner<kGroup>* planner) {
+    const int lane = threadIdx.x % 32;
+    const int number = __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(counter_, 1) : 0, 0);
+    if (number >= tiles_) return false;
+    // Neighbours in time are neighbours in the text: they share blocks in L2. Without lists the
+    // last tiles of a sequence are the longest, and go first.
+    const int head = number / finder_.tiles(), turn = number % finder_.tiles();
+    int tile = 0;
+    const DeviceSequence s =
+        finder_.find(lists_.ids != nullptr ? turn : finder_.tiles() - 1 - turn, &tile);
+    planner->read(batch_, lists_, s, head, tile * planner->kQueries);
+    return true;
+  }
+
+ private:
+  const DeviceBatch& batch_;
+  const Lists& lists_;
+  TileFinder finder_;
+  int tiles_;
+  int* counter_;
 };
 
 }  // namespace msa::cuda::sm90::prefill

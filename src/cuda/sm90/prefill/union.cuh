@@ -17,6 +17,7 @@
 #include "cuda/sm90/prefill/operands.cuh"
 #include "cuda/sm90/prefill/tile_plan.cuh"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -56,35 +57,20 @@ template <int kGroup>
 __device__ void plan_tiles(UnionShared<kGroup>& shared, const UnionArgs& args,
                            const CUtensorMap* q_map) {
   const int lane = threadIdx.x % 32;
-  TileFinder finder(args.batch, kRows / kGroup);
-  const int tiles = finder.tiles() * args.heads_kv;
+  TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.header->next_tile);
+  TilePlanner<kGroup> planner;
   RingPosition<1> at;
-  while (true) {
-    const int number =
-        __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(&args.header->next_tile, 1) : 0, 0);
-    if (number >= tiles) break;
-    // Neighbours in time are neighbours in the text: they share blocks in L2.
-    const int head = number / finder.tiles();
-    int tile = 0;
-    const DeviceSequence s = finder.find(number % finder.tiles(), &tile);
-    TilePlanner<kGroup> planner;
-    planner.read(args.batch, args.lists, s, head, tile * planner.kQueries);
-
+  for (; queue.next(&planner); at.advance()) {
     at.wait_empty(shared.plan_ring);
     at.wait_empty(shared.q_ring);
     planner.write(args.batch, &shared.tile, &shared.steps);
-    const uint32_t bytes = planner.queries() * kGroup * kDim * 2;
-    ptx::Barrier* full = &shared.q_ring.full[0];
+    const uint32_t bytes = planner.row_bytes();
     if (lane == 0) {
       ptx::arrive(&shared.plan_ring.full[0]);
-      ptx::arrive_expect(full, bytes);
+      ptx::arrive_expect(&shared.q_ring.full[0], bytes);
     }
     __syncwarp();
-    const int row = planner.row();
-    for (int panel = 0; row >= 0 && panel < shared.q.kPanels; ++panel)
-      ptx::load_box(shared.q.at(lane * kGroup, panel * kPanelColumns), q_map, full,
-                    panel * kPanelColumns, head * kGroup, row, 0);
-    at.advance();
+    planner.load_rows(shared.q, q_map, &shared.q_ring.full[0]);
   }
   at.wait_empty(shared.plan_ring);
   at.wait_empty(shared.q_ring);
@@ -101,10 +87,7 @@ __device__ void load_blocks(UnionShared<kGroup>& shared, const UnionArgs& args,
                             const CUtensorMap* k_map, const CUtensorMap* v_map) {
   const bool paged = args.batch.page_table != nullptr;
   const auto load = [&](auto& tile, const CUtensorMap* map, ptx::Barrier* full, int source) {
-    ptx::arrive_expect(full, tile.kBytes);
-    for (int panel = 0; panel < tile.kPanels; ++panel)
-      ptx::load_box(tile.panel(panel), map, full, panel * kPanelColumns, paged ? 0 : source,
-                    shared.steps.head, paged ? source : 0);
+    load_tile(tile, map, full, paged ? 0 : source, shared.steps.head, paged ? source : 0);
   };
   RingPosition<1> plan_at;
   RingPosition<kRingSteps> at;
@@ -141,8 +124,7 @@ class Consumer {
       const int steps = shared_.tile.steps;
       if (steps < 0) return;
       begin_tile();
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) ptx::arrive(&shared_.q_ring.empty[0]);
+      release(&shared_.q_ring.empty[0]);
 
       passed_ = 0;
       if (own_steps_ > 0) attend();
@@ -218,10 +200,6 @@ class Consumer {
     release(&shared_.v_ring.empty[at_.stage]);
     ++passed_, at_.advance();
   }
-  __device__ void release(ptx::Barrier* empty) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::arrive(empty);
-  }
 
   __device__ void start_scores() {
     ptx::wgmma_fence();
@@ -257,7 +235,7 @@ class Consumer {
   __device__ void start_values(const RingPosition<kRingSteps>& at, int block) {
     at.wait_full(shared_.v_ring);
     auto& v = shared_.v[at.stage];
-    if (const int end = kv_len_ - block * kBlock; end < kBlock) clear_rows(v, end);
+    if (const int end = kv_len_ - block * kBlock; end < kBlock) clear_rows(v, end, 1 + warpgroup_);
     ptx::wgmma_fence();
     add_values(o_, p_, v);
     ptx::wgmma_commit();
@@ -266,17 +244,6 @@ class Consumer {
     ptx::wgmma_wait<0>();
     ptx::pin(o_);
     release(&shared_.v_ring.empty[at.stage]);
-  }
-  /// What lies behind a sequence may be anything, and 0 * NaN is not 0. The other warpgroup may do
-  /// the same at the same time.
-  __device__ void clear_rows(SharedTile<kBlock, kDim>& v, int first) {
-    constexpr int kUnits = kDim / 8;
-#pragma unroll 1
-    for (int i = first * kUnits + static_cast<int>(threadIdx.x % 128); i < kBlock * kUnits;
-         i += 128)
-      *reinterpret_cast<uint4*>(v.at(i / kUnits, i % kUnits * 8)) = uint4{};
-    ptx::fence_async_proxy();
-    ptx::join(1 + warpgroup_, 128);
   }
 
   __device__ void end_tile() {

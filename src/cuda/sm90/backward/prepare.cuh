@@ -1,0 +1,75 @@
+// What the gradients need of every query row and head beside q and d_o: lse and delta.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/batch.cuh"
+#include "cuda/ptx/grid.cuh"
+#include "cuda/sm90/backward/config.h"
+
+namespace msa::cuda::sm90::backward {
+
+inline constexpr int kPrepareThreads = 256;
+inline constexpr int kPrepareLanes = 16;  ///< of a row: 8 columns each
+static_assert(kPrepareLanes * 8 == kDim);
+
+/// Strides in elements.
+struct PrepareArgs {
+  const void* o;     ///< [T,Hq,D] as O
+  const void* d_o;   ///< [T,Hq,D], bf16
+  const float* lse;  ///< [T,Hq]
+  int64_t o_token, o_head, d_o_token, d_o_head, lse_token, lse_head;
+  float* stats;  ///< [T,Hkv,2,G]: lse * log2(e), +inf where no key was seen; delta
+  int32_t heads_q, group;
+};
+
+__device__ inline void load_columns(const __nv_bfloat16* from, float (&x)[8]) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&words);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = __bfloat1622float2(pairs[i]);
+    x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
+  }
+}
+__device__ inline void load_columns(const float* from, float (&x)[8]) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0];
+  const float4 high = reinterpret_cast<const float4*>(from)[1];
+  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+
+/// Half a warp per (query row, head): delta = sum over d of o * d_o. blockIdx.x is the query row.
+template <class O>
+__global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant__ PrepareArgs a) {
+  constexpr float kLog2E = 1.44269504088896340736F;
+  const int lane = static_cast<int>(threadIdx.x) % kPrepareLanes;
+  const int64_t token = blockIdx.x;
+  // Whole warps together: a half without a head computes the last one's again.
+  const int pair0 = static_cast<int>(threadIdx.x) / kPrepareLanes;
+  constexpr int kPairs = kPrepareThreads / kPrepareLanes;
+  for (int first = 0; first < a.heads_q; first += kPairs) {
+    const int head = min(first + pair0, a.heads_q - 1);
+    float o[8], d_o[8], delta = 0;
+    load_columns(static_cast<const O*>(a.o) + token * a.o_token + head * a.o_head + lane * 8, o);
+    load_columns(static_cast<const __nv_bfloat16*>(a.d_o) + token * a.d_o_token +
+                     head * a.d_o_head + lane * 8,
+                 d_o);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) delta = fmaf(o[i], d_o[i], delta);
+#pragma unroll
+    for (int step = 1; step < kPrepareLanes; step *= 2)
+      delta += __shfl_xor_sync(0xffffffff, delta, step);
+    if (lane != 0 || first + pair0 >= a.heads_q) continue;
+    const float lse = a.lse[token * a.lse_token + head * a.lse_head];
+    const int kv_head = head / a.group, g = head % a.group;
+    float* to = a.stats + (token * (a.heads_q / a.group) + kv_head) * 2 * a.group + g;
+    to[0] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+    to[a.group] = delta;
+  }
+}
+
+}  // namespace msa::cuda::sm90::backward

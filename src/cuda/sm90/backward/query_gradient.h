@@ -1,0 +1,38 @@
+// Gradients of queries, as launch.cu starts them. The kernel: query_gradient.cuh.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/batch.cuh"
+#include "cuda/sm90/prefill/operands.cuh"
+#include "msa/status.h"
+
+namespace msa::cuda::sm90::backward {
+
+struct QueryGradientMaps {
+  CUtensorMap q, d_o;  ///< bf16 [T,Hq,D], boxes of one token's G heads (map_queries)
+  CUtensorMap k, v;    ///< bf16 [S,Hkv,D], boxes of kBlock tokens (map_keys)
+};
+
+struct QueryGradientArgs {
+  DeviceBatch batch;          ///< packed keys
+  prefill::Lists lists;       ///< ids null and topk 0: every block counts
+  const float* row_terms;     ///< f32 [T,Hkv,2,G] of prepare.cuh: lse * log2(e), then delta
+  void* dq;                   ///< out [T,Hq,D], 16-byte aligned rows
+  int64_t dq_token, dq_head;  ///< strides in elements
+  float scale;                ///< softmax_scale
+  int heads_kv;               ///< Hkv
+  int32_t* next_tile;         ///< counter in the workspace, zero when the kernel starts
+};
+
+/// dq[t,h] = sum_s dS k[s] over the tokens of the forward pass; zeros for rows that read nothing,
+/// padding included. G is 8 or 16, Out __nv_bfloat16 or float. The caller zeroes args.next_tile in
+/// the stream ahead of this. `sms`: of the device, one CTA each.
+template <int kGroup, class Out>
+Status launch_query_gradient(const QueryGradientMaps& maps, const QueryGradientArgs& args,
+                             uint32_t sms, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::backward
