@@ -13,8 +13,9 @@ mkdir -p "$out"
 # FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
+  [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
 )
-order=(prefill)
+order=(prefill kl)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.

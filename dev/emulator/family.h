@@ -1,5 +1,6 @@
-// What a program of dev/emulate.sh tries: the kernels of one family of src/cuda/sm90 as a backend on
-// host memory, and cases for them. Each family is a file of this folder and a program of its own.
+// What a program of dev/emulate.sh tries: the kernels of one family of src/cuda/sm90 as a backend
+// on host memory, and cases for them. Each family is a file of this folder and a program of its
+// own.
 #pragma once
 
 #include <memory>
@@ -30,7 +31,7 @@ class EmulatedBackend : public msa::PartialBackend {
   }
   virtual bool fits(const msa::Problem& problem) const = 0;
   /// False for arguments of a legal problem that these kernels leave to others.
-  virtual bool fits(const msa::conformance::Params& params) const = 0;
+  virtual bool fits(const msa::conformance::Params& params, const msa::Limits& limits) const = 0;
 
  private:
   const char* name_;
@@ -51,11 +52,14 @@ struct Family {
 /// Of this program.
 Family make_family();
 
-/// A case in bf16 for backend `b`. It draws seeds until the arguments are ones that the kernels
-/// take; the strides and dtypes of some are not.
-inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBackend& b) {
-  for (c.seed = 1; !b.fits(msa::conformance::Instance(c, 16).params());) ++c.seed;
-  return c;
+/// The case with the first seed from `seed` on whose arguments the kernels take; the strides and
+/// dtypes of some are not theirs.
+inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBackend& backend,
+                                      uint64_t seed = 1) {
+  for (c.seed = seed;; ++c.seed) {
+    const msa::conformance::Instance instance(c, 16);
+    if (backend.fits(instance.params(), instance.limits())) return c;
+  }
 }
 
 }  // namespace emulator

@@ -1,7 +1,7 @@
-// The kernels of a family (family.h) in the emulator (cta.h), through the harness of the conformance
-// suite: against the fp64 reference, three times with the same bits, on poisoned outputs and in
-// guarded workspaces. Then with metadata that nobody could check, where they may give any result
-// but write nowhere else.
+// The kernels of a family (family.h) in the emulator (cta.h), through the harness of the
+// conformance suite: against the fp64 reference, three times with the same bits, on poisoned
+// outputs and in guarded workspaces. Then with metadata that nobody could check, where they may
+// give any result but write nowhere else.
 //
 //   emulate [WORD]   the cases whose name contains WORD, without one all
 #include <algorithm>
@@ -51,8 +51,7 @@ class OverReference final : public PartialBackend {
     Plan all = plan;
     all.backend = reference_backend();
     all.limits.max_threads = 1;
-    const auto bytes =
-        static_cast<size_t>(all.backend->workspace_bytes(all.problem, all.limits));
+    const auto bytes = static_cast<size_t>(all.backend->workspace_bytes(all.problem, all.limits));
     std::vector<double> memory;
     all.workspace_bytes = static_cast<int64_t>(bytes);
     MSA_TRY(all.backend->run(all, a, {make_workspace(bytes, &memory), bytes}, {}));

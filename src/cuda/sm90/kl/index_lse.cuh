@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kLseThreads, 2)
       }
     }
     __syncthreads();
-    const Task task = shared.task;
+    const Task& task = shared.task;
     if (task.count == 0) return;
     ptx::wait(&shared.full, lap);
     QueryTile tile(shared, args);

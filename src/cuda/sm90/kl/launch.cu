@@ -253,12 +253,11 @@ Status run_kl(const Call& call, const KlParams& a, int group, cudaStream_t strea
   return {};
 }
 
-/// Whether rows of keys and places of partial results can be counted as the plan expects.
+/// Whether the keys and the places of partial results are as many as can be counted.
 template <class Params>
-bool has_room(const Plan& plan, const Params& a) {
-  const Parts p = parts_of(plan.problem, plan.limits, a.ids.given());
-  return backward::has_room(plan.limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
-         plan.problem.heads_kv * a.q_idx.shape[0] * p.slots <= INT_MAX;
+bool has_room(const Params& a, const Limits& limits) {
+  return backward::has_room(limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
+         a.q_idx.shape[0] * a.q_idx.shape[1] * kSlots <= INT_MAX;
 }
 
 }  // namespace
@@ -271,12 +270,12 @@ bool fits(const Problem& p) {
          (p.group() == 16 || p.group() == 8);
 }
 
-bool fits(const Plan& plan, const IndexLseParams& a) {
-  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(plan, a);
+bool fits(const IndexLseParams& a, const Limits& limits) {
+  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(a, limits);
 }
-bool fits(const Plan& plan, const KlParams& a) {
+bool fits(const KlParams& a, const Limits& limits) {
   return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.q_idx) &&
-         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(plan, a);
+         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(a, limits);
 }
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {

@@ -11,9 +11,9 @@ namespace msa::cuda::sm90::kl {
 bool fits(const Problem& problem);
 
 /// False for what only the plain kernels take: a negative scale, rows that are not 16-byte aligned,
-/// more keys than the plan's limits let expect (backward/tasks.h).
-bool fits(const Plan& plan, const IndexLseParams& params);
-bool fits(const Plan& plan, const KlParams& params);
+/// more keys than limits let expect (backward/tasks.h).
+bool fits(const IndexLseParams& params, const Limits& limits);
+bool fits(const KlParams& params, const Limits& limits);
 
 /// Scratch bytes for any call within limits. kl_backward: 8.2 KB a (query, KV head) with K 16, and
 /// about as much again for the keys of short calls; the others 64 bytes.
