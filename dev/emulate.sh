@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kernels of src/cuda/sm90 without a GPU: builds families of them with g++ against the emulator of
+# Kernels of src/cuda without a GPU: builds families of them with g++ against the emulator of
 # dev/emulator (its cta.h says what is emulated) into build/emulator and runs their cases. Exits
 # with 1 where one fails. x86-64.
 #
@@ -13,9 +13,13 @@ mkdir -p "$out"
 # FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
+  [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
   [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
+  [query_gradient]="sm90/backward/query_gradient.cu"
+  [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
+    smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill kl)
+order=(prefill backward kl query_gradient plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.

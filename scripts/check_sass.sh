@@ -36,6 +36,7 @@ prefill attend_unionILi8E  HGMMA 48
 prefill attend_blocksI     HGMMA 0
 index   score_blocksI      HGMMA 0
 dense   attendI            HGMMA 0
+backward key_gradientI     HGMMA 0
 decode  scoreE             HMMA  0
 decode  attendI            HMMA  0
 '

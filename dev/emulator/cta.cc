@@ -18,6 +18,7 @@ SAME_MEMORY("_ZN3msa4cuda4sm907prefill6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm907prefill11list_memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm908backward6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm902kl6memoryE")
+SAME_MEMORY("_ZN3msa4cuda5plain12_GLOBAL__N_16memoryE")
 
 // Saves this stack pointer in *save and goes on where `to` was saved.
 extern "C" void emulator_switch(void** save, void* to);
@@ -166,9 +167,10 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
   const uint64_t launch = ++launches;
   std::atomic<unsigned> next{0};
   const auto serve = [&] {
-    for (unsigned i = next++; i < grid.x * grid.y; i = next++) {
+    for (unsigned i = next++; i < grid.x * grid.y * grid.z; i = next++) {
       const uint64_t seed = launch << 32 | i;
-      Cta(grid, dim3(i % grid.x, i / grid.x, 0), threads, shared_bytes, seed).run(kernel);
+      const dim3 index(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+      Cta(grid, index, threads, shared_bytes, seed).run(kernel);
     }
   };
   std::vector<std::thread> sms;

@@ -1,8 +1,8 @@
-// Kernels for Hopper on the CPU, without a GPU and without nvcc: dev/emulate.sh.
+// CUDA kernels on the CPU, without a GPU and without nvcc: dev/emulate.sh.
 //
-// The sources of some families of src/cuda/sm90 are compiled by g++ as they are. This folder comes
-// ahead of src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx,
-// whose functions have the names and the contracts of the real ones.
+// The sources of some families of src/cuda are compiled by g++ as they are. This folder comes ahead
+// of src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx, whose
+// functions have the names and the contracts of the real ones.
 //
 // What is emulated
 //   - threads, as fibers, and warps, whose collectives wait for all 32 lanes; CTAs one per SM at

@@ -34,6 +34,9 @@ struct LaunchedCtas {
   struct {
     operator unsigned() const { return emulator::cta->grid.y; }
   } y;
+  struct {
+    operator unsigned() const { return emulator::cta->grid.z; }
+  } z;
 };
 inline constexpr LaunchedThreads blockDim{};
 inline constexpr LaunchedCtas gridDim{};
@@ -108,6 +111,13 @@ inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 inline float __int_as_float(int x) { return emulator::from_word<float>(emulator::to_word(x)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __int_as_float(int32_t bits) {
+  return emulator::from_word<float>(emulator::to_word(bits));
+}
+inline uint32_t __float_as_uint(float x) {
+  return emulator::from_word<uint32_t>(emulator::to_word(x));
+}
+using std::isnan;
 template <class A, class B>
 constexpr auto min(A a, B b) {
   return std::min<std::common_type_t<A, B>>(a, b);

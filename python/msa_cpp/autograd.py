@@ -72,7 +72,7 @@ def msa_attention(
     ``sum_j P[j] (ln P[j] - ln Pi[j])``: P the mean over the G heads of the attention probabilities,
     Pi the softmax of ``q_idx . k_idx / sqrt(Di)``. A loss weight (lambda) is the caller's.
 
-    Errors: those of `msa_cpp.ops`; NotImplementedError on devices without a backward.
+    Errors: those of `msa_cpp.ops`.
     Source: arXiv 2606.13392, training of the index branch.
     """
     ids = None

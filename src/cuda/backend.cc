@@ -11,6 +11,7 @@
 #include "core/text.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/sm90/backward/launch.h"
 #include "cuda/sm90/decode/launch.h"
 #include "cuda/sm90/dense/launch.h"
 #include "cuda/sm90/index/launch.h"
@@ -72,6 +73,15 @@ class PlainBackend : public PartialBackend {
   Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
     return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
   }
+  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
+    return on_device(p, w, q, [&](cudaStream_t stream) { return plain::run(p, a, w, stream); });
+  }
   using PartialBackend::run;
 
  protected:
@@ -110,6 +120,8 @@ class CudaBackend final : public PlainBackend {
       bytes = std::max(bytes, sm90::dense::workspace_bytes(problem, limits));
     if (tuned(problem, sm90::prefill::fits))
       bytes = std::max(bytes, sm90::prefill::workspace_bytes(problem, limits, order_));
+    if (tuned(problem, sm90::backward::fits))
+      bytes = std::max(bytes, sm90::backward::workspace_bytes(problem, limits));
     return bytes;
   }
 
@@ -150,6 +162,12 @@ class CudaBackend final : public PlainBackend {
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::dense::run(p, a, w, stream); });
+  }
+  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
+    if (!tuned(p.problem, sm90::backward::fits) || !sm90::backward::fits(a, p.limits))
+      return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q,
+                     [&](cudaStream_t stream) { return sm90::backward::run(p, a, w, stream); });
   }
   using PlainBackend::run;
 

@@ -93,22 +93,27 @@ struct DeviceBatch {
     return page >= 0 && page < pages ? page : -1;
   }
 
-  /// Sequence of query row t, which is then one of its rows, or -1 for a row of padding. B+1
-  /// ascending values: a binary search. Where they do not ascend, a row may belong to nobody.
-  __device__ int sequence_of(int t) const {
+  /// Sequence of query row t, which is then one of its rows, or -1 for a row of padding.
+  __device__ int sequence_of(int t) const { return search(cu_seqlens_q, t); }
+  /// The same of a row of packed keys.
+  __device__ int sequence_of_key(int row) const { return search(cu_seqlens_k, row); }
+
+  /// B+1 ascending values: a binary search. Where they do not ascend, a row may belong to nobody.
+  __device__ int search(const int32_t* begins, int row) const {
     int low = 0, high = sequences;  // the answer lies in [low, high)
-    if (sequences == 0 || t >= cu_seqlens_q[sequences]) return -1;
+    if (sequences == 0 || row >= begins[sequences]) return -1;
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      if (cu_seqlens_q[middle] <= t)
+      if (begins[middle] <= row)
         low = middle;
       else
         high = middle;
     }
-    return cu_seqlens_q[low] <= t ? low : -1;
+    return begins[low] <= row ? low : -1;
   }
 
-  /// The same asked by all lanes of a warp at once: independent loads instead of a chain of them.
+  /// sequence_of(t) asked by all lanes of a warp at once: independent loads instead of a chain of
+  /// them.
   __device__ int warp_sequence_of(int t) const {
     int before = 0;  // sequences that end at or before row t
 #pragma unroll 1

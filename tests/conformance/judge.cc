@@ -412,14 +412,16 @@ void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodePa
 /// The gradients of a row err as its probabilities do. Where shares of dS = P (d_o . v - o . d_o)
 /// cancel, as those of a query always do, the row says nothing about their size: then an error of
 /// P times d_o . v, which is |d_o||v| / sqrt(D), and the rounding of the two products, for each of
-/// the `readers` with either sign, on a channel of size |k| / sqrt(D).
+/// the `readers` with either sign, on a channel of size |k| / sqrt(D). Where P and dS are factors in
+/// bf16, each share errs by 2^-8 of itself.
 void judge_each(const Expected& e, const AttentionBackwardParams& want,
-                const AttentionBackwardParams& got, const Conditions&, Verdict* verdict) {
+                const AttentionBackwardParams& got, const Conditions& c, Verdict* verdict) {
   const Problem& p = e.problem;
   const Batch& batch = got.batch;
   const double width = std::sqrt(double{1} * p.head_dim);
   const double scale = got.softmax_scale != 0 ? std::abs(got.softmax_scale) : 1 / width;
-  const double probability = 2e-5 + 2 * logit_error(p.head_dim, scale, e.norms);
+  const double rounding = c.rounds_probabilities ? 0x1p-8 : 2e-5;
+  const double probability = rounding + 2 * logit_error(p.head_dim, scale, e.norms);
   const double d_o_v = largest_query(got.d_o, batch, p.heads_q, p.head_dim) *
                        largest_key(got.v, batch, p.block_size, p.heads_kv, p.head_dim);
   const double ds = scale * (probability * d_o_v / width + 2 * logit_error(p.head_dim, 1, d_o_v));

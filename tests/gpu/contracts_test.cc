@@ -82,6 +82,13 @@ class Arena {
   std::deque<DeviceMemory> memory_;
 };
 
+/// 0, then the sum of the first one, two, ... lengths.
+std::vector<int32_t> prefix_sums(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> sums{0};
+  for (int32_t n : lengths) sums.push_back(sums.back() + n);
+  return sums;
+}
+
 /// A batch over a paged cache of the shape of MiniMax-M3 or one of its tensor-parallel shards.
 struct Scene {
   int heads_q = 64, heads_kv = 4, topk = 16;
@@ -104,11 +111,10 @@ struct Scene {
     k = arena.random({pages, heads_kv, kBlock, kDim}, 3);
     v = arena.random({pages, heads_kv, kBlock, kDim}, 4);
     k_idx = arena.random({pages, kBlock, kDim}, 5);
-    std::vector<int32_t> table(static_cast<size_t>(pages)), cu_q{0};
+    std::vector<int32_t> table(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(6));
-    for (int32_t n : q_lens) cu_q.push_back(cu_q.back() + n);
-    batch.cu_seqlens_q = arena.i32({sequences + 1}, cu_q);
+    batch.cu_seqlens_q = arena.i32({sequences + 1}, prefix_sums(q_lens));
     batch.seq_lens = arena.i32({sequences}, kv_lens);
     batch.page_table = arena.i32({sequences, max_pages}, table);
   }
@@ -116,8 +122,7 @@ struct Scene {
   /// The same lengths over packed keys.
   void pack() {
     layout = KvLayout::kPacked;
-    std::vector<int32_t> cu_k{0};
-    for (int32_t n : kv_lens) cu_k.push_back(cu_k.back() + n);
+    const std::vector<int32_t> cu_k = prefix_sums(kv_lens);
     const int64_t keys = cu_k.back();
     k = arena.random({keys, heads_kv, kDim}, 3);
     v = arena.random({keys, heads_kv, kDim}, 4);
@@ -228,12 +233,12 @@ struct Scene {
             .v_pages = arena.make(DType::kBF16, {pages, heads_kv, kBlock, kDim}),
             .k_idx_pages = arena.make(DType::kBF16, {pages, kBlock, kDim})};
       }
-      case Op::kBlockMass: {
-        const TensorView lse = f32({tokens, heads_q});
-        Arena::write(lse, std::vector<float>(static_cast<size_t>(lse.numel()), 5.0f));
-        return BlockMassParams{
-            .q = q, .k = k, .lse = lse, .batch = batch, .mass = f32({heads_kv, tokens, max_pages})};
-      }
+      case Op::kBlockMass:
+        return BlockMassParams{.q = q,
+                               .k = k,
+                               .lse = make_lse(heads_q),
+                               .batch = batch,
+                               .mass = f32({heads_kv, tokens, max_pages})};
       case Op::kLayerDecode:
         return LayerDecodeParams{.q = q,
                                  .q_idx = q_idx,
@@ -246,12 +251,49 @@ struct Scene {
                                  .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       case Op::kSparseAttentionBackward:
       case Op::kDenseAttentionBackward:
+        return AttentionBackwardParams{
+            .q = q,
+            .k = k,
+            .v = v,
+            .ids = op == Op::kSparseAttentionBackward ? make_ids() : TensorView{},
+            .o = arena.random({tokens, heads_q, kDim}, 14),
+            .lse = make_lse(heads_q),
+            .d_o = arena.random({tokens, heads_q, kDim}, 15),
+            .batch = batch,
+            .dq = o,
+            .dk = arena.make(DType::kBF16, {k.shape[0], heads_kv, kDim}),
+            .dv = f32({k.shape[0], heads_kv, kDim})};
       case Op::kIndexLse:
+        return IndexLseParams{.q_idx = q_idx,
+                              .k_idx = k_idx,
+                              .ids = make_ids(),
+                              .batch = batch,
+                              .lse = f32({tokens, heads_kv})};
       case Op::kKlBackward:
-      case Op::kKlLoss:
-        break;  // no CUDA backend trains
+      case Op::kKlLoss: {
+        KlParams a{.q = q,
+                   .k = k,
+                   .lse = make_lse(heads_q),
+                   .q_idx = q_idx,
+                   .k_idx = k_idx,
+                   .index_lse = make_lse(heads_kv),
+                   .ids = make_ids(),
+                   .batch = batch,
+                   .kl = f32({tokens, heads_kv})};
+        if (op == Op::kKlLoss) return a;
+        a.dq_idx = f32({tokens, heads_kv, kDim});
+        a.dk_idx = arena.make(DType::kBF16, {k.shape[0], kDim});
+        return a;
+      }
     }
     return {};
+  }
+
+  /// Of logits that are normally distributed, about.
+  TensorView make_lse(int heads) {
+    const TensorView lse = arena.make(DType::kF32, {tokens, heads});
+    Arena::write(lse, std::vector<float>(static_cast<size_t>(lse.numel()), 5.0f));
+    return lse;
   }
 };
 
@@ -307,10 +349,22 @@ class Bound {
   DeviceMemory workspace_;
 };
 
-constexpr Op kOps[] = {Op::kIndexScores,     Op::kSelectBlocks, Op::kIndexSelect,
-                       Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention,
-                       Op::kMerge,           Op::kBlockLists,   Op::kAppendPaged,
-                       Op::kBlockMass,       Op::kLayerDecode};
+constexpr Op kOps[] = {Op::kIndexScores,
+                       Op::kSelectBlocks,
+                       Op::kIndexSelect,
+                       Op::kSparseAttention,
+                       Op::kSparseDecode,
+                       Op::kDenseAttention,
+                       Op::kMerge,
+                       Op::kBlockLists,
+                       Op::kAppendPaged,
+                       Op::kBlockMass,
+                       Op::kLayerDecode,
+                       Op::kSparseAttentionBackward,
+                       Op::kDenseAttentionBackward,
+                       Op::kIndexLse,
+                       Op::kKlBackward,
+                       Op::kKlLoss};
 constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
                                 Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
                                 Op::kLayerDecode};
@@ -338,7 +392,9 @@ class Contracts : public testing::TestWithParam<const char*> {
   static bool concerns(Op op) {
     return std::string_view(GetParam()) != "cuda-kv-outer" || op == Op::kSparseAttention;
   }
+  /// Training takes packed keys only, so it packs the scene.
   Bound bind(Scene& scene, Op op) {
+    if (is_training(op)) scene.pack();
     return Bound(GetParam(), scene.problem(op), scene.limits(), scene.arguments(op));
   }
   /// The call as a graph; null (and a failure) if it cannot be captured. Allocations and waits
@@ -379,8 +435,13 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
       ASSERT_NE(graph, nullptr);
 
       std::vector<int32_t> other = scene.kv_lens;
-      for (int32_t& length : other) length = length > 700 ? length - 333 : length + 411;
-      Arena::write(scene.batch.seq_lens, other);
+      if (is_training(op)) {  // not beyond the tensors, which have no room
+        for (int32_t& length : other) length -= length > 700 ? 333 : 0;
+        Arena::write(scene.batch.cu_seqlens_k, prefix_sums(other));
+      } else {
+        for (int32_t& length : other) length = length > 700 ? length - 333 : length + 411;
+        Arena::write(scene.batch.seq_lens, other);
+      }
       bound.poison(0x5a);
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
       ASSERT_EQ(cudaGraphLaunch(graph, stream_), cudaSuccess);
@@ -541,6 +602,20 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
       if (round >= 3) spoil(scene.batch.cu_seqlens_q);
       if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->ids);
       if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->ids);
+      if (auto* a = std::get_if<IndexLseParams>(&bound.params())) spoil(a->ids);
+      const auto spoil_lists = [&](auto* a) {  // our own inverse lists in one round, given ones
+        if (a == nullptr || !a->ids.given()) return;  // in the next
+        spoil(a->ids);
+        if (round % 2 == 0 || op == Op::kKlLoss) return;
+        a->row_ptr = scene.arena.i32({scene.heads_kv, 4}, {0, 3, 5, 9, 0, 0, 1000, 1000});
+        a->entries = scene.arena.make(DType::kI32, {scene.heads_kv, scene.tokens * scene.topk});
+        std::vector<int32_t> entries(static_cast<size_t>(a->entries.numel()));
+        std::iota(entries.begin(), entries.end(), 0);
+        Arena::write(a->entries, entries);
+        spoil(a->row_ptr), spoil(a->entries);
+      };
+      spoil_lists(std::get_if<AttentionBackwardParams>(&bound.params()));
+      spoil_lists(std::get_if<KlParams>(&bound.params()));
       bound.run_and_take();
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << "round " << round;
     }

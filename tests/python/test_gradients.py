@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import msa_cpp  # noqa: E402
 import msa_cpp.gradients  # noqa: E402
+from msa_arrays import BACKENDS, DEVICE, Kind  # noqa: E402
 from msa_oracle import Problem  # noqa: E402
 
-BACKENDS = ["auto", "reference"]
+host_only = pytest.mark.skipif(DEVICE != "cpu", reason="of arrays in host memory")
 
 
 def seen(p, ids):
@@ -71,13 +72,13 @@ class Training:
                   "q_idx": (p.tokens, p.heads_kv, p.index_dim),
                   "k_idx": (sum(p.kv_lens), p.index_dim),
                   "dout": (p.tokens, p.heads_q, p.head_dim)}
-        self.given = {name: torch.from_numpy(p.normal(*shape)).to(dtype)
-                      for name, shape in shapes.items()}
-        self.batch = {**p.metadata(torch.from_numpy), "block_size": p.block_size,
-                      "causal": p.causal}
+        kind = Kind("torch", str(dtype).removeprefix("torch."))
+        self.given = {name: kind.rows(p.normal(*shape)) for name, shape in shapes.items()}
+        self.batch = {**kind.batch(p), "block_size": p.block_size, "causal": p.causal}
         self.scaled = {**self.batch, "softmax_scale": p.scale}
-        self.ids = torch.from_numpy(p.block_ids()) if sparse else None
-        mask = seen(p, self.ids)
+        ids = torch.from_numpy(p.block_ids()) if sparse else None
+        self.ids = None if ids is None else ids.to(DEVICE)
+        mask = seen(p, ids).to(DEVICE)
         q, k, v, q_idx, k_idx = self.leaves = [
             x.double().requires_grad_() for x in self.rows("q", "k", "v", "q_idx", "k_idx")]
         self.out, chosen = plain_attention(p, q, k, v, mask)
@@ -103,7 +104,9 @@ class Training:
             return {}
         size = {name: value for name, value in self.batch.items()
                 if name not in ("causal", "q_offset")}
-        return dict(zip(("row_ptr", "entries"), msa_cpp.block_lists(self.ids, **size)))
+        blocks = sum(self.p.blocks(b) for b in range(self.p.batch))
+        return dict(zip(("row_ptr", "entries"),
+                        msa_cpp.block_lists(self.ids, num_blocks=blocks, **size)))
 
     def attention_backward(self, backend="auto", **kwargs):
         out, lse = self.forward(backend)
@@ -175,7 +178,7 @@ def test_given_lists_and_outputs_change_nothing():
 def test_all_blocks_are_dense():
     dense = Training(False)
     sparse = Training(True, topk=8)
-    ids = torch.arange(8, dtype=torch.int32).expand(2, sparse.p.tokens, 8).clone()
+    ids = torch.arange(8, dtype=torch.int32, device=DEVICE).expand(2, sparse.p.tokens, 8).clone()
     for b, rows in enumerate([sparse.p.rows(0), sparse.p.rows(1), sparse.p.rows(2)]):
         ids[:, rows.start:rows.stop, sparse.p.blocks(b):] = -1
     sparse.ids = ids
@@ -185,12 +188,13 @@ def test_all_blocks_are_dense():
 
 def test_float32_gradients_of_half_inputs():
     t = Training(True, torch.float16)
-    out = [torch.empty(x.shape) for x in t.rows("q", "k", "v")]
+    out = [torch.empty(x.shape, device=DEVICE) for x in t.rows("q", "k", "v")]
     t.attention_backward(dq=out[0], dk=out[1], dv=out[2])
     for got, want in zip(out, t.attention):
         assert cosine(got, want) > 0.999
 
 
+@host_only
 def test_numpy_gives_the_same():
     t = Training(True)
     arguments = [None if x is None else x.numpy() for x in t.kl_arguments()]
@@ -215,12 +219,19 @@ def test_errors_name_the_argument():
         backward(*rows, None, out, lse, dout, **t.scaled)
     with pytest.raises(ValueError, match="entries: not given"):
         backward(*rows, t.ids, out, lse, dout, row_ptr=t.lists()["row_ptr"], **t.scaled)
+    with pytest.raises(ValueError, match="row_ptr: given, expected none without ids"):
+        msa_cpp.kl_backward(*t.kl_arguments()[:6], **t.lists(), **t.scaled)
+
+
+@host_only
+def test_wrong_lists_are_refused():
+    t = Training(True)
+    out, lse = t.forward("auto")
     lists = t.lists()
     lists["entries"][0, 0] += 1
     with pytest.raises(ValueError, match=r"entries\[0,0\]: got"):
-        backward(*rows, t.ids, out, lse, dout, **lists, **t.scaled)
-    with pytest.raises(ValueError, match="row_ptr: given, expected none without ids"):
-        msa_cpp.kl_backward(*t.kl_arguments()[:6], **t.lists(), **t.scaled)
+        msa_cpp.sparse_attention_backward(*t.rows("q", "k", "v"), t.ids, out, lse, t.given["dout"],
+                                          **lists, **t.scaled)
 
 
 def test_examples_of_the_documentation():

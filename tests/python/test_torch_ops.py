@@ -12,11 +12,9 @@ from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
 NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "sparse_decode",
-         "dense_attention", "merge", "block_lists", "append_paged", "block_mass"]
-training = pytest.mark.skipif(DEVICE != "cpu", reason="training runs on the CPU alone")
-NAMES += [pytest.param(name, marks=training)
-          for name in ("sparse_attention_backward", "dense_attention_backward", "index_lse",
-                       "kl_loss", "kl_backward")]
+         "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
+         "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
+         "kl_backward"]
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
 FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
@@ -67,8 +65,8 @@ def arguments(name, dtype="float32"):
 
 
 def training_arguments(q, k, v, q_idx, k_idx, ids, batch):
-    """None for paged keys, which have no gradients, and none where training does not run."""
-    if "cu_seqlens_k" not in batch or DEVICE != "cpu":
+    """None for paged keys, which have no gradients."""
+    if "cu_seqlens_k" not in batch:
         return {}
     out, lse = msa_cpp.sparse_attention(q, k, v, ids, return_lse=True, **batch)
     dense, dense_lse = msa_cpp.dense_attention(q, k, v, return_lse=True, **batch)
@@ -266,7 +264,6 @@ def test_without_a_backward_says_so_by_name(name):
             plain[0].sum().backward()
 
 
-@training
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_only_the_output_of_attention_is_differentiable(name):
     args, kwargs = arguments(name)
@@ -277,7 +274,6 @@ def test_only_the_output_of_attention_is_differentiable(name):
     assert args[0].grad.any()
 
 
-@training
 def test_the_canonical_functions_take_part_in_autograd():
     inputs = layer_inputs(40)
     inputs[0].requires_grad_()

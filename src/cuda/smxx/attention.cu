@@ -6,6 +6,7 @@
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/scores.h"
 #include "cuda/smxx/tile.cuh"
+#include "cuda/smxx/walk.cuh"
 
 namespace msa::cuda::plain {
 namespace {
@@ -20,73 +21,6 @@ struct Attend {
   int group, dim, topk;
   float scale;  ///< of the logits, times log2(e)
 };
-
-/// Which keys a query reads, one after the other.
-struct Walk {
-  const int32_t* ids;  ///< the list, or null: all keys in order
-  int64_t count;       ///< steps
-  int block_size;
-  int blocks;  ///< given ones
-  int block0;
-  int visible;
-
-  /// Key of a step, or -1 if there is none that the query sees.
-  __device__ int key(int64_t step) const {
-    if (step >= count) return -1;
-    int64_t token = step;
-    if (ids != nullptr) {
-      const int64_t j = int64_t{ids[step / block_size]} - block0;
-      if (j < 0 || j >= blocks) return -1;  // another shard's
-      token = j * block_size + step % block_size;
-    }
-    return token < visible ? static_cast<int>(token) : -1;
-  }
-};
-
-/// Entries of a list up to its first -1; all lanes of a warp together.
-__device__ int list_length(const int32_t* ids, int topk) {
-  for (int slot = 0; slot < topk; slot += 32) {
-    const bool ends = slot + lane() >= topk || ids[slot + lane()] < 0;
-    const uint32_t end = __ballot_sync(0xffffffff, ends);
-    if (end != 0) return slot + __ffs(static_cast<int>(end)) - 1;
-  }
-  return topk;
-}
-
-__device__ Walk walk_of(const Attend& a, const Query& query, int t, int kv_head) {
-  Walk walk{.ids = nullptr,
-            .count = query.visible,
-            .block_size = a.batch.block_size,
-            .blocks = query.s.blocks(a.batch.block_size),
-            .block0 = query.s.block0,
-            .visible = query.visible};
-  if (a.ids.data != nullptr && query.visible > 0) {
-    walk.ids = &a.ids.at<const int32_t>(kv_head, t, 0);
-    walk.count = int64_t{list_length(walk.ids, a.topk)} * walk.block_size;
-  }
-  return walk;
-}
-
-/// o[i][d] = o[i][d]*decay[i] + sum over 32 keys of weights[i][key] values[key][d].
-__device__ void add_values(float* o, const float* weights, const float* values, int dim,
-                           const float (&decay)[kWarpRows]) {
-  const int pitch = pitch_of(dim);
-  for (int d = lane(); d < dim; d += 32) {
-    float sum[kWarpRows];
-    for (int i = 0; i < kWarpRows; ++i) sum[i] = o[i * pitch + d] * decay[i];
-#pragma unroll
-    for (int key = 0; key < kKeys; key += 4) {
-      for (int i = 0; i < kWarpRows; ++i) {
-        const float4 w = *reinterpret_cast<const float4*>(&weights[i * kKeys + key]);
-        sum[i] = fmaf(w.x, values[(key + 0) * pitch + d], sum[i]);
-        sum[i] = fmaf(w.y, values[(key + 1) * pitch + d], sum[i]);
-        sum[i] = fmaf(w.z, values[(key + 2) * pitch + d], sum[i]);
-        sum[i] = fmaf(w.w, values[(key + 3) * pitch + d], sum[i]);
-      }
-    }
-    for (int i = 0; i < kWarpRows; ++i) o[i * pitch + d] = sum[i];
-  }
-}
 
 __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
   extern __shared__ float4 memory[];
@@ -106,7 +40,7 @@ __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
   float* weights = all_weights + warp() * kWarpRows * kKeys;
 
   const Query query = query_at(a.batch, t);
-  const Walk walk = walk_of(a, query, t, kv_head);
+  const Walk walk = walk_of(a.batch, query, a.ids, a.topk, t, kv_head);
   stage(all_q, staged, a.dim, a.q.data, a.q.dtype,
         [&](int row) { return row < rows ? a.q.offset(t, head + row) : int64_t{-1}; });
   for (int i = lane(); i < kWarpRows * pitch; i += 32) o[i] = 0;

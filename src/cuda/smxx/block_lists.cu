@@ -6,8 +6,10 @@
 #include <cub/block/block_scan.cuh>
 
 #include "cuda/launch.h"
+#include "cuda/smxx/inverse_lists.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
+#include "cuda/smxx/walk.cuh"
 
 namespace msa::cuda::plain {
 namespace {
@@ -30,16 +32,6 @@ struct Lists {
     return counts + (int64_t{head} * rows + row) * chunks;
   }
 };
-
-/// First CSR row of sequence b; all lanes of a warp together. Nobody checked the lengths, so the
-/// sum may lie far behind the last row.
-__device__ int64_t first_row(const DeviceBatch& batch, int b) {
-  int64_t blocks = 0;
-  for (int before = lane(); before < b; before += 32)
-    blocks += batch.sequence(before).blocks(batch.block_size);
-  for (int step = 16; step > 0; step /= 2) blocks += __shfl_xor_sync(0xffffffff, blocks, step);
-  return blocks;
-}
 
 /// visit(row, entry, lanes) for the entries of a chunk in ascending order, 32 at a time: `lanes`
 /// are those of this call that have the same row as the calling lane, which is one of them.
@@ -138,11 +130,16 @@ int64_t chunk_tokens(const Limits& limits) {
   return std::max<int64_t>(1, ceil_div(limits.max_tokens, kMostChunks));
 }
 
+/// Most rows, NB, that a call within the limits can have.
+int64_t most_rows(const Problem& p, const Limits& limits) {
+  return limits.max_batch * ceil_div(limits.max_kv_len, int64_t{p.block_size});
+}
+
 }  // namespace
 
 int64_t block_lists_bytes(const Problem& p, const Limits& limits) {
-  const int64_t rows = limits.max_batch * ceil_div(limits.max_kv_len, int64_t{p.block_size});
-  return p.heads_kv * rows * ceil_div(limits.max_tokens, chunk_tokens(limits)) * 4;
+  const int64_t chunks = ceil_div(limits.max_tokens, chunk_tokens(limits));
+  return p.heads_kv * most_rows(p, limits) * chunks * 4;
 }
 
 Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cudaStream_t stream) {
@@ -176,6 +173,42 @@ Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cud
   MSA_TRY(launch("block_lists rows", sum_rows_kernel,
                  LaunchShape{.grid = dim3(heads), .block = dim3(kScanThreads)}, stream, lists));
   return launch("block_lists fill", fill_kernel, by_chunk, stream, lists);
+}
+
+int64_t inverse_lists_bytes(const Problem& p, const Limits& limits) {
+  const int64_t row_ptr = p.heads_kv * (most_rows(p, limits) + 1) * 4;
+  const int64_t entries = p.heads_kv * limits.max_tokens * p.topk * 4;
+  return aligned(row_ptr) + aligned(entries) + block_lists_bytes(p, limits);
+}
+
+Status inverse_lists(const Plan& plan, const TensorView& ids, const TensorView& row_ptr,
+                     const TensorView& entries, const Batch& batch, int64_t keys,
+                     Workspace workspace, cudaStream_t stream, InverseLists* out) {
+  const Problem& p = plan.problem;
+  *out = {};
+  if (!ids.given()) return {};
+  const int64_t most = ids.shape[1] * p.topk;
+  BlockListsParams made{.ids = ids, .batch = batch, .row_ptr = row_ptr, .entries = entries};
+  if (!row_ptr.given()) {
+    const int64_t rows = std::min(most_rows(p, plan.limits),  // and no more than the keys fill
+                                  batch.cu_seqlens_q.shape[0] - 1 + keys / p.block_size);
+    Plan block_lists = plan;
+    block_lists.problem.op = Op::kBlockLists;
+    block_lists.workspace_bytes = block_lists_bytes(p, plan.limits);
+    auto* memory = static_cast<std::byte*>(workspace.data);
+    made.row_ptr = TensorView::contiguous(memory, DType::kI32, {p.heads_kv, rows + 1});
+    memory += aligned(p.heads_kv * (rows + 1) * 4);
+    made.entries = TensorView::contiguous(memory, DType::kI32, {p.heads_kv, most});
+    memory += aligned(p.heads_kv * most * 4);
+    MSA_TRY(
+        run(block_lists, made, {memory, static_cast<size_t>(block_lists.workspace_bytes)}, stream));
+  }
+  *out = {.row_ptr = tensor(made.row_ptr),
+          .entries = tensor(made.entries),
+          .rows = made.row_ptr.shape[1] - 1,
+          .most = most,
+          .topk = p.topk};
+  return {};
 }
 
 }  // namespace msa::cuda::plain

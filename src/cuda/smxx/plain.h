@@ -25,11 +25,19 @@ Status run(const Plan&, const MergeParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const BlockListsParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const AppendPagedParams&, Workspace, cudaStream_t stream);
 Status run(const Plan&, const BlockMassParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const AttentionBackwardParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const IndexLseParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const KlParams&, Workspace, cudaStream_t stream);
 
 // Parts of the above.
 int64_t index_select_bytes(const Problem& problem, const Limits& limits);
 int64_t block_lists_bytes(const Problem& problem, const Limits& limits);
-/// Shared memory of one CTA of sparse or dense attention; no other operator takes more.
+int64_t attention_backward_bytes(const Problem& problem, const Limits& limits);
+int64_t kl_bytes(const Problem& problem, const Limits& limits);
+// Shared memory of one CTA. No forward operator takes more than sparse and dense attention.
 uint32_t attention_shared_bytes(const Problem& problem);
+uint32_t attention_backward_shared_bytes(const Problem& problem);
+uint32_t index_lse_shared_bytes(const Problem& problem);
+uint32_t kl_shared_bytes(const Problem& problem);
 
 }  // namespace msa::cuda::plain

@@ -74,15 +74,15 @@ __device__ inline void stage_keys(float* tile, int dim, const KeyTensor& keys, i
 }
 
 /// scores[i] = row i of this warp . key of this lane, both staged. Sums in ascending order.
-__device__ inline void products(const float* rows, const float* keys, int dim,
-                                float (&scores)[kWarpRows]) {
+template <int kRows>
+__device__ void products(const float* rows, const float* keys, int dim, float (&scores)[kRows]) {
   const int pitch = pitch_of(dim) / 4;
   const float4* key = reinterpret_cast<const float4*>(keys) + lane() * pitch;
   const float4* row = reinterpret_cast<const float4*>(rows);
   for (float& score : scores) score = 0;
   for (int c = 0; c < (dim + 3) / 4; ++c) {
     const float4 k = key[c];
-    for (int i = 0; i < kWarpRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const float4 q = row[i * pitch + c];
       scores[i] = fmaf(q.x, k.x, scores[i]);
       scores[i] = fmaf(q.y, k.y, scores[i]);
@@ -90,6 +90,33 @@ __device__ inline void products(const float* rows, const float* keys, int dim,
       scores[i] = fmaf(q.w, k.w, scores[i]);
     }
   }
+}
+
+/// o[i][d] = o[i][d]*decay[i] + sum over 32 keys of weights[i][key] values[key][d], by one warp.
+__device__ inline void add_values(float* o, const float* weights, const float* values, int dim,
+                                  const float (&decay)[kWarpRows]) {
+  const int pitch = pitch_of(dim);
+  for (int d = lane(); d < dim; d += 32) {
+    float sum[kWarpRows];
+    for (int i = 0; i < kWarpRows; ++i) sum[i] = o[i * pitch + d] * decay[i];
+#pragma unroll
+    for (int key = 0; key < kKeys; key += 4) {
+      for (int i = 0; i < kWarpRows; ++i) {
+        const float4 w = *reinterpret_cast<const float4*>(&weights[i * kKeys + key]);
+        sum[i] = fmaf(w.x, values[(key + 0) * pitch + d], sum[i]);
+        sum[i] = fmaf(w.y, values[(key + 1) * pitch + d], sum[i]);
+        sum[i] = fmaf(w.z, values[(key + 2) * pitch + d], sum[i]);
+        sum[i] = fmaf(w.w, values[(key + 3) * pitch + d], sum[i]);
+      }
+    }
+    for (int i = 0; i < kWarpRows; ++i) o[i * pitch + d] = sum[i];
+  }
+}
+
+/// The same with nothing to decay.
+__device__ inline void add_values(float* o, const float* weights, const float* values, int dim) {
+  const float decay[kWarpRows] = {1, 1, 1, 1};
+  add_values(o, weights, values, dim, decay);
 }
 
 __device__ inline float warp_max(float x) {

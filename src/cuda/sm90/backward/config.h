@@ -5,14 +5,12 @@
 
 namespace msa::cuda::sm90::backward {
 
-inline constexpr int kBlock = prefill::kBlock;          ///< Bk
-inline constexpr int kDim = prefill::kDim;              ///< D
-inline constexpr int kMostSlots = prefill::kMostSlots;  ///< largest K
-inline constexpr int kWarpgroups = 2;                   ///< that compute
-inline constexpr int kThreads = 128 * (1 + kWarpgroups);
+using prefill::kBlock, prefill::kDim, prefill::kMostSlots;
+using prefill::kTileRows;
+using prefill::kWarpgroups, prefill::kThreads;
 
-// Gradients of keys: a warpgroup owns 64 keys of a block, queries come by in tiles of 64 rows.
-inline constexpr int kTileRows = 64;   ///< 64 / G queries of G heads
+// Gradients of keys: a warpgroup owns 64 keys of a block, queries come by in tiles of kTileRows
+// rows, 64 / G queries of G heads.
 inline constexpr int kTileStages = 3;  ///< tiles, 32.5 KB: Q, dO, LSE and delta
 inline constexpr int kTaskStages = 2;  ///< blocks, 64 KB: K and V
 

@@ -16,6 +16,7 @@
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/backward/config.h"
+#include "cuda/sm90/backward/query_gradient.h"
 #include "cuda/sm90/backward/tasks.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
@@ -27,12 +28,12 @@ namespace msa::cuda::sm90::backward {
 struct KeyGradientArgs {
   TaskLists tasks;
   InverseLists lists;
-  const float* stats;  ///< [T,Hkv,2,G], see prepare.cuh
-  float* dk;           ///< [parts,128,128], without the softmax scale
-  float* dv;           ///< [parts,128,128]
-  int tokens;          ///< T
-  int heads_kv;        ///< Hkv
-  float scale;         ///< softmax_scale * log2(e)
+  const float* row_terms;  ///< [T,Hkv,2,G], see prepare.cuh
+  float* dk;               ///< [parts,128,128], without the softmax scale
+  float* dv;               ///< [parts,128,128]
+  int tokens;              ///< T
+  int heads_kv;            ///< Hkv
+  float scale;             ///< softmax_scale * log2(e)
 };
 
 template <int kGroup>
@@ -46,31 +47,26 @@ struct KeyGradientShared {
     int keys;   ///< of the block that exist
     int part;
   };
-  /// lse and delta of a query's heads, as in KeyGradientArgs::stats.
-  struct alignas(16) Stats {
+  /// lse and delta of a query's heads, as in KeyGradientArgs::row_terms.
+  struct alignas(16) Terms {
     float lse[kGroup], delta[kGroup];
   };
 
   KvTile k[kTaskStages], v[kTaskStages];
   QTile q[kTileStages], d_o[kTileStages];
-  Stats stats[kTileStages][kQueries];
+  Terms terms[kTileStages][kQueries];
   int seen[kTileStages][kQueries];  ///< keys of the block that a query sees
   Step step[kTaskStages];
   RingBarriers<kTaskStages> task_ring;
   RingBarriers<kTileStages> tile_ring;
 };
 
-struct KeyGradientMaps {
-  CUtensorMap q, d_o;  ///< boxes of G heads
-  CUtensorMap k, v;    ///< boxes of 128 rows
-};
-
 /// One warp: blocks and queries of all tasks of this CTA.
 template <int kGroup>
 __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientArgs& args,
-                           const KeyGradientMaps& maps) {
+                           const QueryGradientMaps& maps) {
   using Shared = KeyGradientShared<kGroup>;
-  constexpr int kQueries = Shared::kQueries, kStatBytes = sizeof(typename Shared::Stats);
+  constexpr int kQueries = Shared::kQueries, kTermBytes = sizeof(typename Shared::Terms);
   const int lane = threadIdx.x % 32;
   TaskQueue tasks(args.tasks);
   RingPosition<kTaskStages> at;
@@ -103,7 +99,7 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
         if (mine) shared.seen[tile_at.stage][n_of_tile] = row < 0 ? 0 : keys_seen(task, row);
         __syncwarp();
         if (lane == 0)
-          ptx::arrive_expect(full, q.kBytes + d_o.kBytes + (kQueries - missing) * kStatBytes);
+          ptx::arrive_expect(full, q.kBytes + d_o.kBytes + (kQueries - missing) * kTermBytes);
         __syncwarp();
         if (!mine) continue;
         // Missing queries come from behind the tensor, as zeros; they see no key.
@@ -116,9 +112,9 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
                         task.head * kGroup, source, 0);
         }
         if (row >= 0)
-          ptx::load_bytes(&shared.stats[tile_at.stage][n_of_tile],
-                          args.stats + (int64_t{row} * args.heads_kv + task.head) * 2 * kGroup,
-                          kStatBytes, full);
+          ptx::load_bytes(&shared.terms[tile_at.stage][n_of_tile],
+                          args.row_terms + (int64_t{row} * args.heads_kv + task.head) * 2 * kGroup,
+                          kTermBytes, full);
       }
     }
   }
@@ -219,11 +215,11 @@ class KeyGradientConsumer {
   }
 
   __device__ void find_probabilities() {
-    const auto& stats = shared_.stats[tile_at_.stage];
+    const auto& terms = shared_.terms[tile_at_.stage];
 #pragma unroll
     for (int j = 0; j < kTileRows / 8; ++j) {
       const float2 lse =
-          *reinterpret_cast<const float2*>(&stats[query_of_step(j)].lse[head_of_step(j)]);
+          *reinterpret_cast<const float2*>(&terms[query_of_step(j)].lse[head_of_step(j)]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float* s = &s_[4 * j + 2 * h];
@@ -234,11 +230,11 @@ class KeyGradientConsumer {
     if (hides_keys()) mask(s_);
   }
   __device__ void find_gradients() {
-    const auto& stats = shared_.stats[tile_at_.stage];
+    const auto& terms = shared_.terms[tile_at_.stage];
 #pragma unroll
     for (int j = 0; j < kTileRows / 8; ++j) {
       const float2 delta =
-          *reinterpret_cast<const float2*>(&stats[query_of_step(j)].delta[head_of_step(j)]);
+          *reinterpret_cast<const float2*>(&terms[query_of_step(j)].delta[head_of_step(j)]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int i = 4 * j + 2 * h;
@@ -297,7 +293,7 @@ class KeyGradientConsumer {
 
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads, 1)
-    key_gradient(const __grid_constant__ KeyGradientMaps maps,
+    key_gradient(const __grid_constant__ QueryGradientMaps maps,
                  const __grid_constant__ KeyGradientArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<KeyGradientShared<kGroup>*>(memory);

@@ -22,7 +22,7 @@ struct PrepareArgs {
   const void* d_o;   ///< [T,Hq,D], bf16
   const float* lse;  ///< [T,Hq]
   int64_t o_token, o_head, d_o_token, d_o_head, lse_token, lse_head;
-  float* stats;  ///< [T,Hkv,2,G]: lse * log2(e), +inf where no key was seen; delta
+  float* row_terms;  ///< [T,Hkv,2,G]: lse * log2(e), +inf where no key was seen; delta
   int32_t heads_q, group;
 };
 
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant
     if (lane != 0 || first + pair0 >= a.heads_q) continue;
     const float lse = a.lse[token * a.lse_token + head * a.lse_head];
     const int kv_head = head / a.group, g = head % a.group;
-    float* to = a.stats + (token * (a.heads_q / a.group) + kv_head) * 2 * a.group + g;
+    float* to = a.row_terms + (token * (a.heads_q / a.group) + kv_head) * 2 * a.group + g;
     to[0] = lse == -INFINITY ? INFINITY : lse * kLog2E;
     to[a.group] = delta;
   }

@@ -13,6 +13,7 @@
 
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/grid.cuh"
+#include "cuda/sm90/backward/config.h"
 #include "cuda/sm90/backward/query_gradient.h"
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/tile_plan.cuh"
@@ -24,10 +25,11 @@
 
 namespace msa::cuda::sm90::backward {
 
-using prefill::kBlock, prefill::kDim, prefill::kRows, prefill::kWarpgroups, prefill::kThreads;
+using prefill::kRows;  // of a tile: 128 / G queries of G heads
 
 inline constexpr int kKSteps = 3;  ///< blocks of K on their way or in use, 32 KB each
 inline constexpr int kVSteps = 2;  ///< of V
+static_assert(kWarpgroups == prefill::kWarpgroups && kThreads == prefill::kThreads);
 
 template <int kGroup>
 struct QueryGradientShared {

@@ -315,15 +315,11 @@ struct KeyPlace {
   int row, block, key;
 };
 __device__ inline KeyPlace place_of_key(const DeviceBatch& batch, const TaskLists& lists, int k) {
-  int low = 0, high = batch.sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (batch.cu_seqlens_k[middle] <= k ? low : high) = middle;
-  }
-  if (batch.sequences == 0) return {-1, 0, 0};
-  const DeviceSequence s = batch.sequence(low);
-  const int token = k - s.k_begin, block = token / kBlock, row = lists.row_begin[low] + block;
-  const bool exists = token >= 0 && token < s.kv_len && row < lists.row_begin[low + 1];
+  const int b = batch.sequence_of_key(k);
+  if (b < 0) return {-1, 0, 0};
+  const DeviceSequence s = batch.sequence(b);
+  const int token = k - s.k_begin, block = token / kBlock, row = lists.row_begin[b] + block;
+  const bool exists = token >= 0 && token < s.kv_len && row < lists.row_begin[b + 1];
   if (!exists) return {-1, 0, 0};
   return {row, block, token % kBlock};
 }

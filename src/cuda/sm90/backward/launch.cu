@@ -1,0 +1,249 @@
+#include "cuda/sm90/backward/launch.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/sm90/backward/key_gradient.cuh"
+#include "cuda/sm90/backward/prepare.cuh"
+#include "cuda/sm90/backward/query_gradient.h"
+#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/smxx/plain.h"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda::sm90::backward {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736F;
+
+bool is_sparse(const Problem& problem) { return problem.op == Op::kSparseAttentionBackward; }
+
+/// Parts of the workspace: their first bytes.
+struct Layout {
+  TaskLayout tasks;
+  int64_t next_tile;     ///< i32: tiles of queries taken so far
+  int64_t row_ptr;       ///< i32 [Hkv,rows+1]
+  int64_t entries;       ///< i32 [Hkv,T*K]
+  int64_t row_terms;     ///< f32 [T,Hkv,2,G]
+  int64_t dk_parts;      ///< f32 [parts,128,128]
+  int64_t dv_parts;      ///< likewise
+  int64_t list_scratch;  ///< of block_lists; the parts are written later, over it
+  int64_t scratch_bytes;
+  int64_t bytes;  ///< of all
+};
+
+Layout layout(const Problem& problem, const Limits& limits) {
+  Layout l{};
+  l.tasks = task_layout(problem, limits, is_sparse(problem), 0);
+  Placement at(l.tasks.end);
+  l.next_tile = at.place(4);
+  const int64_t entries = is_sparse(problem) ? limits.max_tokens * problem.topk : 0;
+  l.row_ptr = at.place(problem.heads_kv * (l.tasks.rows + 1) * 4);
+  l.entries = at.place(problem.heads_kv * entries * 4);
+  l.row_terms = at.place(limits.max_tokens * problem.heads_q * 2 * 4);
+  l.list_scratch = at.end();
+  l.scratch_bytes = is_sparse(problem) ? plain::block_lists_bytes(problem, limits) : 0;
+  const int64_t part_bytes = l.tasks.parts * kBlock * kDim * 4;
+  l.dk_parts = at.place(part_bytes);
+  l.dv_parts = at.place(part_bytes);
+  l.bytes = std::max(at.end(), l.list_scratch + l.scratch_bytes);
+  return l;
+}
+
+/// What the steps need of a call.
+struct Call {
+  QueryGradientMaps maps;
+  DeviceBatch batch;
+  InverseLists lists;
+  TaskLists tasks;
+  Layout layout;
+  std::byte* workspace;
+  float scale;
+  uint32_t sms;
+
+  template <class T>
+  T* at(int64_t offset) const {
+    return reinterpret_cast<T*>(workspace + offset);
+  }
+};
+
+Status make_call(const Plan& plan, const AttentionBackwardParams& a, Workspace workspace,
+                 Call* call) {
+  const Problem& problem = plan.problem;
+  const auto group = static_cast<uint32_t>(problem.group());
+  MSA_TRY(map_queries("q", a.q, group, 1, &call->maps.q));
+  MSA_TRY(map_queries("d_o", a.d_o, group, 1, &call->maps.d_o));
+  MSA_TRY(map_keys("k", a.k, KvLayout::kPacked, kBlock, &call->maps.k));
+  MSA_TRY(map_keys("v", a.v, KvLayout::kPacked, kBlock, &call->maps.v));
+  call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
+  call->layout = layout(problem, plan.limits);
+  call->workspace = static_cast<std::byte*>(workspace.data);
+  call->tasks = task_lists(call->layout.tasks, call->workspace);
+  call->scale = a.softmax_scale == 0 ? 1 / std::sqrt(static_cast<float>(kDim)) : a.softmax_scale;
+  const DeviceInfo* device = nullptr;
+  MSA_TRY(device_info(problem.device.id, &device));
+  call->sms = static_cast<uint32_t>(device->sms);
+  return {};
+}
+
+/// The caller's inverse lists, or those that block_lists makes in the workspace; none for dense.
+Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call,
+                  cudaStream_t stream) {
+  const Problem& problem = plan.problem;
+  if (!is_sparse(problem)) return {};
+  const Layout& l = call->layout;
+  BlockListsParams lists{
+      .ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries};
+  if (!a.row_ptr.given()) {
+    lists.row_ptr = TensorView::contiguous(call->at<int32_t>(l.row_ptr), DType::kI32,
+                                           {problem.heads_kv, l.tasks.rows + 1});
+    lists.entries = TensorView::contiguous(call->at<int32_t>(l.entries), DType::kI32,
+                                           {problem.heads_kv, a.ids.shape[1] * problem.topk});
+    Plan list_plan = plan;
+    list_plan.problem.op = Op::kBlockLists;
+    list_plan.workspace_bytes = l.scratch_bytes;
+    const Workspace scratch{call->at<std::byte>(l.list_scratch),
+                            static_cast<size_t>(l.scratch_bytes)};
+    MSA_TRY(plain::run(list_plan, lists, scratch, stream));
+  }
+  call->lists = {.row_ptr = lists.row_ptr.at<const int32_t>(),
+                 .entries = lists.entries.at<const int32_t>(),
+                 .row_ptr_stride = lists.row_ptr.stride[0],
+                 .entries_stride = lists.entries.stride[0],
+                 .rows = static_cast<int32_t>(lists.row_ptr.shape[1] - 1),
+                 .topk = problem.topk};
+  return {};
+}
+
+template <class O>
+Status launch_prepare(const Plan& plan, const AttentionBackwardParams& a, const Call& call,
+                      cudaStream_t stream) {
+  return launch("attention_backward (delta)", prepare<O>,
+                {.grid = static_cast<uint32_t>(a.q.shape[0]), .block = kPrepareThreads}, stream,
+                PrepareArgs{.o = a.o.data,
+                            .d_o = a.d_o.data,
+                            .lse = a.lse.at<const float>(),
+                            .o_token = a.o.stride[0],
+                            .o_head = a.o.stride[1],
+                            .d_o_token = a.d_o.stride[0],
+                            .d_o_head = a.d_o.stride[1],
+                            .lse_token = a.lse.stride[0],
+                            .lse_head = a.lse.stride[1],
+                            .row_terms = call.at<float>(call.layout.row_terms),
+                            .heads_q = plan.problem.heads_q,
+                            .group = plan.problem.group()});
+}
+
+Status launch_tasks(const Plan& plan, const Call& call, cudaStream_t stream) {
+  return launch("attention_backward (tasks)", make_tasks, {.grid = 1, .block = kMakeThreads},
+                stream,
+                MakeTasksArgs{.batch = call.batch,
+                              .lists = call.lists,
+                              .out = call.tasks,
+                              .heads_kv = plan.problem.heads_kv});
+}
+
+template <int kGroup>
+Status launch_key_gradient(const Plan& plan, const Call& call, cudaStream_t stream) {
+  const Layout& l = call.layout;
+  return launch(
+      "attention_backward (keys)", key_gradient<kGroup>,
+      {.grid = call.sms, .block = kThreads, .shared_bytes = sizeof(KeyGradientShared<kGroup>)},
+      stream, call.maps,
+      KeyGradientArgs{.tasks = call.tasks,
+                      .lists = call.lists,
+                      .row_terms = call.at<float>(l.row_terms),
+                      .dk = call.at<float>(l.dk_parts),
+                      .dv = call.at<float>(l.dv_parts),
+                      .tokens = call.batch.tokens,
+                      .heads_kv = plan.problem.heads_kv,
+                      .scale = call.scale * kLog2E});
+}
+
+Status launch_reduce(const Call& call, const TensorView& out, int64_t parts, float scale,
+                     cudaStream_t stream) {
+  const ReduceArgs args{.batch = call.batch,
+                        .lists = call.tasks,
+                        .parts = call.at<float>(parts),
+                        .out = out.data,
+                        .out_row = out.stride[0],
+                        .out_head = out.stride[1],
+                        .keys = static_cast<int32_t>(out.shape[0]),
+                        .heads = 1,
+                        .scale = scale};
+  constexpr int64_t kRows = kReduceThreads / 32;
+  return launch("attention_backward (sum)",
+                out.dtype == DType::kF32 ? reduce_parts<float> : reduce_parts<__nv_bfloat16>,
+                {.grid = dim3(static_cast<uint32_t>(ceil_div(out.shape[0], kRows)),
+                              static_cast<uint32_t>(out.shape[1])),
+                 .block = kReduceThreads,
+                 .overlap = true},
+                stream, args);
+}
+
+template <int kGroup>
+Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, const Call& call,
+                          cudaStream_t stream) {
+  auto* next_tile = call.at<int32_t>(call.layout.next_tile);
+  MSA_TRY(
+      check_cuda(cudaMemsetAsync(next_tile, 0, sizeof(*next_tile), stream), "attention_backward"));
+  QueryGradientArgs args{.batch = call.batch,
+                         .lists = {},
+                         .row_terms = call.at<float>(call.layout.row_terms),
+                         .dq = a.dq.data,
+                         .dq_token = a.dq.stride[0],
+                         .dq_head = a.dq.stride[1],
+                         .scale = call.scale,
+                         .heads_kv = plan.problem.heads_kv,
+                         .next_tile = next_tile};
+  if (is_sparse(plan.problem))
+    args.lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], plan.problem.topk};
+  return a.dq.dtype == DType::kF32
+             ? launch_query_gradient<kGroup, float>(call.maps, args, call.sms, stream)
+             : launch_query_gradient<kGroup, __nv_bfloat16>(call.maps, args, call.sms, stream);
+}
+
+template <int kGroup>
+Status run_group(const Plan& plan, const AttentionBackwardParams& a, const Call& call,
+                 cudaStream_t stream) {
+  MSA_TRY(a.o.dtype == DType::kF32 ? launch_prepare<float>(plan, a, call, stream)
+                                   : launch_prepare<__nv_bfloat16>(plan, a, call, stream));
+  MSA_TRY(launch_tasks(plan, call, stream));
+  MSA_TRY(launch_key_gradient<kGroup>(plan, call, stream));
+  MSA_TRY(launch_reduce(call, a.dk, call.layout.dk_parts, call.scale, stream));
+  MSA_TRY(launch_reduce(call, a.dv, call.layout.dv_parts, 1, stream));
+  return run_query_gradient<kGroup>(plan, a, call, stream);
+}
+
+}  // namespace
+
+bool fits(const Problem& problem) {
+  const bool sparse = is_sparse(problem);
+  return (sparse || problem.op == Op::kDenseAttentionBackward) && problem.dtype == DType::kBF16 &&
+         problem.head_dim == kDim && problem.block_size == kBlock &&
+         (!sparse || problem.topk <= kMostSlots) && (problem.group() == 16 || problem.group() == 8);
+}
+
+bool fits(const AttentionBackwardParams& a, const Limits& limits) {
+  for (const TensorView* view : {&a.q, &a.k, &a.v, &a.o, &a.d_o, &a.dq, &a.dk, &a.dv})
+    if (!aligned(*view)) return false;
+  return a.d_o.dtype == DType::kBF16 && a.q.shape[0] > 0 && a.k.shape[0] > 0 &&
+         has_room(limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
+         (!a.row_ptr.given() || a.row_ptr.shape[1] - 1 <= most_rows(limits));
+}
+
+int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+  return layout(problem, limits).bytes;
+}
+
+Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspace,
+           cudaStream_t stream) {
+  Call call{};
+  MSA_TRY(make_call(plan, a, workspace, &call));
+  MSA_TRY(make_lists(plan, a, &call, stream));
+  return plan.problem.group() == 16 ? run_group<16>(plan, a, call, stream)
+                                    : run_group<8>(plan, a, call, stream);
+}
+
+}  // namespace msa::cuda::sm90::backward
