@@ -43,6 +43,7 @@ compiler=(g++)
 command -v ccache >/dev/null && compiler=(ccache g++)
 compile() {  # SOURCE FLAGS...: prints the object
   local object=$out/${1//\//_}.o
+  rm -f "$object"  # where it fails, so does the link
   "${compiler[@]}" "${flags[@]}" "${@:2}" -c "$1" -o "$object"
   echo "$object"
 }

@@ -110,12 +110,11 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   add("full, rounds", Op::kKlLoss, Support::kFull, 8, 4, rounds, nothing);
 
   add("ragged", Op::kIndexLse, Support::kListed, 16, 4, ragged, two_heads, true);
-  add("K 16, strided", Op::kIndexLse, Support::kListed, 16, 16, {{100, 2500}, {3, 3}},
-      [](Case& c) {
-        c.problem.heads_kv = 3;
-        c.strided = c.loose_limits = true;
-        c.padded_rows = 2;
-      });
+  add("K 16, strided", Op::kIndexLse, Support::kListed, 16, 16, {{100, 2500}, {3, 3}}, [](Case& c) {
+    c.problem.heads_kv = 3;
+    c.strided = c.loose_limits = true;
+    c.padded_rows = 2;
+  });
   add("shard", Op::kIndexLse, Support::kListed, 16, 8, {{30, 700, 700, 3}},
       [](Case& c) { c.q_offsets = c.block_offsets = c.shared_ids = true; });
   add("full, ragged", Op::kIndexLse, Support::kFull, 16, 4, ragged, two_heads, true);
