@@ -104,6 +104,15 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
         c.causal = false;
         c.strided = c.loose_limits = true;
       });
+  for (const auto& [name, values] : {std::pair{"ties", Values::kTies},
+                                     {"equal keys", Values::kEqual},
+                                     {"zeros", Values::kZero},
+                                     {"huge", Values::kHuge},
+                                     {"peaked", Values::kPeaked},
+                                     {"rising", Values::kRising},
+                                     {"falling", Values::kFalling}})
+    add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}},
+        [values](Case& c) { c.values = values; });
 
   add("ragged", Op::kKlLoss, Support::kListed, 16, 4, ragged, two_heads, true);
   add("G 8, K 16", Op::kKlLoss, Support::kListed, 8, 16, {{100, 700}}, nothing);
