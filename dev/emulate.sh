@@ -14,10 +14,11 @@ mkdir -p "$out"
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
   [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
+  [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
     smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill backward plain)
+order=(prefill backward kl plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.
@@ -40,6 +41,7 @@ compiler=(g++)
 command -v ccache >/dev/null && compiler=(ccache g++)
 compile() {  # SOURCE FLAGS...: prints the object
   local object=$out/${1//\//_}.o
+  rm -f "$object"  # where it fails, so does the link
   "${compiler[@]}" "${flags[@]}" "${@:2}" -c "$1" -o "$object"
   echo "$object"
 }

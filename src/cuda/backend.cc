@@ -15,6 +15,7 @@
 #include "cuda/sm90/decode/launch.h"
 #include "cuda/sm90/dense/launch.h"
 #include "cuda/sm90/index/launch.h"
+#include "cuda/sm90/kl/launch.h"
 #include "cuda/sm90/prefill/launch.h"
 #include "cuda/smxx/plain.h"
 
@@ -122,6 +123,8 @@ class CudaBackend final : public PlainBackend {
       bytes = std::max(bytes, sm90::prefill::workspace_bytes(problem, limits, order_));
     if (tuned(problem, sm90::backward::fits))
       bytes = std::max(bytes, sm90::backward::workspace_bytes(problem, limits));
+    if (tuned(problem, sm90::kl::fits))
+      bytes = std::max(bytes, sm90::kl::workspace_bytes(problem, limits));
     return bytes;
   }
 
@@ -169,6 +172,12 @@ class CudaBackend final : public PlainBackend {
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::backward::run(p, a, w, stream); });
   }
+  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
+    return run_index_training(p, a, w, q);
+  }
+  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
+    return run_index_training(p, a, w, q);
+  }
   using PlainBackend::run;
 
  private:
@@ -188,6 +197,12 @@ class CudaBackend final : public PlainBackend {
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::index::run(p, a, w, stream); });
+  }
+  template <class Params>
+  Status run_index_training(const Plan& p, const Params& a, Workspace w, Queue q) const {
+    if (!tuned(p.problem, sm90::kl::fits) || !sm90::kl::fits(a, p.limits))
+      return PlainBackend::run(p, a, w, q);
+    return on_device(p, w, q, [&](cudaStream_t stream) { return sm90::kl::run(p, a, w, stream); });
   }
 
   const char* name_;

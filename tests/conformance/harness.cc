@@ -135,10 +135,9 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
       return text("writes behind its workspace of ", bytes, " bytes");
     if (instance.input_hash() != inputs) return "writes into its inputs";
     if (first.empty()) {
-      *verdict =
-          judge(expected, instance.params(),
-                {.exact_scores = instance.test_case().exact_scores(),
-                 .rounds_probabilities = rounds_probabilities(backend, instance.problem().dtype)});
+      *verdict = judge(expected, instance.params(),
+                       {.exact_scores = instance.test_case().exact_scores(),
+                        .rounds_probabilities = rounds_probabilities(backend, instance.problem())});
       if (!verdict->ok()) return verdict->failure;
     }
     bool untouched = false;

@@ -44,11 +44,11 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
 
 struct Conditions {
   bool exact_scores = false;          ///< products and sums are exact in fp32: ties are ties
-  bool rounds_probabilities = false;  ///< the backend multiplies v by 16-bit probabilities
+  bool rounds_probabilities = false;  ///< the backend multiplies by 16-bit probabilities
 };
 
 /// True for backends whose matrix units take probabilities as bf16 only.
-bool rounds_probabilities(const Backend& backend, DType dtype);
+bool rounds_probabilities(const Backend& backend, const Problem& problem);
 
 /// What addresses and strides of 16-bit tensors must be a multiple of, in bytes: those that "cuda"
 /// and its variants hand to the tensor memory accelerator (q, k, v, index queries and keys) 16, all

@@ -311,7 +311,7 @@ Status judge_part(const Problem& problem, const Limits& limits, const Backend& b
   conformance::Expected expected;
   MSA_TRY(conformance::expect(problem, limits, part, nullptr, &expected));
   for (const auto& member : others) part.*member = std::get<Params>(expected.params).*member;
-  const bool rounds = conformance::rounds_probabilities(backend, problem.dtype);
+  const bool rounds = conformance::rounds_probabilities(backend, problem);
   merge(conformance::judge(expected, part, {.rounds_probabilities = rounds}), worst);
   return {};
 }

@@ -34,6 +34,9 @@ __device__ inline void pin(float (&d)[kCount]) {
 /// of columns (values of P V).
 enum class BLayout { kKMajor = 0, kNMajor = 1 };
 
+/// The same of A: [64,16] rows of the inner dimension, or [16,64] rows of D's rows.
+enum class ALayout { kKMajor = 0, kMMajor = 1 };
+
 // Operand lists.
 #define MSA_D8(i)                                                                             \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -65,13 +68,15 @@ enum class BLayout { kKMajor = 0, kNMajor = 1 };
 #define MSA_R64 MSA_R32_0 ", " MSA_R32_32
 #define MSA_R128 MSA_R64 ", " MSA_R32_64 ", " MSA_R32_96
 
-// One instruction. REGISTERS lists D; A, B, P, T are the numbers of the operands that follow it.
-#define MSA_WGMMA_SS(N, REGISTERS, D, A, B, P, T)                                           \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                      \
-               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS \
-               "}, %" #A ", %" #B ", p, 1, 1, 0, %" #T ";\n}\n"                             \
-               : D                                                                          \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kB)))
+// One instruction. REGISTERS lists D; A, B, P, TA, TB (A0 .. T) are the numbers of the operands
+// that follow it.
+#define MSA_WGMMA_SS(N, REGISTERS, D, A, B, P, TA, TB)                                         \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                         \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS    \
+               "}, %" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";\n}\n"                        \
+               : D                                                                             \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kA)), \
+                 "n"(static_cast<int>(kB)))
 #define MSA_WGMMA_RS(N, REGISTERS, D, A0, A1, A2, A3, B, P, T)                                \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P                                        \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS   \
@@ -82,21 +87,21 @@ enum class BLayout { kKMajor = 0, kNMajor = 1 };
 
 /// D = A B (+ D when `accumulate`). A and B from shared memory, by descriptor
 /// (tile/shared_tile.cuh).
-template <BLayout kB = BLayout::kKMajor>
+template <BLayout kB = BLayout::kKMajor, ALayout kA = ALayout::kKMajor>
 __device__ inline void wgmma(float (&d)[8], uint64_t a, uint64_t b, bool accumulate) {
-  MSA_WGMMA_SS(16, MSA_R8, MSA_D8(0), 8, 9, 10, 11);
+  MSA_WGMMA_SS(16, MSA_R8, MSA_D8(0), 8, 9, 10, 11, 12);
 }
-template <BLayout kB = BLayout::kKMajor>
+template <BLayout kB = BLayout::kKMajor, ALayout kA = ALayout::kKMajor>
 __device__ inline void wgmma(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  MSA_WGMMA_SS(64, MSA_R32_0, MSA_D32(0), 32, 33, 34, 35);
+  MSA_WGMMA_SS(64, MSA_R32_0, MSA_D32(0), 32, 33, 34, 35, 36);
 }
-template <BLayout kB = BLayout::kKMajor>
+template <BLayout kB = BLayout::kKMajor, ALayout kA = ALayout::kKMajor>
 __device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  MSA_WGMMA_SS(128, MSA_R64, MSA_D64, 64, 65, 66, 67);
+  MSA_WGMMA_SS(128, MSA_R64, MSA_D64, 64, 65, 66, 67, 68);
 }
-template <BLayout kB = BLayout::kKMajor>
+template <BLayout kB = BLayout::kKMajor, ALayout kA = ALayout::kKMajor>
 __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-  MSA_WGMMA_SS(256, MSA_R128, MSA_D128, 128, 129, 130, 131);
+  MSA_WGMMA_SS(256, MSA_R128, MSA_D128, 128, 129, 130, 131, 132);
 }
 
 /// A from registers (layout above).

@@ -1,9 +1,36 @@
 // Stand-in for src/cuda/ptx/mma.cuh.
 #pragma once
 
+#include "core/half.h"
 #include "cuda/ptx/barrier.cuh"
 
 namespace msa::cuda::ptx {
+
+/// Element `half` of a pair of bf16.
+inline float element_of_pair(uint64_t pair, int half) {
+  return bf16_to_f32(static_cast<uint16_t>(pair >> 16 * half));
+}
+
+/// d: four registers.
+inline void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const int lane = emulator::cta->current->lane();
+  const emulator::Words* rows = emulator::cta->exchange({a[0], a[1], a[2], a[3]});
+  float at[2][16];  // of A, this lane's two rows
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 16; ++k)
+      at[h][k] = element_of_pair(rows[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + h], k % 2);
+  const emulator::Words* columns = emulator::cta->exchange({b0, b1});
+  for (int e = 0; e < 2; ++e) {
+    const int column = 2 * (lane % 4) + e;
+    for (int h = 0; h < 2; ++h) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k)
+        sum += at[h][k] * element_of_pair(columns[column * 4 + k % 8 / 2][k / 8], k % 2);
+      d[2 * h + e] += sum;
+    }
+  }
+  __syncwarp();  // all lanes have read before one goes on
+}
 
 inline void load_matrices(uint32_t (&m)[4], const void* row) {
   const emulator::Words* rows = emulator::cta->exchange({reinterpret_cast<uintptr_t>(row)});

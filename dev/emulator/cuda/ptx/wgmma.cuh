@@ -12,6 +12,7 @@
 namespace msa::cuda::ptx {
 
 enum class BLayout { kKMajor = 0, kNMajor = 1 };
+enum class ALayout { kKMajor = 0, kMMajor = 1 };
 
 inline void wgmma_fence() {}
 
@@ -108,8 +109,8 @@ void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, bool accumula
       });
 }
 
-/// A from shared memory: 64 rows with the inner dimension along them.
-template <BLayout kB = BLayout::kKMajor, int kCount>
+/// A from shared memory: a row of it in memory is one row with k along it, or one k.
+template <BLayout kB = BLayout::kKMajor, ALayout kA = ALayout::kKMajor, int kCount>
 void wgmma(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
   const int lane = emulator::cta->current->lane();
   const int warp = static_cast<int>(emulator::cta->current->index.x) / 32 % 4;
@@ -117,7 +118,8 @@ void wgmma(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
       [&d, first = 16 * warp + lane / 4, a = SharedMatrix(a), b = SharedMatrix(b), accumulate] {
         ARows rows;
         for (int h = 0; h < 2; ++h)
-          for (int k = 0; k < 16; ++k) rows.at[h][k] = a.at(first + 8 * h, k);
+          for (int k = 0; k < 16; ++k)
+            rows.at[h][k] = kA == ALayout::kKMajor ? a.at(first + 8 * h, k) : a.at(k, first + 8 * h);
         multiply<kB>(d, rows, b, accumulate);
       });
 }

@@ -24,6 +24,14 @@ struct InverseLists {
   int32_t topk;  ///< K
 };
 
+/// Blocks of every sequence: all, or those of a round.
+struct BlockRange {
+  int32_t first = 0;
+  int32_t count = INT32_MAX;
+
+  __device__ bool contains(int block) const { return block >= first && block - first < count; }
+};
+
 /// The lists of a TaskLayout.
 struct TaskLists {
   int32_t* row_begin;  ///< [B+1]
@@ -62,6 +70,7 @@ struct MakeTasksArgs {
   InverseLists lists;
   TaskLists out;
   int32_t heads_kv;
+  BlockRange blocks{};  ///< that make tasks; all where there are lists
 };
 
 /// One CTA: rows of all heads, a thread each. Nobody checked row_ptr, so sums may be absurd; what
@@ -197,9 +206,10 @@ class TaskMaker {
       const int begin = a_.batch.clamp(ends[0], 0, entries);
       return {begin, a_.batch.clamp(ends[1], begin, entries) - begin};
     }
-    const int b = sequence_of_row(row);
+    const int b = sequence_of_row(row), block = row - a_.out.row_begin[b];
+    if (!a_.blocks.contains(block)) return {};
     const DeviceSequence s = a_.batch.sequence(b);
-    const int64_t before = int64_t{row - a_.out.row_begin[b]} * kBlock;
+    const int64_t before = int64_t{block} * kBlock;
     const int64_t hidden = a_.batch.causal ? before - first_position(s) : 0;
     const int first = at_most(hidden < 0 ? 0 : hidden, s.q_len);
     return {s.q_begin + first, s.q_len - first};
@@ -296,19 +306,22 @@ struct ReduceArgs {
   int32_t keys;               ///< S
   int32_t heads;              ///< that are added: 1 or Hkv
   float scale;
+  BlockRange blocks{};  ///< whose keys are written, nobody's keys with block 0
 };
 
-/// The row of k's sequence and its key there, as a (row, key of the block); row -1: nobody's.
+/// Where row k of the keys belongs: row and block of its sequence, key of the block; row -1:
+/// nobody's.
 struct KeyPlace {
-  int row, key;
+  int row, block, key;
 };
 __device__ inline KeyPlace place_of_key(const DeviceBatch& batch, const TaskLists& lists, int k) {
   const int b = batch.sequence_of_key(k);
-  if (b < 0) return {-1, 0};
+  if (b < 0) return {-1, 0, 0};
   const DeviceSequence s = batch.sequence(b);
-  const int token = k - s.k_begin, row = lists.row_begin[b] + token / kBlock;
+  const int token = k - s.k_begin, block = token / kBlock, row = lists.row_begin[b] + block;
   const bool exists = token >= 0 && token < s.kv_len && row < lists.row_begin[b + 1];
-  return {exists ? row : -1, token % kBlock};
+  if (!exists) return {-1, 0, 0};
+  return {row, block, token % kBlock};
 }
 
 __device__ inline void store_columns(const float4& x, float* to) {
@@ -330,6 +343,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (k >= a.keys) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const KeyPlace place = place_of_key(a.batch, a.lists, k);
+  if (!a.blocks.contains(place.block)) return;
   float4 sum{};
   for (int n = 0; place.row >= 0 && n < a.heads; ++n) {
     const int head = static_cast<int>(blockIdx.y) + n;

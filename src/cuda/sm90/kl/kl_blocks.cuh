@@ -1,0 +1,550 @@
+// The KL of the index branch by blocks of keys: a block and its index keys stay while the queries
+// that read it come by. Teacher and student meet in registers, on transposed tiles (keys down,
+// queries across), so that dS^T is an operand as it stands:
+//
+//   S^T = K Q^T        [128 keys, 16 queries * G heads]     P^T = mean over G of exp2(c S^T - lse)
+//   Z^T = K' Q'^T      [128, 16]                            Pi^T = exp2(c' Z^T - lse')
+//   dS^T = f (Pi^T - P^T)                                   dK' += dS^T Q'       [128, Di]
+//   dQ'^T = K'^T dS^T  [Di, 16], a partial result of each entry, as sum P (log2 P - log2 Pi) is
+//
+// A persistent CTA takes tasks. One warp loads blocks and q by TMA, three gather the rest of the
+// steps, two warpgroups compute: each has 64 of the keys, and of dQ' 64 of the dims, for which it
+// reads the other's dS one step later.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/grid.cuh"
+#include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/kl/config.h"
+#include "cuda/sm90/kl/readers.cuh"
+#include "cuda/tile/online_softmax.cuh"
+#include "cuda/tile/ring.cuh"
+#include "cuda/tile/shared_tile.cuh"
+#include "cuda/tile/store_rows.cuh"
+
+namespace msa::cuda::sm90::kl {
+
+struct KlArgs {
+  Readers readers;
+  const float* lse;            ///< [T,Hq]
+  const float* index_lse;      ///< [T,Hi]
+  const __nv_bfloat16* q_idx;  ///< [T,Hi,Di]
+  int64_t lse_token, lse_head, index_lse_token, index_lse_head, q_idx_token, q_idx_head;
+  float scale, index_scale;  ///< c = softmax_scale * log2(e), c' = log2(e) / sqrt(Di)
+  const int32_t* queries;    ///< cu_seqlens_q[B]
+  float unit;                ///< 1 / (sqrt(Di) Hkv): of that many queries, f = unit / queries
+  float* dq_parts;           ///< [Hkv,T,slots,Di]
+  float* dk_parts;           ///< [parts,128,Di]
+  float* kl_parts;           ///< [Hkv,T,slots], in units of log2, or null
+};
+
+template <int kGroup>
+struct KlShared {
+  using KeyTile = SharedTile<kBlock, kDim>;
+  using QTile = SharedTile<kTileRows, kDim>;
+  /// What a step needs beside q. A shift makes the logarithm of a probability of a scaled product;
+  /// -inf where there is none.
+  struct Step {
+    SharedTile<kStepQueries, kDim> q_idx;
+    float teacher[kStepQueries * kGroup];
+    float student[kStepQueries];
+    int seen[kStepQueries];  ///< keys of the block that the query sees
+    int part[kStepQueries];  ///< of its entry; -1: no query
+  };
+  /// What the warpgroups tell each other of a step.
+  struct Exchange {
+    SharedTile<kStepQueries, kBlock> ds;
+    float kl[4 * kWarpgroups][kStepQueries];  ///< of each warp's keys
+  };
+
+  KeyTile k, k_idx[kBlockStages];
+  QTile q[kTileStages];
+  Step step[kStepStages];
+  Exchange exchange[2];
+  Task task[kBlockStages];  ///< count 0: there are no more
+  RingBarriers<1> k_ring;
+  RingBarriers<kBlockStages> block_ring;
+  RingBarriers<kTileStages> q_ring;
+  RingBarriers<kStepStages> step_ring;
+  ptx::Barrier exchanged[2];
+};
+
+/// One warp: keys, index keys and queries of all tasks of this CTA.
+template <int kGroup>
+__device__ void load_tasks(KlShared<kGroup>& shared, const KlArgs& args, const CUtensorMap* q_map,
+                           const CUtensorMap* k_map, const CUtensorMap* k_idx_map) {
+  constexpr int kQueries = kTileRows / kGroup;
+  const int lane = threadIdx.x % 32;
+  backward::TaskQueue tasks(args.readers.tasks);
+  RingPosition<1> k_at;
+  RingPosition<kBlockStages> at;
+  RingPosition<kTileStages> tile_at;
+  const auto load_block = [](auto& tile, const CUtensorMap* map, ptx::Barrier* full, int row,
+                             int head) {
+    ptx::arrive_expect(full, tile.kBytes);
+    for (int panel = 0; panel < tile.kPanels; ++panel)
+      ptx::load_box(tile.panel(panel), map, full, panel * kPanelColumns, row, head, 0);
+  };
+  for (Task task = tasks.next(); task.count > 0; task = tasks.next()) {
+    at.wait_empty(shared.block_ring);
+    if (lane == 0) {
+      shared.task[at.stage] = task;
+      load_block(shared.k_idx[at.stage], k_idx_map, &shared.block_ring.full[at.stage], task.source,
+                 0);
+    }
+    at.advance();
+    k_at.wait_empty(shared.k_ring);
+    if (lane == 0) load_block(shared.k, k_map, &shared.k_ring.full[0], task.source, task.head);
+    k_at.advance();
+
+    for (int done = 0; done < task.count; done += 32) {  // a lane per query
+      const int row = args.readers.at(task, done + lane).row;
+      const int queries = min(32, (task.count - done + kStepQueries - 1) & -kStepQueries);
+      for (int first = 0; first < queries; first += kQueries, tile_at.advance()) {
+        tile_at.wait_empty(shared.q_ring);
+        auto& q = shared.q[tile_at.stage];
+        ptx::Barrier* full = &shared.q_ring.full[tile_at.stage];
+        if (lane == 0) ptx::arrive_expect(full, q.kBytes);
+        __syncwarp();
+        const int n = lane - first;  // query of the tile; row -1 lies outside the tensor: zeros
+        for (int panel = 0; n >= 0 && n < kQueries && panel < q.kPanels; ++panel)
+          ptx::load_box(q.at(n * kGroup, panel * kPanelColumns), q_map, full, panel * kPanelColumns,
+                        task.head * kGroup, row, 0);
+      }
+    }
+  }
+  at.wait_empty(shared.block_ring);
+  if (lane == 0) {
+    shared.task[at.stage].count = 0;
+    ptx::arrive(&shared.block_ring.full[at.stage]);
+  }
+}
+
+/// A warp of those that gather. Two lanes for each query of a step.
+template <int kGroup>
+class Gatherer {
+ public:
+  using Step = typename KlShared<kGroup>::Step;
+
+  __device__ Gatherer(KlShared<kGroup>& shared, const KlArgs& args, int number)
+      : shared_(shared), a_(args), turn_(number) {}
+
+  __device__ void run() {
+    RingPosition<kBlockStages> block_at;
+    RingPosition<kStepStages> at;
+    for (;; block_at.advance()) {
+      block_at.wait_full(shared_.block_ring);
+      const Task task = shared_.task[block_at.stage];
+      if (task.count == 0) return;
+      for (int done = 0; done < task.count; done += kStepQueries, at.advance()) {
+        const bool mine = turn_ == 0;
+        turn_ = mine ? kGatherWarps - 1 : turn_ - 1;
+        if (!mine) continue;
+        const Reader reader = a_.readers.at(task, done + lane() / 2);
+        at.wait_empty(shared_.step_ring);
+        Step& step = shared_.step[at.stage];
+        gather_query(step, task, reader);
+        gather_index_queries(step, task, reader.row);
+        ptx::fence_async_proxy();
+        __syncwarp();
+        if (lane() == 0) ptx::arrive(&shared_.step_ring.full[at.stage]);
+      }
+      __syncwarp();
+      if (lane() == 0) ptx::arrive(&shared_.block_ring.empty[block_at.stage]);
+    }
+  }
+
+ private:
+  static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
+
+  __device__ void gather_query(Step& step, const Task& task, const Reader& reader) const {
+    constexpr float kLog2E = 1.44269504088896340736F;
+    constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
+    constexpr int kHeads = kGroup / 2;  // of a lane
+    const int n = lane() / 2, half = lane() % 2;
+    const int64_t row = reader.row;
+    const bool exists = row >= 0;
+    const float student =
+        exists ? a_.index_lse[row * a_.index_lse_token + task.head * a_.index_lse_head] : -INFINITY;
+    const int64_t head0 = task.head * kGroup + half * kHeads;
+    float shift[kHeads];
+#pragma unroll
+    for (int i = 0; i < kHeads; ++i)
+      shift[i] = exists ? a_.lse[row * a_.lse_token + (head0 + i) * a_.lse_head] : -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kHeads; ++i)  // a row without a student has no teacher
+      shift[i] = student == -INFINITY || shift[i] == -INFINITY
+                     ? -INFINITY
+                     : fmaf(shift[i], -kLog2E, -kLog2Group);
+#pragma unroll
+    for (int i = 0; i < kHeads; i += 4)
+      *reinterpret_cast<float4*>(&step.teacher[n * kGroup + half * kHeads + i]) = {
+          shift[i], shift[i + 1], shift[i + 2], shift[i + 3]};
+    if (half > 0) return;
+    step.student[n] = student == -INFINITY ? student : student * -kLog2E;
+    step.seen[n] = exists ? backward::keys_seen(task, reader.row) : 0;
+    step.part[n] = reader.part;
+  }
+
+  /// Half a warp for each row, 16 bytes a lane; four loads under way.
+  __device__ void gather_index_queries(Step& step, const Task& task, int row_of_lane) const {
+    constexpr int kAtOnce = 4;
+    const int half = lane() / 16, unit = lane() % 16;
+#pragma unroll 1
+    for (int n0 = 0; n0 < kStepQueries; n0 += 2 * kAtOnce) {
+      uint4 units[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int64_t row = __shfl_sync(0xffffffff, row_of_lane, 2 * (n0 + 2 * i + half));
+        units[i] = uint4{};
+        if (row >= 0)
+          units[i] = *reinterpret_cast<const uint4*>(a_.q_idx + row * a_.q_idx_token +
+                                                     task.head * a_.q_idx_head + unit * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        *reinterpret_cast<uint4*>(step.q_idx.at(n0 + 2 * i + half, unit * 8)) = units[i];
+    }
+  }
+
+  KlShared<kGroup>& shared_;
+  const KlArgs& a_;
+  int turn_;  ///< steps until the next one of this warp
+};
+
+/// sums[2*n + h] of this lane's columns, 8 queries n -> sums over the quad, of queries 2*(l%4) + e:
+/// out[2*h + e], as the student's accumulators lie.
+__device__ inline void reduce_quad(const float (&sums)[16], float* out) {
+  const bool high = threadIdx.x & 2, odd = threadIdx.x & 1;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float four[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float low_half = sums[2 * n + h], high_half = sums[2 * (n + 4) + h];
+      four[n] = (high ? high_half : low_half) +
+                __shfl_xor_sync(0xffffffff, high ? low_half : high_half, 2);
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      out[2 * h + e] = (odd ? four[e + 2] : four[e]) +
+                       __shfl_xor_sync(0xffffffff, odd ? four[e] : four[e + 2], 1);
+    }
+  }
+}
+
+/// A warpgroup: its 64 keys of every task.
+template <int kGroup, bool kGradients>
+class KlConsumer {
+ public:
+  using Shared = KlShared<kGroup>;
+
+  __device__ KlConsumer(Shared& shared, const KlArgs& args, int warpgroup)
+      : shared_(shared),
+        args_(args),
+        warpgroup_(warpgroup),
+        first_key_(64 * warpgroup + 16 * (static_cast<int>(threadIdx.x) / 32 % 4)),
+        factor_(args.unit / static_cast<float>(max(*args.queries, 1))) {}
+
+  __device__ void run() {
+    for (;; block_at_.advance()) {
+      block_at_.wait_full(shared_.block_ring);
+      const Task& task = shared_.task[block_at_.stage];
+      const int count = task.count, keys = task.keys, part = task.part;
+      if (count == 0) return;
+      take_keys();
+      if (kGradients && keys < kBlock) clear_index_keys(keys);
+#pragma unroll
+      for (int& entry : part_) entry = -1;
+      kl_part_ = -1;
+      bool first = true;
+      for (int left = count; left > 0; left -= kStepQueries, first = false) step(first);
+      finish(part);
+      release(&shared_.block_ring.empty[block_at_.stage]);
+    }
+  }
+
+ private:
+  static constexpr int kQueries = kTileRows / kGroup;     ///< of a tile
+  static constexpr int kTiles = kStepQueries / kQueries;  ///< of a step
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
+  static __device__ void release(ptx::Barrier* empty) {
+    __syncwarp();
+    if (lane() == 0) ptx::arrive(empty);
+  }
+
+  /// This warp's 16 keys as operands.
+  __device__ void take_keys() {
+    k_at_.wait_full(shared_.k_ring);
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i)
+      ptx::load_matrices(k_[i], shared_.k.at(first_key_ + lane() % 16, 16 * i + lane() / 16 * 8));
+    release(&shared_.k_ring.empty[k_at_.stage]);
+    k_at_.advance();
+  }
+  /// What lies behind a sequence may be anything, and 0 * NaN is not 0 in dQ'. The other warpgroup
+  /// may do the same at the same time.
+  __device__ void clear_index_keys(int first) {
+    constexpr int kUnits = kDim / 8;
+    auto& k_idx = shared_.k_idx[block_at_.stage];
+#pragma unroll 1
+    for (int i = first * kUnits + static_cast<int>(threadIdx.x % 128); i < kBlock * kUnits;
+         i += 128)
+      *reinterpret_cast<uint4*>(k_idx.at(i / kUnits, i % kUnits * 8)) = uint4{};
+    ptx::fence_async_proxy();
+    ptx::join(1 + warpgroup_, 128);
+  }
+
+  /// 16 queries against the block.
+  __device__ void step(bool first) {
+    float even[kTileRows / 2], odd[kTileRows / 2];  // S^T of tiles by turns
+    float sums[16], p[8], z[8], dq[8];
+    start_scores(even);
+    step_at_.wait_full(shared_.step_ring);
+    const auto& step = shared_.step[step_at_.stage];
+    wait_exchange();
+    ptx::wgmma_fence();
+    start_student(z, step);
+    if (kGradients) start_query_gradient(dq);
+    ptx::wgmma_commit();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      auto& s = tile % 2 == 0 ? even : odd;
+      if (tile + 1 < kTiles) start_scores(tile % 2 == 0 ? odd : even);
+      // Where no tile was started, this returns at once: a border that ptxas respects, else it
+      // would wait for the product ahead of the exponentials that are to run meanwhile.
+      if (tile + 1 == kTiles) done_at_.wait_full(shared_.q_ring);
+      if (tile == 0)
+        ptx::wgmma_wait<2>();
+      else if (tile + 1 < kTiles)
+        ptx::wgmma_wait<1>();
+      else
+        ptx::wgmma_wait<0>();
+      ptx::pin(s);
+      release(&shared_.q_ring.empty[done_at_.stage]);
+      done_at_.advance();
+      if (tile == 1) {
+        ptx::pin(z);
+        if (kGradients) {
+          ptx::pin(dq);
+          store_query_gradient(dq);
+        }
+        store_divergence();
+      }
+      teach(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
+      ptx::pin(sums);  // not behind the next wait
+      if ((tile + 1) * kQueries % 8 == 0) reduce_quad(sums, &p[tile * kQueries / 8 * 4]);
+    }
+    learn(z, p, step, first);
+  }
+
+  __device__ void start_scores(float (&s)[kTileRows / 2]) {
+    q_at_.wait_full(shared_.q_ring);
+    ptx::wgmma_fence();
+    score_keys(s, k_, shared_.q[q_at_.stage]);
+    ptx::wgmma_commit();
+    q_at_.advance();
+  }
+  /// Z^T of this warpgroup's keys.
+  __device__ void start_student(float (&z)[8], const typename Shared::Step& step) {
+    const auto& k_idx = shared_.k_idx[block_at_.stage];
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i)
+      ptx::wgmma(z, k_idx.k_major(64 * warpgroup_, i), step.q_idx.k_major(0, i), i > 0);
+  }
+  /// dQ'^T of the step before: this warpgroup's dims. Behind a task's beginning there was none:
+  /// then it is a product of anything, which nobody stores.
+  __device__ void start_query_gradient(float (&dq)[8]) {
+    const auto& k_idx = shared_.k_idx[block_at_.stage];
+    const auto& ds = shared_.exchange[(steps_ + 1) % 2].ds;
+#pragma unroll
+    for (int i = 0; i < kBlock / 16; ++i)
+      ptx::wgmma<ptx::BLayout::kKMajor, ptx::ALayout::kMMajor>(dq, k_idx.n_major(i, warpgroup_),
+                                                               ds.k_major(0, i), i > 0);
+  }
+  /// Until both warpgroups have written what they know of the step before. Then both have read the
+  /// one before that, whose place the next one takes.
+  __device__ void wait_exchange() {
+    ptx::wait(&shared_.exchanged[(steps_ + 1) % 2], (steps_ - 1) >> 1 & 1);
+  }
+
+  /// Adds the probabilities of a tile, queries first .. of 8, over this lane's columns.
+  __device__ void teach(const float (&s)[kTileRows / 2], const float* shifts, int first,
+                        float (&sums)[16]) const {
+    constexpr int kPairs = kGroup / 8;  // of neighbouring columns that belong to a query
+#pragma unroll
+    for (int j = 0; j < kTileRows / 8; ++j) {
+      const float2 shift = *reinterpret_cast<const float2*>(&shifts[8 * j + 2 * (lane() % 4)]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float p = ptx::exp2_fast(fmaf(s[4 * j + 2 * h], args_.scale, shift.x)) +
+                        ptx::exp2_fast(fmaf(s[4 * j + 2 * h + 1], args_.scale, shift.y));
+        float& sum = sums[2 * (first + j / kPairs) + h];
+        sum = j % kPairs == 0 ? p : sum + p;
+      }
+    }
+  }
+
+  /// dS^T of the step into registers and dK', and to the other warpgroup. p and z: [4*j + 2*h + e]
+  /// is key l/4 + 8*h of this warp, query 8*j + 2*(l%4) + e.
+  __device__ void learn(const float (&z)[8], const float (&p)[8], const typename Shared::Step& step,
+                        bool first) {
+    auto& exchange = shared_.exchange[steps_ % 2];
+    const int key = first_key_ + lane() / 4;
+    float ds[8], kl[4];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int n = 8 * j + 2 * (lane() % 4) + e;
+        const int seen = step.seen[n];
+        const float shift = step.student[n];
+        part_[2 * j + e] = step.part[n];
+        kl[2 * j + e] = 0;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int i = 4 * j + 2 * h + e;
+          const bool sees = key + 8 * h < seen;  // else both may be anything
+          const float log_student = fmaf(z[i], args_.index_scale, shift);
+          ds[i] = sees ? (ptx::exp2_fast(log_student) - p[i]) * factor_ : 0;
+          if (args_.kl_parts != nullptr && sees && p[i] > 0)
+            kl[2 * j + e] += p[i] * (log2f(p[i]) - log_student);
+        }
+      }
+    }
+    uint32_t operand[4];
+    if (kGradients) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // 2 * j + h
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(ds[2 * i], ds[2 * i + 1]);
+        operand[i] = reinterpret_cast<const uint32_t&>(pair);
+        const int n = i / 2 * 8 + 2 * (lane() % 4), column = key + i % 2 * 8;
+        *exchange.ds.at(n, column) = pair.x;
+        *exchange.ds.at(n + 1, column) = pair.y;
+      }
+      ptx::fence_async_proxy();
+      ptx::wgmma_fence();
+      ptx::wgmma<ptx::BLayout::kNMajor>(dk_, operand, step.q_idx.n_major(0), !first);
+      ptx::wgmma_commit();
+    }
+    if (args_.kl_parts != nullptr) {
+      kl_part_ = step.part[lane() % kStepQueries];
+      exchange_divergence(exchange, kl);
+    }
+    release(&shared_.exchanged[steps_ % 2]);
+    ++steps_;
+    if (kGradients) {
+      ptx::wgmma_wait<0>();
+      ptx::pin(dk_);
+    }
+    release(&shared_.step_ring.empty[step_at_.stage]);
+    step_at_.advance();
+  }
+  /// Sums over this warp's keys of query 8*j + 2*(l%4) + e, kl[2*j + e].
+  __device__ void exchange_divergence(typename Shared::Exchange& exchange, const float (&kl)[4]) {
+    const bool j = lane() & 16, e = lane() & 8;
+    float two[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      two[i] = (j ? kl[2 + i] : kl[i]) + __shfl_xor_sync(0xffffffff, j ? kl[i] : kl[2 + i], 16);
+    float sum = (e ? two[1] : two[0]) + __shfl_xor_sync(0xffffffff, e ? two[0] : two[1], 8);
+    sum += __shfl_xor_sync(0xffffffff, sum, 4);
+    if ((lane() & 4) == 0)
+      exchange.kl[first_key_ / 16][(j ? 8 : 0) + 2 * (lane() % 4) + (e ? 1 : 0)] = sum;
+  }
+
+  /// What the step before left, once exchanged: partial results of its entries.
+  __device__ void store_query_gradient(const float (&dq)[8]) {
+    const int dim = first_key_ + lane() / 4;  // keys and dims are shared out alike
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {  // 2 * j + e
+      if (part_[n] < 0) continue;
+      float* to = args_.dq_parts + int64_t{part_[n]} * kDim + dim;
+      to[0] = dq[4 * (n / 2) + n % 2];
+      to[8] = dq[4 * (n / 2) + 2 + n % 2];
+    }
+  }
+  __device__ void store_divergence() {
+    if (first_key_ > 0 || lane() >= kStepQueries || kl_part_ < 0) return;
+    const auto& exchange = shared_.exchange[(steps_ + 1) % 2];
+    float sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < 4 * kWarpgroups; ++warp) sum += exchange.kl[warp][lane()];
+    args_.kl_parts[kl_part_] = sum;
+  }
+
+  /// What the last step left, and dK' of the task.
+  __device__ void finish(int part) {
+    wait_exchange();
+    store_divergence();
+    if (!kGradients) return;
+    float dq[8];
+    ptx::wgmma_fence();
+    start_query_gradient(dq);
+    ptx::wgmma_commit();
+    float* to = args_.dk_parts + (int64_t{part} * kBlock + first_key_ + lane() / 4) * kDim;
+    store_row(dk_, 0, to);
+    store_row(dk_, 1, to + 8 * kDim);
+    ptx::wgmma_wait<0>();
+    ptx::pin(dq);
+    store_query_gradient(dq);
+  }
+
+  Shared& shared_;
+  const KlArgs& args_;
+  const int warpgroup_;
+  const int first_key_;  ///< of this warp, in the block
+  const float factor_;   ///< f
+
+  RingPosition<1> k_at_;
+  RingPosition<kBlockStages> block_at_;
+  RingPosition<kTileStages> q_at_, done_at_;
+  RingPosition<kStepStages> step_at_;
+  int steps_ = 0;     ///< of all tasks
+  int part_[4];       ///< of the last step, for queries 8*j + 2*(l%4) + e; -1: none
+  int kl_part_ = -1;  ///< likewise, for query l % 16
+  uint32_t k_[kDim / 16][4];
+  float dk_[kDim / 2];
+};
+
+template <int kGroup, bool kGradients>
+__global__ void __launch_bounds__(kThreads, 1)
+    kl_blocks(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
+              const __grid_constant__ CUtensorMap k_idx_map, const __grid_constant__ KlArgs args) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<KlShared<kGroup>*>(memory);
+  if (threadIdx.x == 0) {
+    constexpr int kConsumerWarps = 4 * kWarpgroups;
+    shared.k_ring.init(kConsumerWarps);
+    shared.block_ring.init(kConsumerWarps + kGatherWarps);
+    shared.q_ring.init(kConsumerWarps);
+    shared.step_ring.init(kConsumerWarps);
+    for (ptx::Barrier& barrier : shared.exchanged) ptx::init_barrier(&barrier, kConsumerWarps);
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  ptx::wait_for_previous_grid();
+
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  if (warp < 4) {
+    ptx::give_registers<kProducerRegisters>();
+    if (warp == 0)
+      load_tasks<kGroup>(shared, args, &q_map, &k_map, &k_idx_map);
+    else
+      Gatherer<kGroup>(shared, args, warp - 1).run();
+  } else {
+    ptx::take_registers<kConsumerRegisters>();
+    KlConsumer<kGroup, kGradients>(shared, args, warp / 4 - 1).run();
+  }
+}
+
+}  // namespace msa::cuda::sm90::kl

@@ -1,0 +1,297 @@
+#include "cuda/sm90/kl/launch.h"
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+
+#include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/sm90/kl/index_lse.cuh"
+#include "cuda/sm90/kl/kl_blocks.cuh"
+#include "cuda/sm90/kl/merge.cuh"
+#include "cuda/sm90/kl/parts.h"
+#include "cuda/smxx/plain.h"
+#include "cuda/tensor_map.h"
+
+namespace msa::cuda::sm90::kl {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736F;
+
+Parts parts_of(const Problem& problem, const Limits& limits, bool listed) {
+  return parts(problem, limits, listed, plain::block_lists_bytes(problem, limits));
+}
+
+/// What all operators need of a call. The views are the arguments' own.
+struct Call {
+  DeviceBatch batch;
+  Parts parts;
+  backward::InverseLists lists;
+  prefill::Lists ids;
+  std::byte* workspace;
+  int64_t rounds;
+  int heads;  ///< Hkv
+  uint32_t sms;
+
+  int64_t tokens() const { return batch.tokens; }
+  float* floats(int64_t begin) const { return reinterpret_cast<float*>(workspace + begin); }
+  Readers readers() const {
+    return {.tasks = backward::task_lists(parts.tasks, workspace),
+            .lists = lists,
+            .tokens = batch.tokens,
+            .slots = static_cast<int32_t>(parts.slots)};
+  }
+  Slots slots(int64_t round) const {
+    return {.batch = batch,
+            .lists = ids,
+            .round = static_cast<int32_t>(round),
+            .slots = static_cast<int32_t>(parts.slots)};
+  }
+  backward::BlockRange blocks(int64_t round) const {
+    if (lists.entries != nullptr) return {};
+    return {.first = static_cast<int32_t>(round * kSlots), .count = kSlots};
+  }
+};
+
+/// The caller's lists, or ones that the workspace has room for, made now.
+template <class Params>
+Status make_lists(const Plan& plan, const Params& a, Call* call, cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const auto i32 = [&](int64_t begin, int64_t columns) {
+    TensorView view =
+        TensorView::contiguous(call->workspace + begin, DType::kI32, {p.heads_kv, columns});
+    view.device = p.device;
+    return view;
+  };
+  BlockListsParams made{.ids = a.ids,
+                        .batch = a.batch,
+                        .row_ptr = i32(call->parts.row_ptr, call->parts.tasks.rows + 1),
+                        .entries = i32(call->parts.entries, call->tokens() * p.topk)};
+  bool given = false;
+  if constexpr (requires { a.row_ptr; }) {
+    given = a.row_ptr.given();
+    if (given) made.row_ptr = a.row_ptr, made.entries = a.entries;
+  }
+  call->lists = {.row_ptr = made.row_ptr.template at<const int32_t>(),
+                 .entries = made.entries.template at<const int32_t>(),
+                 .row_ptr_stride = made.row_ptr.stride[0],
+                 .entries_stride = made.entries.stride[0],
+                 .rows = static_cast<int32_t>(made.row_ptr.shape[1] - 1),
+                 .topk = p.topk};
+  if (given || call->tokens() == 0) return {};
+  Plan making = plan;
+  making.problem.op = Op::kBlockLists;
+  making.workspace_bytes = plain::block_lists_bytes(p, plan.limits);
+  return plain::run(
+      making, made,
+      {call->workspace + call->parts.scratch, static_cast<size_t>(making.workspace_bytes)}, stream);
+}
+
+template <class Params>
+Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* call,
+                 cudaStream_t stream) {
+  const Problem& p = plan.problem;
+  const bool listed = a.ids.given();
+  call->batch = device_batch(a.batch, a.q_idx.shape[0], a.k_idx, kBlock);
+  call->parts = parts_of(p, plan.limits, listed);
+  call->workspace = static_cast<std::byte*>(workspace.data);
+  call->rounds =
+      std::min(call->parts.rounds,
+               std::max<int64_t>(1, ceil_div(a.k_idx.shape[0], int64_t{kSlots} * kBlock)));
+  call->heads = p.heads_kv;
+  const DeviceInfo* device = nullptr;
+  MSA_TRY(device_info(p.device.id, &device));
+  call->sms = static_cast<uint32_t>(device->sms);
+  call->lists = {.topk = p.topk};
+  if (!listed) return {};
+  call->ids = {a.ids.template at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], p.topk};
+  return make_lists(plan, a, call, stream);
+}
+
+Status launch_tasks(const char* name, const Call& call, int64_t round, cudaStream_t stream) {
+  return launch(name, backward::make_tasks, {.grid = 1, .block = backward::kMakeThreads}, stream,
+                backward::MakeTasksArgs{.batch = call.batch,
+                                        .lists = call.lists,
+                                        .out = call.readers().tasks,
+                                        .heads_kv = call.heads,
+                                        .blocks = call.blocks(round)});
+}
+
+/// A warp for each (query row, head).
+LaunchShape merge_shape(const Call& call) {
+  return {.grid = dim3(static_cast<uint32_t>(ceil_div(call.tokens(), int64_t{kMergeThreads / 32})),
+                       static_cast<uint32_t>(call.heads)),
+          .block = kMergeThreads,
+          .overlap = true};
+}
+
+RowOutput row_output(const TensorView& view) {
+  if (!view.given()) return {};
+  return {view.at<float>(), view.stride[0], view.stride[1]};
+}
+
+// ---- index_lse ----
+
+Status run_index_lse(const Call& call, const IndexLseParams& a, cudaStream_t stream) {
+  CUtensorMap k_idx;
+  MSA_TRY(map_keys("k_idx", a.k_idx, KvLayout::kPacked, kBlock, &k_idx));
+  for (int64_t round = 0; round < call.rounds; ++round) {
+    MSA_TRY(launch_tasks("index_lse (tasks)", call, round, stream));
+    constexpr uint32_t kOfAnSM = 2;
+    MSA_TRY(launch("index_lse (blocks)", index_lse_blocks,
+                   {.grid = kOfAnSM * call.sms,
+                    .block = kLseThreads,
+                    .shared_bytes = sizeof(IndexLseShared),
+                    .overlap = true},
+                   stream, k_idx,
+                   IndexLseArgs{.readers = call.readers(),
+                                .q_idx = a.q_idx.at<const __nv_bfloat16>(),
+                                .q_idx_token = a.q_idx.stride[0],
+                                .q_idx_head = a.q_idx.stride[1],
+                                .scale = kLog2E / std::sqrt(static_cast<float>(kDim)),
+                                .lse_parts = call.floats(call.parts.scalars)}));
+    MSA_TRY(launch("index_lse (merge)", merge_lse, merge_shape(call), stream,
+                   MergeLseArgs{.slots = call.slots(round),
+                                .lse_parts = call.floats(call.parts.scalars),
+                                .lse = row_output(a.lse)}));
+  }
+  return {};
+}
+
+// ---- the KL ----
+
+KlArgs kl_args(const Call& call, const KlParams& a) {
+  const float width = std::sqrt(static_cast<float>(kDim));
+  return {.readers = call.readers(),
+          .lse = a.lse.at<const float>(),
+          .index_lse = a.index_lse.at<const float>(),
+          .q_idx = a.q_idx.at<const __nv_bfloat16>(),
+          .lse_token = a.lse.stride[0],
+          .lse_head = a.lse.stride[1],
+          .index_lse_token = a.index_lse.stride[0],
+          .index_lse_head = a.index_lse.stride[1],
+          .q_idx_token = a.q_idx.stride[0],
+          .q_idx_head = a.q_idx.stride[1],
+          .scale = (a.softmax_scale == 0 ? 1 / width : a.softmax_scale) * kLog2E,
+          .index_scale = kLog2E / width,
+          .queries = call.batch.cu_seqlens_q + call.batch.sequences,
+          .unit = 1 / (width * static_cast<float>(call.heads)),
+          .dq_parts = call.floats(call.parts.dq),
+          .dk_parts = call.floats(call.parts.dk),
+          .kl_parts = a.kl.given() ? call.floats(call.parts.scalars) : nullptr};
+}
+
+template <int kGroup, bool kGradients>
+Status launch_blocks(const Call& call, const KlParams& a, cudaStream_t stream) {
+  CUtensorMap q, k, k_idx;
+  MSA_TRY(map_queries("q", a.q, kGroup, 1, &q));
+  MSA_TRY(map_keys("k", a.k, KvLayout::kPacked, kBlock, &k));
+  MSA_TRY(map_keys("k_idx", a.k_idx, KvLayout::kPacked, kBlock, &k_idx));
+  return launch("kl (blocks)", kl_blocks<kGroup, kGradients>,
+                {.grid = call.sms,
+                 .block = kThreads,
+                 .shared_bytes = sizeof(KlShared<kGroup>),
+                 .overlap = true},
+                stream, q, k, k_idx, kl_args(call, a));
+}
+
+template <bool kGradients>
+Status launch_blocks(const Call& call, const KlParams& a, int group, cudaStream_t stream) {
+  return group == 16 ? launch_blocks<16, kGradients>(call, a, stream)
+                     : launch_blocks<8, kGradients>(call, a, stream);
+}
+
+/// dq_idx and kl of a round: sums until the last one, which writes the output.
+Status launch_merge(const Call& call, const KlParams& a, int64_t round, cudaStream_t stream) {
+  const bool gradients = a.dq_idx.given(), last = round + 1 == call.rounds;
+  float* const sums = call.floats(call.parts.sums);
+  MergeKlArgs args{.slots = call.slots(round),
+                   .dq_parts = gradients ? call.floats(call.parts.dq) : nullptr,
+                   .before = round > 0 ? sums : nullptr,
+                   .dq = last ? a.dq_idx.data : sums,
+                   .dq_token = last ? a.dq_idx.stride[0] : kDim,
+                   .dq_head = last ? a.dq_idx.stride[1] : call.tokens() * kDim,
+                   .kl_parts = a.kl.given() ? call.floats(call.parts.scalars) : nullptr,
+                   .kl = row_output(a.kl)};
+  const bool narrow = last && gradients && a.dq_idx.dtype == DType::kBF16;
+  return launch("kl (merge)", narrow ? merge_kl<__nv_bfloat16> : merge_kl<float>, merge_shape(call),
+                stream, args);
+}
+
+Status launch_reduce(const Call& call, const KlParams& a, int64_t round, cudaStream_t stream) {
+  const int64_t keys = a.dk_idx.shape[0];
+  const backward::ReduceArgs args{.batch = call.batch,
+                                  .lists = call.readers().tasks,
+                                  .parts = call.floats(call.parts.dk),
+                                  .out = a.dk_idx.data,
+                                  .out_row = a.dk_idx.stride[0],
+                                  .out_head = 0,
+                                  .keys = static_cast<int32_t>(keys),
+                                  .heads = call.heads,
+                                  .scale = 1,
+                                  .blocks = call.blocks(round)};
+  constexpr int64_t kRows = backward::kReduceThreads / 32;  // of a CTA
+  return launch("kl (keys)",
+                a.dk_idx.dtype == DType::kBF16 ? backward::reduce_parts<__nv_bfloat16>
+                                               : backward::reduce_parts<float>,
+                {.grid = dim3(static_cast<uint32_t>(ceil_div(keys, kRows))),
+                 .block = backward::kReduceThreads,
+                 .overlap = true},
+                stream, args);
+}
+
+Status run_kl(const Call& call, const KlParams& a, int group, cudaStream_t stream) {
+  const bool gradients = a.dq_idx.given();
+  for (int64_t round = 0; round < call.rounds; ++round) {
+    MSA_TRY(launch_tasks("kl (tasks)", call, round, stream));
+    MSA_TRY(gradients ? launch_blocks<true>(call, a, group, stream)
+                      : launch_blocks<false>(call, a, group, stream));
+    MSA_TRY(launch_merge(call, a, round, stream));
+    if (gradients) MSA_TRY(launch_reduce(call, a, round, stream));
+  }
+  return {};
+}
+
+/// Whether the keys and the places of partial results are as many as can be counted.
+template <class Params>
+bool has_room(const Params& a, const Limits& limits) {
+  return backward::has_room(limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
+         a.q_idx.shape[0] * a.q_idx.shape[1] * kSlots <= INT_MAX;
+}
+
+}  // namespace
+
+bool fits(const Problem& p) {
+  if (p.dtype != DType::kBF16 || p.index_dim != kDim || p.block_size != kBlock || p.topk > kSlots)
+    return false;
+  if (p.op == Op::kIndexLse) return true;
+  return (p.op == Op::kKlBackward || p.op == Op::kKlLoss) && p.head_dim == kDim &&
+         (p.group() == 16 || p.group() == 8);
+}
+
+bool fits(const IndexLseParams& a, const Limits& limits) {
+  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(a, limits);
+}
+bool fits(const KlParams& a, const Limits& limits) {
+  return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.q_idx) &&
+         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(a, limits);
+}
+
+int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+  return std::max(parts_of(problem, limits, true).bytes, parts_of(problem, limits, false).bytes);
+}
+
+Status run(const Plan& plan, const IndexLseParams& a, Workspace workspace, cudaStream_t stream) {
+  Call call{};
+  MSA_TRY(make_call(plan, a, workspace, &call, stream));
+  return run_index_lse(call, a, stream);
+}
+
+Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_t stream) {
+  Call call{};
+  MSA_TRY(make_call(plan, a, workspace, &call, stream));
+  return run_kl(call, a, plan.problem.group(), stream);
+}
+
+}  // namespace msa::cuda::sm90::kl

@@ -1,0 +1,26 @@
+// The index branch in training on Hopper: index_lse, kl_loss and kl_backward in bf16 with D, Di and
+// Bk 128 and K <= 16; the KL for G 8 and 16.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "msa/backend.h"
+
+namespace msa::cuda::sm90::kl {
+
+bool fits(const Problem& problem);
+
+/// False for what only the plain kernels take: a negative scale, rows that are not 16-byte aligned,
+/// more keys than limits let expect (backward/tasks.h).
+bool fits(const IndexLseParams& params, const Limits& limits);
+bool fits(const KlParams& params, const Limits& limits);
+
+/// Scratch bytes for any call within limits. kl_backward: 8.2 KB a (query, KV head) with K 16, and
+/// about as much again for the keys of short calls; the others 64 bytes.
+int64_t workspace_bytes(const Problem& problem, const Limits& limits);
+
+/// Arguments passed check(), and fits(). Enqueued on `stream`; never allocates, never waits.
+Status run(const Plan&, const IndexLseParams&, Workspace, cudaStream_t stream);
+Status run(const Plan&, const KlParams&, Workspace, cudaStream_t stream);
+
+}  // namespace msa::cuda::sm90::kl
