@@ -109,7 +109,6 @@ inline uint32_t __match_any_sync(uint32_t, int value) {
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
-inline float __int_as_float(int x) { return emulator::from_word<float>(emulator::to_word(x)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __int_as_float(int32_t bits) {
   return emulator::from_word<float>(emulator::to_word(bits));
