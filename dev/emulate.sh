@@ -41,26 +41,27 @@ flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread
   -I "$out" -I dev/emulator -I src -I include -I tests)
 compiler=(g++)
 command -v ccache >/dev/null && compiler=(ccache g++)
-compile() {  # SOURCE FLAGS...: prints the object
+compile() {  # SOURCE FLAGS...: the object goes to `objects`
   local object=$out/${1//\//_}.o
   rm -f "$object"  # where it fails, so does the link
   "${compiler[@]}" "${flags[@]}" "${@:2}" -c "$1" -o "$object"
-  echo "$object"
+  objects+=("$object")
 }
-shared=()
+objects=()
 for source in dev/emulator/{cta,driver,main}.cc src/core/*.cc src/reference/*.cc \
   src/cpu/threads.cc src/cuda/tensor_map.cc tests/conformance/*.cc; do
-  shared+=("$(compile "$source")")
+  compile "$source"
 done
+shared=("${objects[@]}")
 
 run_family() {  # FAMILY WORD
-  local objects=() source
-  objects+=("$(compile "dev/emulator/$1.cc")")
+  local objects=("${shared[@]}") source
+  compile "dev/emulator/$1.cc"
   for source in ${kernels[$1]}; do
-    objects+=("$(compile "src/cuda/$source" -x c++ -include cuda_runtime.h \
-      -Wno-unknown-pragmas -Wno-psabi)")
+    compile "src/cuda/$source" -x c++ -include cuda_runtime.h \
+      -Wno-unknown-pragmas -Wno-psabi
   done
-  g++ -pthread -o "$out/$1" "${shared[@]}" "${objects[@]}"
+  g++ -pthread -o "$out/$1" "${objects[@]}"
   "$out/$1" "${@:2}"
 }
 if (($# > 0)); then

@@ -55,12 +55,15 @@ template <int kGroup>
 __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const QueryGradientMaps& maps,
                            const QueryGradientArgs& args) {
   const bool leader = threadIdx.x % 32 == 0;
-  prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, args.next_tile);
+  const bool listed = args.lists.ids != nullptr;
+  // Without lists the last tiles of a sequence are the longest.
+  prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, args.next_tile,
+                                   /*last_first=*/!listed);
   prefill::TilePlanner<kGroup> planner;
   RingPosition<1> at;
   for (; queue.next(&planner); at.advance()) {
     at.wait_empty(shared.plan_ring);
-    if (args.lists.ids != nullptr)
+    if (listed)
       planner.write(args.batch, &shared.tile, &shared.steps);
     else
       planner.write_all(&shared.tile, &shared.steps);
@@ -86,6 +89,7 @@ template <int kGroup>
 __device__ void load_blocks(QueryGradientShared<kGroup>& shared, const QueryGradientMaps& maps,
                             const QueryGradientArgs& args) {
   const auto& steps = shared.steps;
+  const bool listed = args.lists.ids != nullptr;
   RingPosition<1> plan_at;
   RingPosition<kKSteps> k_at;
   RingPosition<kVSteps> v_at;
@@ -93,7 +97,6 @@ __device__ void load_blocks(QueryGradientShared<kGroup>& shared, const QueryGrad
     plan_at.wait_full(shared.plan_ring);
     if (steps.count < 0) return;
     for (int n = 0; n < steps.count; ++n, k_at.advance(), v_at.advance()) {
-      const bool listed = args.lists.ids != nullptr;
       const int source = listed ? steps.source[n] : steps.source[0] + n * kBlock;
       k_at.wait_empty(shared.k_ring);
       shared.step[k_at.stage] = {.block = listed ? steps.block[n] : n,

@@ -288,24 +288,25 @@ class TilePlanner {
 template <int kGroup>
 class TileQueue {
  public:
-  __device__ TileQueue(const DeviceBatch& batch, const Lists& lists, int heads_kv, int* counter)
+  /// `last_first`: the tiles of a head in descending order.
+  __device__ TileQueue(const DeviceBatch& batch, const Lists& lists, int heads_kv, int* counter,
+                       bool last_first = false)
       : batch_(batch),
         lists_(lists),
         finder_(batch, kRows / kGroup),
         tiles_(finder_.tiles() * heads_kv),
-        counter_(counter) {}
+        counter_(counter),
+        last_first_(last_first) {}
 
   /// Has the planner read the next tile; false if all are taken.
   __device__ bool next(TilePlanner<kGroup>* planner) {
     const int lane = threadIdx.x % 32;
     const int number = __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(counter_, 1) : 0, 0);
     if (number >= tiles_) return false;
-    // Neighbours in time are neighbours in the text: they share blocks in L2. Without lists the
-    // last tiles of a sequence are the longest, and go first.
+    // Neighbours in time are neighbours in the text: they share blocks in L2.
     const int head = number / finder_.tiles(), turn = number % finder_.tiles();
     int tile = 0;
-    const DeviceSequence s =
-        finder_.find(lists_.ids != nullptr ? turn : finder_.tiles() - 1 - turn, &tile);
+    const DeviceSequence s = finder_.find(last_first_ ? finder_.tiles() - 1 - turn : turn, &tile);
     planner->read(batch_, lists_, s, head, tile * planner->kQueries);
     return true;
   }
@@ -316,6 +317,7 @@ class TileQueue {
   TileFinder finder_;
   int tiles_;
   int* counter_;
+  bool last_first_;
 };
 
 }  // namespace msa::cuda::sm90::prefill
