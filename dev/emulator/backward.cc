@@ -61,6 +61,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     cases.push_back({other, bad_metadata});
   };
   const auto dense = [](Case& c) { c.problem.op = Op::kDenseAttentionBackward; };
+  // What is missing of a CTA's first tile has nothing in shared memory but the NaN of the start.
+  add("part of a tile", 16, 16, {{3, 3}}, [](Case&) {});
   add("one tile", 16, 16, {{4, 4}}, [](Case&) {});
   add("one block", 16, 16, {{128, 128}}, [](Case&) {}, true);
   add("ragged", 16, 4, {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}},

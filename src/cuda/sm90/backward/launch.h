@@ -14,7 +14,7 @@ bool fits(const Problem& problem);
 /// (Limits does not bound their sum).
 bool fits(const AttentionBackwardParams& params, const Limits& limits);
 
-/// Scratch bytes for any call within limits: about 0.9 GB for 128K tokens of MiniMax-M3's shape.
+/// Scratch bytes for any call within limits: about 0.8 GB for 128K tokens of MiniMax-M3's shape.
 int64_t workspace_bytes(const Problem& problem, const Limits& limits);
 
 /// Arguments passed check(), and fits(). Enqueued on `stream`; never allocates, never waits.
