@@ -7,97 +7,20 @@
 //   backward_bench [TOKENS [HEADS_KV [GROUP [uniform | near | dense]]]]
 //
 // Lists: `uniform` blocks of the past and the own one, or the last 16 (`near`). One sequence, K 16.
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <random>
 #include <vector>
 
-#include "core/half.h"
 #include "cuda/sm90/backward/launch.cu"  // its steps are nobody else's business
+#include "training_bench.h"
 
 namespace {
 
-using namespace msa;
+using namespace training_bench;
 namespace backward = msa::cuda::sm90::backward;
-
-constexpr int kTopk = 16;
-
-void must(cudaError_t result, const char* what) {
-  if (result == cudaSuccess) return;
-  std::printf("FAILED %s: %s\n", what, cudaGetErrorString(result));
-  std::exit(1);
-}
-void must(const Status& status) {
-  if (status.ok()) return;
-  std::printf("FAILED: %s\n", status.message().c_str());
-  std::exit(1);
-}
-
-/// A contiguous tensor in device memory.
-template <class T>
-TensorView upload(const std::vector<T>& values, DType dtype, std::initializer_list<int64_t> shape) {
-  void* data = nullptr;
-  must(cudaMalloc(&data, values.size() * sizeof(T)), "cudaMalloc");
-  must(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  TensorView view = TensorView::contiguous(data, dtype, shape);
-  view.device = {DeviceKind::kCUDA, 0};
-  return view;
-}
-TensorView normal(std::initializer_list<int64_t> shape, uint32_t seed) {
-  int64_t count = 1;
-  for (int64_t extent : shape) count *= extent;
-  std::vector<uint16_t> some(1 << 20);  // a million numbers, over and over
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> draw;
-  for (uint16_t& x : some) x = f32_to_bf16(draw(rng));
-  std::vector<uint16_t> all(static_cast<size_t>(count));
-  for (size_t i = 0; i < all.size(); ++i) all[i] = some[(i + i / some.size() * 131) % some.size()];
-  return upload(all, DType::kBF16, shape);
-}
-
-std::vector<int32_t> make_ids(int64_t heads, int64_t tokens, bool near) {
-  std::vector<int32_t> ids(static_cast<size_t>(heads * tokens * kTopk), -1);
-  std::mt19937 rng(7);
-  std::vector<int32_t> list;
-  for (int64_t i = 0; i < heads * tokens; ++i) {
-    const int32_t own = static_cast<int32_t>(i % tokens / 128);
-    const int32_t count = std::min(own + 1, kTopk);
-    list.assign(1, own);
-    while (static_cast<int32_t>(list.size()) < count) {
-      const int32_t block = near || own < kTopk ? own - static_cast<int32_t>(list.size())
-                                                : static_cast<int32_t>(rng() % own);
-      if (std::find(list.begin(), list.end(), block) == list.end()) list.push_back(block);
-    }
-    std::sort(list.begin(), list.end());
-    std::copy(list.begin(), list.end(), ids.begin() + i * kTopk);
-  }
-  return ids;
-}
-
-/// Median of 10 after 3, in milliseconds.
-double time_of(const std::function<Status()>& work) {
-  std::vector<double> times;
-  cudaEvent_t begin, end;
-  must(cudaEventCreate(&begin), "event");
-  must(cudaEventCreate(&end), "event");
-  for (int i = 0; i < 13; ++i) {
-    must(cudaEventRecord(begin, nullptr), "record");
-    must(work());
-    must(cudaEventRecord(end, nullptr), "record");
-    must(cudaEventSynchronize(end), "run");
-    float ms = 0;
-    must(cudaEventElapsedTime(&ms, begin, end), "time");
-    if (i >= 3) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 template <int kGroup>
 void time_steps(int64_t tokens, int32_t heads_kv, const char* kind) {

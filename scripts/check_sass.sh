@@ -37,6 +37,8 @@ prefill attend_blocksI     HGMMA 0
 index   score_blocksI      HGMMA 0
 dense   attendI            HGMMA 0
 backward key_gradientI     HGMMA 0
+kl      kl_blocksI         HGMMA 0
+kl      index_lse_blocksE  HMMA  0
 decode  scoreE             HMMA  0
 decode  attendI            HMMA  0
 '

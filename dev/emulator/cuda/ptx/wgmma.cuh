@@ -119,7 +119,8 @@ void wgmma(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate) {
         ARows rows;
         for (int h = 0; h < 2; ++h)
           for (int k = 0; k < 16; ++k)
-            rows.at[h][k] = kA == ALayout::kKMajor ? a.at(first + 8 * h, k) : a.at(k, first + 8 * h);
+            rows.at[h][k] =
+                kA == ALayout::kKMajor ? a.at(first + 8 * h, k) : a.at(k, first + 8 * h);
         multiply<kB>(d, rows, b, accumulate);
       });
 }

@@ -15,8 +15,9 @@ bool fits(const Problem& problem);
 bool fits(const IndexLseParams& params, const Limits& limits);
 bool fits(const KlParams& params, const Limits& limits);
 
-/// Scratch bytes for any call within limits. kl_backward: 8.2 KB a (query, KV head) with K 16, and
-/// about as much again for the keys of short calls; the others 64 bytes.
+/// Scratch bytes for any call within limits. kl_backward of MiniMax-M3's shape: 1.3 GB for 32K
+/// tokens, 4.9 GB for 128K, of which 8 KB a (query, KV head) are partial results; the others some
+/// 130 bytes a (query, KV head).
 int64_t workspace_bytes(const Problem& problem, const Limits& limits);
 
 /// Arguments passed check(), and fits(). Enqueued on `stream`; never allocates, never waits.
