@@ -77,14 +77,13 @@ bench() {
   done <<'SETTINGS'
 prefill         60 cuda          --context 8192,32768 --selection random --repeats 20
 prefill_128k    60 cuda          --context 131072 --selection random --repeats 5
-kv_outer        60 cuda-kv-outer --context 8192,32768,131072 --op sparse_attention,msa --selection random --repeats 10
+kv_outer        60 cuda-kv-outer --context 8192,32768 --op sparse_attention --selection random --repeats 10
 decode          40 cuda          --context 32768,131072 --new-tokens 1 --repeats 20
 decode_1m       40 cuda          --context 524288,1048576 --new-tokens 1 --repeats 20
 decode_4x1m     40 cuda          --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
 decode_8        40 cuda          --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
 decode_8x4      40 cuda          --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
 decode_32       40 cuda          --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
-decode_32_dense 40 cuda          --context 32768 --new-tokens 1 --batch 32 --op dense_attention,msa --repeats 20
 extend          40 cuda          --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
 extend_1k       60 cuda          --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
 extend_16k      60 cuda          --context 1048576 --new-tokens 16384 --op index_select,sparse_attention,msa --selection random --repeats 5
@@ -109,7 +108,9 @@ SETTINGS
   done <<'SETTINGS'
 8192    8k          60  --repeats 20
 32768   32k         60  --repeats 20
+32768   train_32k   60  --op sparse_attention,sparse_attention_backward,index_lse,kl_backward,kl_loss --repeats 10
 131072  128k        60  --repeats 5
+131072  train_128k  90  --op sparse_attention,sparse_attention_backward,index_lse,kl_backward --repeats 5
 131072  128_of_128k 60  --new-tokens 128 --op index_select,sparse_attention,msa --repeats 20
 524288  1k_of_512k  60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10
 1048576 1k_of_1m    60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10

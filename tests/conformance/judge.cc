@@ -131,6 +131,7 @@ double logit_error(const Problem& p, const Params& a, double norms) {
 void compare_rows(const char* name, const TensorView& got, const TensorView& want,
                   const Tolerance& tolerance, Verdict* verdict) {
   if (!same_shape(got, want)) return fail(verdict, text(name, ": wrong shape"));
+  if (got.data == want.data) return;  // of a part of a call, an output that is not judged
   const int64_t length = got.shape[static_cast<size_t>(got.rank - 1)];
   const int64_t rows = length == 0 ? 0 : got.numel() / length;
   for (int64_t row = 0; row < rows; ++row) {
