@@ -28,19 +28,21 @@ if ! tool=$(find_tool); then
   exit 0
 fi
 
-# family, start of the mangled name, instruction, most bytes of stack. The planner of 16 queries a
-# tile (G 8) spills 72 bytes, outside of what multiplies.
+# Source file of sm90, start of the mangled name, instruction, most bytes of stack. Planners of tiles
+# spill, above all those of 16 queries (G 8): outside of what multiplies.
 expected='
-prefill attend_unionILi16E HGMMA 0
-prefill attend_unionILi8E  HGMMA 48
-prefill attend_blocksI     HGMMA 0
-index   score_blocksI      HGMMA 0
-dense   attendI            HGMMA 0
-backward key_gradientI     HGMMA 0
-kl      kl_blocksI         HGMMA 0
-kl      index_lse_blocksE  HMMA  0
-decode  scoreE             HMMA  0
-decode  attendI            HMMA  0
+prefill/launch          attend_unionILi16E   HGMMA 0
+prefill/launch          attend_unionILi8E    HGMMA 56
+prefill/launch          attend_blocksI       HGMMA 0
+index/launch            score_blocksI        HGMMA 0
+dense/launch            attendI              HGMMA 0
+backward/launch         key_gradientI        HGMMA 0
+kl/launch               kl_blocksI           HGMMA 0
+kl/launch               index_lse_blocksE    HMMA  0
+decode/launch           scoreE               HMMA  0
+decode/launch           attendI              HMMA  0
+backward/query_gradient query_gradientILi16E HGMMA 16
+backward/query_gradient query_gradientILi8E  HGMMA 72
 '
 failed=0
 fail() {
@@ -48,11 +50,11 @@ fail() {
   failed=1
 }
 checked=0
-while read -r family kernel instruction stack; do
-  [[ $family ]] || continue
-  object=$(find "$build" -path "*sm90/$family/launch.cu.o" | head -n 1)
+while read -r file kernel instruction stack; do
+  [[ $file ]] || continue
+  object=$(find "$build" -path "*sm90/$file.cu.o" | head -n 1)
   if [[ ! $object ]]; then
-    fail "$family: no launch.cu.o under $build"
+    fail "no $file.cu.o under $build"
     continue
   fi
   # One line per kernel: its name, how often the instruction occurs, loads and stores of locals.
@@ -71,11 +73,11 @@ while read -r family kernel instruction stack; do
     found=1
     checked=$((checked + 1))
     used=$(awk -v name="$name" '$1 == name { print $2 }' <<<"$usage")
-    ((products > 0)) || fail "$family: no $instruction in $name"
-    ((used <= stack)) || fail "$family: $name has $used bytes of stack, at most $stack expected"
-    ((stack > 0 || locals == 0)) || fail "$family: $locals accesses to local memory in $name"
+    ((products > 0)) || fail "$file: no $instruction in $name"
+    ((used <= stack)) || fail "$file: $name has $used bytes of stack, at most $stack expected"
+    ((stack > 0 || locals == 0)) || fail "$file: $locals accesses to local memory in $name"
   done <<<"$counts"
-  ((found)) || fail "$family: no kernel $kernel"
+  ((found)) || fail "$file: no kernel $kernel"
 done <<<"$expected"
 ((failed == 0)) && echo "$checked tensor kernels: on the tensor cores, no spills but the known ones"
 exit $failed

@@ -64,7 +64,7 @@ struct KeyGradientShared {
 /// One warp: blocks and queries of all tasks of this CTA.
 template <int kGroup>
 __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientArgs& args,
-                           const QueryGradientMaps& maps) {
+                           const Maps& maps) {
   using Shared = KeyGradientShared<kGroup>;
   constexpr int kQueries = Shared::kQueries, kTermBytes = sizeof(typename Shared::Terms);
   const int lane = threadIdx.x % 32;
@@ -293,8 +293,7 @@ class KeyGradientConsumer {
 
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads, 1)
-    key_gradient(const __grid_constant__ QueryGradientMaps maps,
-                 const __grid_constant__ KeyGradientArgs args) {
+    key_gradient(const __grid_constant__ Maps maps, const __grid_constant__ KeyGradientArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<KeyGradientShared<kGroup>*>(memory);
   if (threadIdx.x == 0) {

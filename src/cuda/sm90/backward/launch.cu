@@ -53,7 +53,7 @@ Layout layout(const Problem& problem, const Limits& limits) {
 
 /// What the steps need of a call.
 struct Call {
-  QueryGradientMaps maps;
+  Maps maps;
   DeviceBatch batch;
   InverseLists lists;
   TaskLists tasks;

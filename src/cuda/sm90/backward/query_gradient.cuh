@@ -52,7 +52,7 @@ struct QueryGradientShared {
 
 /// One warp: tile after tile from the counter, and its rows.
 template <int kGroup>
-__device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const QueryGradientMaps& maps,
+__device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const Maps& maps,
                            const QueryGradientArgs& args) {
   const bool leader = threadIdx.x % 32 == 0;
   const bool listed = args.lists.ids != nullptr;
@@ -86,7 +86,7 @@ __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const QueryGradi
 
 /// One thread: the blocks of the plans into the ring.
 template <int kGroup>
-__device__ void load_blocks(QueryGradientShared<kGroup>& shared, const QueryGradientMaps& maps,
+__device__ void load_blocks(QueryGradientShared<kGroup>& shared, const Maps& maps,
                             const QueryGradientArgs& args) {
   const auto& steps = shared.steps;
   const bool listed = args.lists.ids != nullptr;
@@ -298,7 +298,7 @@ class QueryConsumer {
 
 template <int kGroup, class Out>
 __global__ void __launch_bounds__(kThreads, 1)
-    query_gradient(const __grid_constant__ QueryGradientMaps maps,
+    query_gradient(const __grid_constant__ Maps maps,
                    const __grid_constant__ QueryGradientArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<QueryGradientShared<kGroup>*>(memory);

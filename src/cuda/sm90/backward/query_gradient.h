@@ -12,7 +12,7 @@
 
 namespace msa::cuda::sm90::backward {
 
-struct QueryGradientMaps {
+struct Maps {
   CUtensorMap q, d_o;  ///< bf16 [T,Hq,D], boxes of one token's G heads (map_queries)
   CUtensorMap k, v;    ///< bf16 [S,Hkv,D], boxes of kBlock tokens (map_keys)
 };
@@ -32,7 +32,7 @@ struct QueryGradientArgs {
 /// padding included. G is 8 or 16, Out __nv_bfloat16 or float. The caller zeroes args.next_tile in
 /// the stream ahead of this. `sms`: of the device, one CTA each.
 template <int kGroup, class Out>
-Status launch_query_gradient(const QueryGradientMaps& maps, const QueryGradientArgs& args,
-                             uint32_t sms, cudaStream_t stream);
+Status launch_query_gradient(const Maps& maps, const QueryGradientArgs& args, uint32_t sms,
+                             cudaStream_t stream);
 
 }  // namespace msa::cuda::sm90::backward
