@@ -4,7 +4,7 @@
 #   dev/gpu.sh build|check|sanitize|bench|python|compare|gradients|facts|code_11m|train|all
 #
 # `train` is the three before it. Each other stage takes less than 8 minutes, the experiments `facts`
-# and `code_11m` the MINUTES that they may (default 9), and leaves its results as JSON and logs in
+# and `code_11m` the MINUTES that they may (default 7), and leaves its results as JSON and logs in
 # $OUT (default build/gpu). ARMS names the arms of `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what
 # they need); without it they are built into build/cuda, the Python package where nanobind is.
 # `python`, `gradients` and `compare` run in $PYTHON (default python3), which needs what
@@ -154,13 +154,13 @@ gradients() {
 
 # Both experiments stop by themselves and leave their JSON on the way; draw it with facts.py --plot.
 facts() {
-  in_python facts 590 experiments/facts.py --size gpu --device cuda --minutes "${MINUTES:-9}" \
+  in_python facts $LIMIT experiments/facts.py --size gpu --device cuda --minutes "${MINUTES:-7}" \
     --output "$OUT" ${ARMS:+--arms "$ARMS"}
 }
 
 code_11m() {
-  in_python code_11m 590 experiments/code_11m.py --size gpu --device cuda \
-    --minutes "${MINUTES:-9}" --output "$OUT"
+  in_python code_11m $LIMIT experiments/code_11m.py --size gpu --device cuda \
+    --minutes "${MINUTES:-7}" --output "$OUT"
 }
 
 train() {

@@ -126,14 +126,16 @@ struct OnlineSoftmax {
       shift[h] = next == -INFINITY ? 0 : __fmul_rn(next, scale);
       factor[h] = ptx::exp2_fast(__fmul_rn(max[h], scale) - shift[h]);  // exactly 1 if unmoved
       max[h] = next;
-      sum[h] *= factor[h];
     }
+    float tile_sum[2] = {0, 0};  // by itself: a long row's sum would swallow what a tile adds
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int h = i / 2 % 2;
       s[i] = ptx::exp2_fast(fmaf(s[i], scale, -shift[h]));
-      sum[h] += s[i];
+      tile_sum[h] += s[i];
     }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum[h] = fmaf(sum[h], factor[h], tile_sum[h]);
   }
 
   /// inverse = 1 / sum of the row, lse = ln(sum exp(scaled scores)); 0 and -inf if no key was seen.
