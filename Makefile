@@ -46,6 +46,7 @@ pictures:  ## those of README and docs
 	$(PLOT) selection $(BUILD)/trace.safetensors --layer 3 --output docs/images/selection.png \
 	  --title "Which blocks each query of layer 3 reads (code-11m, Python source code)"
 	$(PLOT) speedup bench/results/xeon-16.json --output docs/images/speedup.png
+	$(PLOT) speedup bench/results/h200.json --output docs/images/speedup-h200.png
 	$(PLOT) roofline bench/results/xeon-16.json --output docs/images/roofline.png
 
 lint:  ## format, clang-tidy, header budget, symbols

@@ -190,7 +190,7 @@ def read_bench(path: Path) -> dict:
 
 def machine_text(bench: dict) -> str:
     machine = bench["machine"]
-    if {row["backend"] for row in bench["rows"]} == {"cuda"}:
+    if all(row["backend"].startswith("cuda") for row in bench["rows"]):
         where = machine.get("gpu", "unknown GPU")
     else:
         threads = sorted({str(row["threads"]) for row in bench["rows"]})
@@ -216,8 +216,8 @@ def flop_bound(row: dict, tokens: int) -> float:
 
 
 def series_name(row: dict) -> str:
-    random = ", random blocks" if row["selection"] == "random" else ""
-    return f"{row['heads_q']}/{row['heads_kv']} heads, {row['dtype']}, {row['backend']}{random}"
+    lists = {"random": ", random blocks", "index": ""}.get(row["selection"], ", trained lists")
+    return f"{row['heads_q']}/{row['heads_kv']} heads, {row['dtype']}, {row['backend']}{lists}"
 
 
 def speedup(bench: dict) -> Figure:
