@@ -275,11 +275,6 @@ class KeyGradientConsumer {
     }
   }
 
-  __device__ void release(ptx::Barrier* empty) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::arrive(empty);
-  }
-
   Shared& shared_;
   const KeyGradientArgs& args_;
   const int first_key_;  ///< of this warpgroup, in a block
