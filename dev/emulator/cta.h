@@ -10,7 +10,8 @@
 //   - mbarriers (arrivals, bytes, phases) and named barriers; a CTA that cannot go on is reported.
 //   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle, and plain stretches
 //     of bytes. They arrive late and in any order.
-//   - ldmatrix, and wgmma of every width with their register layouts and matrix descriptors, A from
+//   - ldmatrix, mma, and wgmma of every width with their register layouts and matrix descriptors, A
+//   from
 //     registers or shared memory. A wgmma executes when it is committed or, perhaps long after,
 //     when it is waited for.
 //   - shared memory that holds NaN at first.
@@ -21,7 +22,7 @@
 //   - the limits of instructions beyond alignment, and their rounding: sums are plain f32, exp2 is
 //     the C library's;
 //   - registers that are written while a wgmma still reads them: A from registers is taken at once;
-//   - what other kernels use: clusters, stores by TMA, mma.
+//   - what other kernels use: clusters, stores by TMA.
 #pragma once
 
 #include <array>

@@ -45,8 +45,6 @@ struct EmulatedCase {
 struct Family {
   std::vector<std::unique_ptr<EmulatedBackend>> backends;
   std::vector<EmulatedCase> cases;
-  /// Some outputs have no kernel yet: the reference writes all of them first.
-  bool partial = false;
 };
 
 /// Of this program.

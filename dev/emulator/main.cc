@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "conformance/harness.h"
-#include "core/registry.h"
 #include "family.h"
 
 namespace emulator {
@@ -19,48 +18,6 @@ namespace {
 
 using namespace msa;
 using namespace msa::conformance;
-
-/// Kernels for some of the outputs: the reference writes all of them first.
-class OverReference final : public PartialBackend {
- public:
-  explicit OverReference(const Backend& kernels) : kernels_(kernels) {}
-
-  const char* name() const override { return kernels_.name(); }
-  const char* requirement() const override { return kernels_.requirement(); }
-  int priority() const override { return kernels_.priority(); }
-  DeviceKind device() const override { return kernels_.device(); }
-  Status usable() const override { return kernels_.usable(); }
-  Status supports(const Problem& problem) const override { return kernels_.supports(problem); }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return kernels_.workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
-    return run_both(p, a, w, q);
-  }
-  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
-    return run_both(p, a, w, q);
-  }
-  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
-    return run_both(p, a, w, q);
-  }
-  using PartialBackend::run;
-
- private:
-  template <class OneParams>
-  Status run_both(Plan plan, const OneParams& a, Workspace workspace, Queue queue) const {
-    Plan all = plan;
-    all.backend = reference_backend();
-    all.limits.max_threads = 1;
-    const auto bytes = static_cast<size_t>(all.backend->workspace_bytes(all.problem, all.limits));
-    std::vector<double> memory;
-    all.workspace_bytes = static_cast<int64_t>(bytes);
-    MSA_TRY(all.backend->run(all, a, {make_workspace(bytes, &memory), bytes}, {}));
-    plan.backend = &kernels_;
-    return kernels_.run(plan, a, workspace, queue);
-  }
-
-  const Backend& kernels_;
-};
 
 /// Runs the case with absurd lengths, pages and ids; returns what is wrong.
 std::string run_bad_metadata(const Case& c, const Backend& backend, uint64_t seed) {
@@ -112,8 +69,7 @@ int run_all(const std::string& word) {
   for (const auto& [c, bad_metadata] : family.cases) {
     if (c.name.find(word) == std::string::npos) continue;
     for (const auto& kernels : family.backends) {
-      const OverReference over(*kernels);
-      const Backend* backend = family.partial ? static_cast<const Backend*>(&over) : kernels.get();
+      const Backend* backend = kernels.get();
       const Result result = harness.run(c, {&backend, 1})[0];
       report(*backend, c.name, result.outcome == Outcome::kPassed ? "" : result.detail);
       for (uint64_t seed = 1; bad_metadata && seed <= 3; ++seed)

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <numeric>
 #include <random>
@@ -349,22 +350,11 @@ class Bound {
   DeviceMemory workspace_;
 };
 
-constexpr Op kOps[] = {Op::kIndexScores,
-                       Op::kSelectBlocks,
-                       Op::kIndexSelect,
-                       Op::kSparseAttention,
-                       Op::kSparseDecode,
-                       Op::kDenseAttention,
-                       Op::kMerge,
-                       Op::kBlockLists,
-                       Op::kAppendPaged,
-                       Op::kBlockMass,
-                       Op::kLayerDecode,
-                       Op::kSparseAttentionBackward,
-                       Op::kDenseAttentionBackward,
-                       Op::kIndexLse,
-                       Op::kKlBackward,
-                       Op::kKlLoss};
+constexpr auto kOps = [] {
+  std::array<Op, kOpCount> all{};
+  for (int op = 0; op < kOpCount; ++op) all[static_cast<size_t>(op)] = static_cast<Op>(op);
+  return all;
+}();
 constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
                                 Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
                                 Op::kLayerDecode};

@@ -11,21 +11,32 @@ inline float element_of_pair(uint64_t pair, int half) {
   return bf16_to_f32(static_cast<uint16_t>(pair >> 16 * half));
 }
 
+/// Two rows of a k16 step of A.
+struct ARows {
+  float at[2][16];
+};
+/// Those of this lane; A lies in the registers of its warp.
+inline ARows rows_of_warp(const uint32_t (&a)[4]) {
+  const emulator::Words* words = emulator::cta->exchange({a[0], a[1], a[2], a[3]});
+  const int quad = emulator::cta->current->lane() / 4 * 4;
+  ARows rows;
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 16; ++k)
+      rows.at[h][k] = element_of_pair(words[quad + k % 8 / 2][k / 8 * 2 + h], k % 2);
+  return rows;
+}
+
 /// d: four registers.
 inline void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const int lane = emulator::cta->current->lane();
-  const emulator::Words* rows = emulator::cta->exchange({a[0], a[1], a[2], a[3]});
-  float at[2][16];  // of A, this lane's two rows
-  for (int h = 0; h < 2; ++h)
-    for (int k = 0; k < 16; ++k)
-      at[h][k] = element_of_pair(rows[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + h], k % 2);
+  const ARows rows = rows_of_warp(a);
   const emulator::Words* columns = emulator::cta->exchange({b0, b1});
   for (int e = 0; e < 2; ++e) {
     const int column = 2 * (lane % 4) + e;
     for (int h = 0; h < 2; ++h) {
       float sum = 0;
       for (int k = 0; k < 16; ++k)
-        sum += at[h][k] * element_of_pair(columns[column * 4 + k % 8 / 2][k / 8], k % 2);
+        sum += rows.at[h][k] * element_of_pair(columns[column * 4 + k % 8 / 2][k / 8], k % 2);
       d[2 * h + e] += sum;
     }
   }

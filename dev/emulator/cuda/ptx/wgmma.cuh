@@ -8,6 +8,7 @@
 
 #include "core/half.h"
 #include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/mma.cuh"
 
 namespace msa::cuda::ptx {
 
@@ -39,23 +40,6 @@ void wgmma_wait() {
 }
 template <int kCount>
 void pin(float (&)[kCount]) {}
-
-/// Two rows of a k16 step of A.
-struct ARows {
-  float at[2][16];
-};
-inline ARows rows_of_warp(const uint32_t (&a)[4]) {
-  const emulator::Words* words = emulator::cta->exchange({a[0], a[1], a[2], a[3]});
-  const int quad = emulator::cta->current->lane() / 4 * 4;
-  ARows rows;
-  for (int h = 0; h < 2; ++h) {
-    for (int k = 0; k < 16; ++k) {
-      const auto pair = static_cast<uint32_t>(words[quad + k % 8 / 2][k / 8 * 2 + h]);
-      rows.at[h][k] = bf16_to_f32(static_cast<uint16_t>(pair >> k % 2 * 16));
-    }
-  }
-  return rows;
-}
 
 /// A matrix in shared memory by its descriptor: byte offsets (PTX ISA, "matrix descriptor format").
 class SharedMatrix {

@@ -8,7 +8,7 @@
 #include "cuda/sm90/backward/key_gradient.cuh"
 #include "cuda/sm90/backward/prepare.cuh"
 #include "cuda/sm90/backward/query_gradient.h"
-#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/sm90/backward/steps.cuh"
 #include "cuda/smxx/plain.h"
 #include "cuda/tensor_map.h"
 
@@ -29,8 +29,7 @@ struct Layout {
   int64_t dk_parts;      ///< f32 [parts,128,128]
   int64_t dv_parts;      ///< likewise
   int64_t list_scratch;  ///< of block_lists; the parts are written later, over it
-  int64_t scratch_bytes;
-  int64_t bytes;  ///< of all
+  int64_t bytes;         ///< of all
 };
 
 Layout layout(const Problem& problem, const Limits& limits) {
@@ -43,11 +42,11 @@ Layout layout(const Problem& problem, const Limits& limits) {
   l.entries = at.place(problem.heads_kv * entries * 4);
   l.row_terms = at.place(limits.max_tokens * problem.heads_q * 2 * 4);
   l.list_scratch = at.end();
-  l.scratch_bytes = is_sparse(problem) ? plain::block_lists_bytes(problem, limits) : 0;
+  const int64_t scratch = is_sparse(problem) ? plain::block_lists_bytes(problem, limits) : 0;
   const int64_t part_bytes = l.tasks.parts * kBlock * kDim * 4;
   l.dk_parts = at.place(part_bytes);
   l.dv_parts = at.place(part_bytes);
-  l.bytes = std::max(at.end(), l.list_scratch + l.scratch_bytes);
+  l.bytes = std::max(at.end(), l.list_scratch + scratch);
   return l;
 }
 
@@ -87,33 +86,18 @@ Status make_call(const Plan& plan, const AttentionBackwardParams& a, Workspace w
   return {};
 }
 
-/// The caller's inverse lists, or those that block_lists makes in the workspace; none for dense.
+/// The inverse lists of a call; none for dense.
 Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call,
                   cudaStream_t stream) {
-  const Problem& problem = plan.problem;
-  if (!is_sparse(problem)) return {};
+  if (!is_sparse(plan.problem)) return {};
   const Layout& l = call->layout;
-  BlockListsParams lists{
-      .ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries};
-  if (!a.row_ptr.given()) {
-    lists.row_ptr = TensorView::contiguous(call->at<int32_t>(l.row_ptr), DType::kI32,
-                                           {problem.heads_kv, l.tasks.rows + 1});
-    lists.entries = TensorView::contiguous(call->at<int32_t>(l.entries), DType::kI32,
-                                           {problem.heads_kv, a.ids.shape[1] * problem.topk});
-    Plan list_plan = plan;
-    list_plan.problem.op = Op::kBlockLists;
-    list_plan.workspace_bytes = l.scratch_bytes;
-    const Workspace scratch{call->at<std::byte>(l.list_scratch),
-                            static_cast<size_t>(l.scratch_bytes)};
-    MSA_TRY(plain::run(list_plan, lists, scratch, stream));
-  }
-  call->lists = {.row_ptr = lists.row_ptr.at<const int32_t>(),
-                 .entries = lists.entries.at<const int32_t>(),
-                 .row_ptr_stride = lists.row_ptr.stride[0],
-                 .entries_stride = lists.entries.stride[0],
-                 .rows = static_cast<int32_t>(lists.row_ptr.shape[1] - 1),
-                 .topk = problem.topk};
-  return {};
+  return make_inverse_lists(
+      plan, {.ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
+      {.rows = l.tasks.rows,
+       .row_ptr = call->workspace + l.row_ptr,
+       .entries = call->workspace + l.entries,
+       .scratch = call->workspace + l.list_scratch},
+      stream, &call->lists);
 }
 
 template <class O>
@@ -136,12 +120,12 @@ Status launch_prepare(const Plan& plan, const AttentionBackwardParams& a, const 
 }
 
 Status launch_tasks(const Plan& plan, const Call& call, cudaStream_t stream) {
-  return launch("attention_backward (tasks)", make_tasks, {.grid = 1, .block = kMakeThreads},
-                stream,
-                MakeTasksArgs{.batch = call.batch,
-                              .lists = call.lists,
-                              .out = call.tasks,
-                              .heads_kv = plan.problem.heads_kv});
+  return launch_make_tasks("attention_backward (tasks)",
+                           {.batch = call.batch,
+                            .lists = call.lists,
+                            .out = call.tasks,
+                            .heads_kv = plan.problem.heads_kv},
+                           stream);
 }
 
 template <int kGroup>
@@ -163,23 +147,13 @@ Status launch_key_gradient(const Plan& plan, const Call& call, cudaStream_t stre
 
 Status launch_reduce(const Call& call, const TensorView& out, int64_t parts, float scale,
                      cudaStream_t stream) {
-  const ReduceArgs args{.batch = call.batch,
-                        .lists = call.tasks,
-                        .parts = call.at<float>(parts),
-                        .out = out.data,
-                        .out_row = out.stride[0],
-                        .out_head = out.stride[1],
-                        .keys = static_cast<int32_t>(out.shape[0]),
-                        .heads = 1,
-                        .scale = scale};
-  constexpr int64_t kRows = kReduceThreads / 32;
-  return launch("attention_backward (sum)",
-                out.dtype == DType::kF32 ? reduce_parts<float> : reduce_parts<__nv_bfloat16>,
-                {.grid = dim3(static_cast<uint32_t>(ceil_div(out.shape[0], kRows)),
-                              static_cast<uint32_t>(out.shape[1])),
-                 .block = kReduceThreads,
-                 .overlap = true},
-                stream, args);
+  return launch_reduce_parts("attention_backward (sum)",
+                             {.batch = call.batch,
+                              .lists = call.tasks,
+                              .parts = call.at<float>(parts),
+                              .heads = 1,
+                              .scale = scale},
+                             out, stream);
 }
 
 template <int kGroup>

@@ -6,7 +6,7 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/sm90/backward/steps.cuh"
 #include "cuda/sm90/kl/index_lse.cuh"
 #include "cuda/sm90/kl/kl_blocks.cuh"
 #include "cuda/sm90/kl/merge.cuh"
@@ -54,38 +54,17 @@ struct Call {
   }
 };
 
-/// The caller's lists, or ones that the workspace has room for, made now.
+/// The inverse lists of a call with ids.
 template <class Params>
 Status make_lists(const Plan& plan, const Params& a, Call* call, cudaStream_t stream) {
-  const Problem& p = plan.problem;
-  const auto i32 = [&](int64_t begin, int64_t columns) {
-    TensorView view =
-        TensorView::contiguous(call->workspace + begin, DType::kI32, {p.heads_kv, columns});
-    view.device = p.device;
-    return view;
-  };
-  BlockListsParams made{.ids = a.ids,
-                        .batch = a.batch,
-                        .row_ptr = i32(call->parts.row_ptr, call->parts.tasks.rows + 1),
-                        .entries = i32(call->parts.entries, call->tokens() * p.topk)};
-  bool given = false;
-  if constexpr (requires { a.row_ptr; }) {
-    given = a.row_ptr.given();
-    if (given) made.row_ptr = a.row_ptr, made.entries = a.entries;
-  }
-  call->lists = {.row_ptr = made.row_ptr.template at<const int32_t>(),
-                 .entries = made.entries.template at<const int32_t>(),
-                 .row_ptr_stride = made.row_ptr.stride[0],
-                 .entries_stride = made.entries.stride[0],
-                 .rows = static_cast<int32_t>(made.row_ptr.shape[1] - 1),
-                 .topk = p.topk};
-  if (given || call->tokens() == 0) return {};
-  Plan making = plan;
-  making.problem.op = Op::kBlockLists;
-  making.workspace_bytes = plain::block_lists_bytes(p, plan.limits);
-  return plain::run(
-      making, made,
-      {call->workspace + call->parts.scratch, static_cast<size_t>(making.workspace_bytes)}, stream);
+  BlockListsParams lists{.ids = a.ids, .batch = a.batch};
+  if constexpr (requires { a.row_ptr; }) lists.row_ptr = a.row_ptr, lists.entries = a.entries;
+  return backward::make_inverse_lists(plan, lists,
+                                      {.rows = call->parts.tasks.rows,
+                                       .row_ptr = call->workspace + call->parts.row_ptr,
+                                       .entries = call->workspace + call->parts.entries,
+                                       .scratch = call->workspace + call->parts.scratch},
+                                      stream, &call->lists);
 }
 
 template <class Params>
@@ -110,12 +89,13 @@ Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* c
 }
 
 Status launch_tasks(const char* name, const Call& call, int64_t round, cudaStream_t stream) {
-  return launch(name, backward::make_tasks, {.grid = 1, .block = backward::kMakeThreads}, stream,
-                backward::MakeTasksArgs{.batch = call.batch,
-                                        .lists = call.lists,
-                                        .out = call.readers().tasks,
-                                        .heads_kv = call.heads,
-                                        .blocks = call.blocks(round)});
+  return backward::launch_make_tasks(name,
+                                     {.batch = call.batch,
+                                      .lists = call.lists,
+                                      .out = call.readers().tasks,
+                                      .heads_kv = call.heads,
+                                      .blocks = call.blocks(round)},
+                                     stream);
 }
 
 /// A warp for each (query row, head).
@@ -220,25 +200,14 @@ Status launch_merge(const Call& call, const KlParams& a, int64_t round, cudaStre
 }
 
 Status launch_reduce(const Call& call, const KlParams& a, int64_t round, cudaStream_t stream) {
-  const int64_t keys = a.dk_idx.shape[0];
-  const backward::ReduceArgs args{.batch = call.batch,
-                                  .lists = call.readers().tasks,
-                                  .parts = call.floats(call.parts.dk),
-                                  .out = a.dk_idx.data,
-                                  .out_row = a.dk_idx.stride[0],
-                                  .out_head = 0,
-                                  .keys = static_cast<int32_t>(keys),
-                                  .heads = call.heads,
-                                  .scale = 1,
-                                  .blocks = call.blocks(round)};
-  constexpr int64_t kRows = backward::kReduceThreads / 32;  // of a CTA
-  return launch("kl (keys)",
-                a.dk_idx.dtype == DType::kBF16 ? backward::reduce_parts<__nv_bfloat16>
-                                               : backward::reduce_parts<float>,
-                {.grid = dim3(static_cast<uint32_t>(ceil_div(keys, kRows))),
-                 .block = backward::kReduceThreads,
-                 .overlap = true},
-                stream, args);
+  return backward::launch_reduce_parts("kl (keys)",
+                                       {.batch = call.batch,
+                                        .lists = call.readers().tasks,
+                                        .parts = call.floats(call.parts.dk),
+                                        .heads = call.heads,
+                                        .scale = 1,
+                                        .blocks = call.blocks(round)},
+                                       a.dk_idx, stream);
 }
 
 Status run_kl(const Call& call, const KlParams& a, int group, cudaStream_t stream) {
