@@ -24,11 +24,7 @@ struct Attend {
 
 __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
   extern __shared__ float4 memory[];
-  const int chunks = (a.group + kMostRows - 1) / kMostRows;
-  const int kv_head = static_cast<int>(blockIdx.y) / chunks;
-  const int first_row = static_cast<int>(blockIdx.y) % chunks * kMostRows;
-  const int rows = min(a.group - first_row, kMostRows);
-  const int head = kv_head * a.group + first_row;
+  const auto [kv_head, head, rows] = head_chunk(a.group);
   const int t = static_cast<int>(blockIdx.x);
   const int pitch = pitch_of(a.dim), staged = warps() * kWarpRows;
   float* all_q = reinterpret_cast<float*>(memory);  // [staged][pitch]

@@ -11,11 +11,7 @@ namespace {
 
 __global__ void __launch_bounds__(128) block_scores_kernel(BlockScores a) {
   extern __shared__ float4 memory[];
-  const int chunks = (a.group + kMostRows - 1) / kMostRows;
-  const int key_head = static_cast<int>(blockIdx.y) / chunks;
-  const int first_row = static_cast<int>(blockIdx.y) % chunks * kMostRows;
-  const int rows = min(a.group - first_row, kMostRows);
-  const int head = key_head * a.group + first_row;
+  const auto [key_head, head, rows] = head_chunk(a.group);
   const int t = static_cast<int>(blockIdx.x);
   const int pitch = pitch_of(a.dim);
   float* q = reinterpret_cast<float*>(memory);    // [4*warps][pitch]

@@ -21,6 +21,20 @@ struct RowCut {
         warps(((group < kMostRows ? group : kMostRows) + kWarpRows - 1) / kWarpRows) {}
 };
 
+/// The chunk of a CTA; blockIdx.y counts them, KV head after KV head.
+struct HeadChunk {
+  int kv_head;
+  int head;  ///< its first query head
+  int rows;
+};
+__device__ inline HeadChunk head_chunk(int group) {
+  const int chunks = (group + kMostRows - 1) / kMostRows;
+  const int kv_head = static_cast<int>(blockIdx.y) / chunks;
+  const int first = static_cast<int>(blockIdx.y) % chunks * kMostRows;
+  return {
+      .kv_head = kv_head, .head = kv_head * group + first, .rows = min(group - first, kMostRows)};
+}
+
 /// How many CTAs share a walk over `columns` blocks, when `others` CTAs work beside each of them:
 /// enough to fill any GPU, at most a grid's z.
 inline uint32_t walks(int64_t others, int64_t columns) {
