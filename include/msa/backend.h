@@ -23,7 +23,8 @@ namespace msa MSA_API {
 /// One call at a time may use a team; results never depend on its size.
 class Threads {
  public:
-  /// `count` workers, the calling thread among them; 0 = all of the machine's.
+  /// `count` workers, the calling thread among them; 0 = as many as the machine runs at once. Fewer
+  /// where the system refuses to start more.
   explicit Threads(int count = 0);
   ~Threads();
   Threads(const Threads&) = delete;

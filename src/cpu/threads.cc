@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -65,8 +66,13 @@ struct Threads::Team {
 
 Threads::Threads(int count) : team_(std::make_unique<Team>()) {
   if (count <= 0) count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  team_->workers.reserve(static_cast<size_t>(count - 1));
   for (int worker = 1; worker < count; ++worker) {
-    team_->workers.emplace_back([team = team_.get(), worker] { team->serve(worker); });
+    try {
+      team_->workers.emplace_back([team = team_.get(), worker] { team->serve(worker); });
+    } catch (const std::system_error&) {
+      break;  // the system has no more threads for us: a smaller team computes the same
+    }
   }
 }
 

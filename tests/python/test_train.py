@@ -303,9 +303,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@on_cpu
+@pytest.mark.skipif(DEVICE != "cpu" and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_are_one_with_twice_the_steps(tmp_path):
-    """Two ranks over gloo take the micro steps of one process in turns."""
+    """Two ranks, over gloo or NCCL, take the micro steps of one process in turns."""
     command = ("--route", "msa-pt", "--steps", 6, "--warmup-steps", 3, *SMALL)
     assert train(*command, "--output", tmp_path / "one", "--accumulate", 2) == 0
     with socket.socket() as free:

@@ -1,5 +1,6 @@
 // The thread team: every task once, a worker's number in range, many loops of many sizes.
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <numeric>
@@ -15,6 +16,23 @@ TEST(Threads, CountIsWhatWasAskedFor) {
   EXPECT_EQ(Threads(1).count(), 1);
   EXPECT_EQ(Threads(5).count(), 5);
   EXPECT_GE(Threads(0).count(), 1);
+}
+
+/// No room for the stack of another thread.
+TEST(Threads, ASmallerTeamWhereTheSystemRefuses) {
+  pthread_attr_t usual, huge;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_attr_init(&huge), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&huge, size_t{1} << 50), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&huge), 0);
+  Threads threads(4);
+  ASSERT_EQ(pthread_setattr_default_np(&usual), 0);
+  EXPECT_EQ(threads.count(), 1);
+  int64_t sum = 0;
+  threads.parallel_for(100, [&](int64_t task, int) { sum += task; });
+  EXPECT_EQ(sum, 4950);
+  pthread_attr_destroy(&huge);
+  pthread_attr_destroy(&usual);
 }
 
 TEST(Threads, EveryTaskRunsOnceInEveryLoop) {

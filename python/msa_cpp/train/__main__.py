@@ -139,9 +139,9 @@ def run(command: list[str] | None) -> str:
     options = checked(arguments)
     output = arguments.output
     if "RANK" in os.environ:  # torchrun
-        distributed.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
         if arguments.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
     rank = distributed.get_rank() if distributed.is_initialized() else 0
 
     found = storage.steps(output)
