@@ -11,11 +11,11 @@ struct RingBarriers {
   ptx::Barrier full[kStages];
   ptx::Barrier empty[kStages];
 
-  /// One thread; `readers` arrivals release a stage. fence_barrier_init() and a barrier must
-  /// follow.
-  __device__ void init(uint32_t readers) {
+  /// One thread; `readers` arrivals release a stage, `writers` announce what it will hold.
+  /// fence_barrier_init() and a barrier must follow.
+  __device__ void init(uint32_t readers, uint32_t writers = 1) {
     for (int i = 0; i < kStages; ++i) {
-      ptx::init_barrier(&full[i], 1);
+      ptx::init_barrier(&full[i], writers);
       ptx::init_barrier(&empty[i], readers);
     }
   }
@@ -40,6 +40,21 @@ struct RingPosition {
     ptx::wait(&ring.empty[stage], lap ^ 1);
   }
 };
+
+/// What the producer stored about a stage: read by lane 0, which also releases the stage, so that
+/// one thread's order is all that keeps the next store behind this read. All lanes call.
+template <class T>
+__device__ inline T read_for_warp(const T& stored) {
+  constexpr int kWords = sizeof(T) / sizeof(int);
+  static_assert(sizeof(T) == kWords * sizeof(int));
+  int words[kWords] = {};
+  if (threadIdx.x % 32 == 0) memcpy(words, &stored, sizeof(T));
+#pragma unroll
+  for (int& word : words) word = __shfl_sync(0xffffffff, word, 0);
+  T value;
+  memcpy(&value, words, sizeof(T));
+  return value;
+}
 
 /// A warp has read what a stage held, whose `empty` this is. All its lanes call.
 __device__ inline void release(ptx::Barrier* empty) {

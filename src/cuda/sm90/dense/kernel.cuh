@@ -85,8 +85,8 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
   while (true) {
     DeviceSequence sequence;
     const Segment segment = schedule.next(args, &sequence);
-    q.wait_empty(shared.q_ring);
     if (ptx::elect_one()) {
+      q.wait_empty(shared.q_ring);
       shared.segment = segment;
       ptx::Barrier* full = &shared.q_ring.full[q.stage];
       if (segment.tokens == 0) {
@@ -101,8 +101,8 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
 
     BlockPlaces places(args.batch, sequence, segment.last);
     const auto load = [&](const CUtensorMap& map, const BlockPlaces::Place& place) {
-      kv.wait_empty(shared.kv_ring);
       if (ptx::elect_one()) {
+        kv.wait_empty(shared.kv_ring);
         shared.keys[kv.stage] = place.keys;
         ptx::Barrier* full = &shared.kv_ring.full[kv.stage];
         auto& tile = shared.kv[kv.stage];
@@ -126,12 +126,6 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
 
 /// Named barriers, one per consumer; 0 is __syncthreads.
 constexpr uint32_t kConsumerBarrier = 1;
-
-/// A warp has read what the stage held.
-__device__ inline void release(ptx::Barrier* empty) {
-  __syncwarp();
-  if (ptx::elect_one()) ptx::arrive(empty);
-}
 
 /// Rows of a V tile behind the keys hold whatever lay there: 0 * NaN is NaN.
 __device__ inline void clear_rows(SharedTile<kBlock, kDim>& v, int keys, int consumer) {
@@ -228,7 +222,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
 
     if (segment.first < segment.last) {
       kv.wait_full(shared.kv_ring);
-      const int keys = shared.keys[kv.stage];
+      const int keys = read_for_warp(shared.keys[kv.stage]);
       score(kv);
       ptx::wgmma_wait<0>();
       ptx::pin(s);
@@ -250,10 +244,10 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         kv.advance();
 
         k.wait_full(shared.kv_ring);
-        const int keys = shared.keys[k.stage];
         score(k);
         v.wait_full(shared.kv_ring);
         add(v);
+        const int keys = read_for_warp(shared.keys[k.stage]);
 
         ptx::wgmma_wait<1>();
         ptx::pin(s);
@@ -272,7 +266,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         release(&shared.kv_ring.empty[v.stage]);
         pack_operand(s, p);
       }
-      release(&shared.q_ring.empty[q.stage]);
+      ptx::arrive(&shared.q_ring.empty[q.stage]);
 
       kv.wait_full(shared.kv_ring);
       add(kv);
@@ -281,7 +275,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       release(&shared.kv_ring.empty[kv.stage]);
       kv.advance();
     } else {
-      release(&shared.q_ring.empty[q.stage]);
+      ptx::arrive(&shared.q_ring.empty[q.stage]);
     }
     q.advance();
 
@@ -326,8 +320,8 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   Shared<kConsumers>& shared = *reinterpret_cast<Shared<kConsumers>*>(memory);
   if (threadIdx.x == 0) {
-    shared.q_ring.init(4 * kConsumers);  // one arrival per warp
-    shared.kv_ring.init(4 * kConsumers);
+    shared.q_ring.init(128 * kConsumers);  // every thread: each reads the segment
+    shared.kv_ring.init(4 * kConsumers);   // one arrival per warp
     ptx::fence_barrier_init();
   }
   __syncthreads();

@@ -121,15 +121,16 @@ __device__ void load_tasks(KvOuterShared<kGroup>& shared, const KvOuterArgs& arg
               args.paged ? task.source : 0);
   };
   for (Task task = tasks.next(); task.count > 0; task = tasks.next(), at.advance()) {
-    at.wait_empty(shared.k_ring);
     if (lane == 0) {
+      at.wait_empty(shared.k_ring);
       shared.step[at.stage] = {.tiles = (task.count + kQueries - 1) / kQueries,
                                .first = tile_at.stage % kWarpgroups,
                                .keys = task.keys};
       load_block(shared.k[at.stage], k_map, &shared.k_ring.full[at.stage], task);
+      at.wait_empty(shared.v_ring);
+      load_block(shared.v[at.stage], v_map, &shared.v_ring.full[at.stage], task);
     }
-    at.wait_empty(shared.v_ring);
-    if (lane == 0) load_block(shared.v[at.stage], v_map, &shared.v_ring.full[at.stage], task);
+    __syncwarp();
 
     const int64_t slots = int64_t{args.window_tokens} * args.topk;
     const Entry* entries = args.lists.entries + task.head * slots + task.begin;
@@ -140,26 +141,24 @@ __device__ void load_tasks(KvOuterShared<kGroup>& shared, const KvOuterArgs& arg
       const int part = ((task.head * args.window_tokens + row) * args.topk + slot) * kGroup;
       for (int first = 0; first < 32 && done + first < task.count;
            first += kQueries, tile_at.advance()) {
-        tile_at.wait_empty(shared.q_ring);
         const int n = lane - first;  // query of the tile
-        const bool mine = n >= 0 && n < kQueries;
-        if (mine)
+        if (n >= 0 && n < kQueries) {
+          tile_at.wait_empty(shared.q_ring);
           shared.query[tile_at.stage][n] = {.part = exists ? part : -1,
                                             .seen = exists ? min(task.keys, task.seen + row) : 0};
-        __syncwarp();
-        ptx::Barrier* full = &shared.q_ring.full[tile_at.stage];
-        if (lane == 0)
-          ptx::arrive_expect(full, min(kQueries, task.count - done - first) * kGroup * kDim * 2);
-        __syncwarp();
-        auto& q = shared.q[tile_at.stage];
-        for (int panel = 0; mine && exists && panel < q.kPanels; ++panel)
-          ptx::load_box(q.at(n * kGroup, panel * kPanelColumns), q_map, full, panel * kPanelColumns,
-                        task.head * kGroup, args.first + row, 0);
+          ptx::Barrier* full = &shared.q_ring.full[tile_at.stage];
+          ptx::arrive_expect(full, exists ? kGroup * kDim * 2 : 0);
+          auto& q = shared.q[tile_at.stage];
+          for (int panel = 0; exists && panel < q.kPanels; ++panel)
+            ptx::load_box(q.at(n * kGroup, panel * kPanelColumns), q_map, full,
+                          panel * kPanelColumns, task.head * kGroup, args.first + row, 0);
+        }
+        __syncwarp();  // no lane a lap ahead
       }
     }
   }
-  at.wait_empty(shared.k_ring);
   if (lane == 0) {
+    at.wait_empty(shared.k_ring);
     shared.step[at.stage].tiles = -1;
     ptx::arrive(&shared.k_ring.full[at.stage]);
   }
@@ -179,7 +178,7 @@ class TileConsumer {
   __device__ void run() {
     for (;; at_.advance()) {
       at_.wait_full(shared_.k_ring);
-      const typename Shared::Step step = shared_.step[at_.stage];
+      const auto step = read_for_warp(shared_.step[at_.stage]);
       if (step.tiles < 0) return;
       const int own = (step.tiles + (step.first == warpgroup_ ? 1 : 0)) / 2;
       if (own > 0) {
@@ -230,9 +229,9 @@ class TileConsumer {
       ptx::load_matrices(q_[i], q.at(first + lane % 16, 16 * i + lane / 16 * 8));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = first + lane / 4 + 8 * h;
-      const typename Shared::Query query = shared_.query[tile_at_.stage][row / kGroup];
-      part_[h] = query.part < 0 ? -1 : query.part + row % kGroup;
+      const int half = first + 8 * h;  // eight rows of one query
+      const auto query = read_for_warp(shared_.query[tile_at_.stage][half / kGroup]);
+      part_[h] = query.part < 0 ? -1 : query.part + half % kGroup + lane / 4;
       seen_[h] = query.seen;
     }
     release(&shared_.q_ring.empty[tile_at_.stage]);
@@ -295,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     constexpr int kWarps = 4;  // of a warpgroup
     shared.k_ring.init(kWarps * kWarpgroups);
     shared.v_ring.init(kWarps * kWarpgroups);
-    shared.q_ring.init(kWarps);
+    shared.q_ring.init(kWarps, KvOuterShared<kGroup>::kQueries);
     ptx::fence_barrier_init();
   }
   __syncthreads();
