@@ -129,15 +129,15 @@ __device__ inline void choose_blocks(AttendShared& shared, const AttendArguments
   const auto key_of = [&](float score, int j) {
     return make_key(score, j, shared.choice.forced(j, a.init_blocks, a.local_blocks));
   };
-  if (split.parts > 1 && blocks > a.topk) {
-    const int share = (blocks + 4 * split.parts - 1) / (4 * split.parts) * 4;
-    const int first = min(split.rank * share, blocks);
-    select.choose(scores, first, min(first + share, blocks), SelectScratch::kBest, key_of);
+  const bool divided = split.parts > 1 && blocks > a.topk;
+  const int share = divided ? (blocks + 4 * split.parts - 1) / (4 * split.parts) * 4 : blocks;
+  const int first = divided ? min(split.rank * share, blocks) : 0;
+  select.choose(scores, first, min(first + share, blocks), divided ? SelectScratch::kBest : a.topk,
+                key_of);
+  if (divided)
     select.exchange(shared.winners, a.topk, split.parts, &shared.met, &shared.known);
-  } else {
-    select.choose(scores, 0, blocks, a.topk, key_of);
-    if (i < kMaxChosen) shared.winners[i] = select.best[i];
-  }
+  else if (i < kMaxChosen)
+    shared.winners[i] = select.best[i];
   ptx::fence_async_proxy();  // the scratch becomes a stage of the ring
 }
 

@@ -109,9 +109,15 @@ struct SelectScratch {
         if (j + 3 < last) take(key_of(four.w, j + 3));
       }
     };
+    // One key per thread, whose ranks are the answer, or else the best of a thread's several.
+    const bool one_each = last - first <= kConsumers;
     Key mine = 0;
-    for_each_key([&](Key key) { mine = max(mine, key); });
-    rank(mine, (last - first + 3) / 4);
+    if (!one_each)
+      for_each_key([&](Key key) { mine = max(mine, key); });
+    else if (first + i < last)
+      mine = key_of(scores[first + i], first + i);
+    rank(mine, one_each ? last - first : (last - first + 3) / 4);
+    if (one_each) return;
 
     // All keys from the last of the threads' best on, few more than kBest, hold the best of all.
     const Key least = best[kBest - 1];
