@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine with CUDA 13 and PyTorch:
 #
-#   dev/gpu.sh build|check|sanitize|bench|python|compare|gradients|facts|code_11m|train|all
+#   dev/gpu.sh build|check|sanitize|bench|traces|python|compare|gradients|facts|code_11m|train|all
 #
-# `train` is the three before it. Each other stage takes less than 8 minutes, the experiments `facts`
-# and `code_11m` the MINUTES that they may (default 7), and leaves its results as JSON and logs in
-# $OUT (default build/gpu). ARMS names the arms of `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what
-# they need); without it they are built into build/cuda, the Python package where nanobind is.
+# `train` is the three before it. A stage takes less than 8 minutes, the experiments `facts` and
+# `code_11m` the MINUTES that they may (default 7), and leaves its results as JSON and logs in $OUT
+# (default build/gpu). Those that time something want a GPU to themselves. ARMS names the arms of
+# `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what they
+# need); without it they are built into build/cuda, the Python package where nanobind is.
 # `python`, `gradients` and `compare` run in $PYTHON (default python3), which needs what
 # scripts/requirements-test.txt lists, for the experiments torch, NumPy and safetensors alone;
 # `compare` includes vLLM and SGLang where they are installed.
@@ -90,10 +91,12 @@ extend_16k      60 cuda          --context 1048576 --new-tokens 16384 --op index
 select          40 cuda          --context 131072,1048576 --new-tokens 16384 --op select_blocks --selection random
 parts           40 cuda          --context 8192 --op index_scores,select_blocks,merge,block_lists,append_paged,block_mass --selection random
 SETTINGS
+}
 
-  # The same on the block lists of a trained model, which `msa eval` leaves: all tokens of a context,
-  # or the last ones. Dense attention over 1M takes half a minute: once is enough.
-  local context trace last=
+# The same on the block lists of a trained model, which `msa eval` leaves: all tokens of a context, or
+# the last ones. Dense attention over 1M takes half a minute: once is enough.
+traces() {
+  local context name limit flags trace last=
   while read -r context name limit flags; do
     if [[ $context != "$last" ]]; then
       [[ ! $last ]] || rm -f "$trace"
@@ -187,12 +190,17 @@ SETTINGS
   rm -f "$trace"
 }
 
-case ${1:-} in
-  build | check | sanitize | bench | python | compare | gradients | facts | code_11m | train) "$1" ;;
-  all) build && check && sanitize && bench && python && compare && train ;;
+stages='build check sanitize bench traces python compare gradients facts code_11m train'
+case " $stages all " in
+  *" ${1:-none} "*) ;;
   *)
-    echo "usage: dev/gpu.sh build|check|sanitize|bench|python|compare|gradients|facts|code_11m|train|all" >&2
+    echo "usage: dev/gpu.sh ${stages// /|}|all" >&2
     exit 2
     ;;
 esac
+if [[ $1 == all ]]; then
+  for stage in ${stages% gradients*} train; do "$stage"; done
+else
+  "$1"
+fi
 exit $failed

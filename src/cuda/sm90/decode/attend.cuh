@@ -3,7 +3,8 @@
 // A cluster of CTAs shares the list of one (token, KV head); each walks its share of the blocks and
 // keeps a partial softmax. At the end every CTA finishes 16 / cluster size of the 16 rows: the
 // others send their part of these rows straight into its shared memory. No trip through device
-// memory, no workspace, and a fixed order of sums.
+// memory, no workspace, and a fixed order of sums. A CTA waits for all that is sent to it, and what
+// it sends comes from registers: none has to outlive its own work.
 #pragma once
 
 #include <cuda.h>
@@ -107,6 +108,12 @@ struct Split {
   int rank;      ///< this one
   int row_bits;  ///< log2(rows of each)
 
+  /// Of n things in fours, how many each CTA takes: a multiple of 4. No division.
+  __device__ int share(int n) const {
+    const int bits = __clz(1) - __clz(parts) + 2;
+    return ((n + (1 << bits) - 1) >> bits) * 4;
+  }
+
   __device__ static Split of_cluster() {
     const auto parts = static_cast<int>(ptx::cluster_size());
     return {.parts = parts,
@@ -130,7 +137,7 @@ __device__ inline void choose_blocks(AttendShared& shared, const AttendArguments
     return make_key(score, j, shared.choice.forced(j, a.init_blocks, a.local_blocks));
   };
   const bool divided = split.parts > 1 && blocks > a.topk;
-  const int share = divided ? (blocks + 4 * split.parts - 1) / (4 * split.parts) * 4 : blocks;
+  const int share = divided ? split.share(blocks) : blocks;
   const int first = divided ? min(split.rank * share, blocks) : 0;
   select.choose(scores, first, min(first + share, blocks), divided ? SelectScratch::kBest : a.topk,
                 key_of);
@@ -345,9 +352,6 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
         ptx::load_box(shared.ring[position.stage].panel(p), i % 2 == 0 ? &a.k : &a.v, full,
                       p * kPanelColumns, 0, head, shared.list[i / 2].page);
     }
-    __syncwarp();
-    ptx::arrive_cluster();
-    ptx::wait_cluster();
     return;
   }
 
@@ -395,11 +399,9 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   }
 
   exchange_parts(shared, shared.outgoing(position.stage), o, softmax, a.group, split);
-  ptx::arrive_cluster();
 #pragma unroll 1
   for (int row = warp; row < split.own_rows(a.group); row += kWarps)
     finish_row(shared, a, t, int64_t{head} * a.group + split.slot(split.rank, row), row, split);
-  ptx::wait_cluster();  // the others have what this CTA sent: its memory may go
 }
 
 }  // namespace msa::cuda::sm90::decode
