@@ -27,6 +27,7 @@ TARGETS = {
     ("msa", 8 * K, 8 * K, 1, TRAINED): 1.4e-3,
     ("msa", 32 * K, 32 * K, 1, TRAINED): 6.0e-3,
     ("msa", 128 * K, 128 * K, 1, TRAINED): 35e-3,
+    ("msa", M, M, 1, TRAINED): 1.07,
     ("msa", 32 * K, 32 * K, 1, RANDOM): 8.2e-3,
     ("msa", 128 * K, 128 * K, 1, RANDOM): 44e-3,
     **{("msa", new, context, 1, lists): seconds
