@@ -5,12 +5,12 @@
 #
 # `train` is the three before it. A stage takes less than 8 minutes, the experiments `facts` and
 # `code_11m` the MINUTES that they may (default 7), and leaves its results as JSON and logs in $OUT
-# (default build/gpu). Those that time something want a GPU to themselves. ARMS names the arms of
-# `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and python/msa_cpp (and what they
-# need); without it they are built into build/cuda, the Python package where nanobind is.
-# `python`, `gradients` and `compare` run in $PYTHON (default python3), which needs what
-# scripts/requirements-test.txt lists, for the experiments torch, NumPy and safetensors alone;
-# `compare` includes vLLM and SGLang where they are installed.
+# (default build/gpu). Those that time something want a GPU to themselves. SIZE (default gpu) and
+# ARMS are those of `facts`. MSA_BIN names a folder with ready-made `msa`, `msa_gpu` and
+# python/msa_cpp (and what they need); without it they are built into build/cuda, the Python package
+# where nanobind is. `python`, `gradients` and `compare` run in $PYTHON (default python3), which
+# needs what scripts/requirements-test.txt lists, for the experiments torch, NumPy and safetensors
+# alone; `compare` includes vLLM and SGLang where they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -157,8 +157,8 @@ gradients() {
 
 # Both experiments stop by themselves and leave their JSON on the way; draw it with facts.py --plot.
 facts() {
-  in_python facts $LIMIT experiments/facts.py --size gpu --device cuda --minutes "${MINUTES:-7}" \
-    --output "$OUT" ${ARMS:+--arms "$ARMS"}
+  in_python facts $LIMIT experiments/facts.py --size "${SIZE:-gpu}" --device cuda \
+    --minutes "${MINUTES:-7}" --output "$OUT" ${ARMS:+--arms "$ARMS"}
 }
 
 code_11m() {

@@ -3,6 +3,7 @@
     python experiments/facts.py                  the main arms of the miniature, as in CI
     python experiments/facts.py --arms all --seeds 0,1,2
     python experiments/facts.py --size gpu --device cuda --minutes 9
+    python experiments/facts.py --size gpu-blocks --device cuda     blocks of 128, 64 and 32 tokens
     python experiments/facts.py --size smoke     every arm of the GPU experiment, a few steps
     python experiments/facts.py --plot results/facts-gpu.json
 
@@ -46,15 +47,18 @@ GPU_CONFIG = MINIATURE | {
     "index_n_heads": 2, "index_head_dim": 128, "index_block_size": 128, "index_topk_blocks": 8,
 }
 GPU_DATA = {"keys": 1536, "values": 64, "shares": (0.3, 0.3, 0.1, 0.3), "short": 256}
+GPU = Size(GPU_CONFIG, context=8192, batch=4, lr=2e-3, steps=400, warmup_steps=125,
+           conversion=(0, 25, 50, 100), sparse_steps=150, data=GPU_DATA, dtype="bf16",
+           log_every=50,
+           arms=("dense", "msa_pt", "msa_cpt", "no_detach_10", "no_warmup", "lambda_0",
+                 "random_blocks", "window", "lambda_10", "no_detach", "value_head"))
 SIZES = {
     "miniature": Size(MINIATURE, context=96, batch=16, lr=1e-2, steps=200, warmup_steps=60,
                       conversion=(0, 25, 50, 100), sparse_steps=60,
                       arms=("dense", "msa_pt", "no_detach_10", "msa_cpt")),
-    "gpu": Size(GPU_CONFIG, context=8192, batch=4, lr=2e-3, steps=400, warmup_steps=125,
-                conversion=(0, 25, 50, 100), sparse_steps=150, data=GPU_DATA, dtype="bf16",
-                log_every=50,
-                arms=("dense", "msa_pt", "msa_cpt", "no_detach_10", "no_warmup", "lambda_0",
-                      "random_blocks", "window", "lambda_10", "no_detach", "value_head")),
+    "gpu": GPU,
+    "gpu-blocks": replace(GPU, config=GPU_CONFIG | {"index_topk_blocks": 2}, context=2048,
+                          batch=16, arms=("dense", "msa_pt", "small_blocks", "smaller_blocks")),
     "smoke": Size(GPU_CONFIG | {"num_hidden_layers": 2, "layer_types": [SPARSE] * 2,
                                 "mlp_layer_types": ["dense"] * 2, "index_block_size": 16},
                   context=256, batch=1, lr=2e-3, steps=4, warmup_steps=2, conversion=(0, 2),
@@ -293,11 +297,16 @@ def picture(rows: list[dict], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     drawing, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    colours: dict[str, tuple] = {}  # one per selector, dashed where it is on the dense model
     for label, group in by_arm(rows).items():
-        if group[0]["end"] or label.endswith("on dense"):
+        untrained = label.endswith(" on dense")
+        if group[0]["end"] or untrained:
             lines = torch.tensor([[float("nan") if x is None else x for x in row["by_distance"]]
                                   for row in group])
-            left.plot(range(1, 9), lines.nanmean(0), label=label, marker=".")
+            colour = colours.setdefault(label.removesuffix(" on dense"),
+                                        pyplot.get_cmap("tab20")(len(colours)))
+            left.plot(range(1, 9), lines.nanmean(0), label=label, marker=".", color=colour,
+                      linestyle="--" if untrained else "-")
     left.set(xlabel="distance to the fact, eighths of the context", ylabel="right answers",
              ylim=(0, 1.02), title=title)
     drawing.legend(loc="outside lower center", fontsize="small", ncols=6)
