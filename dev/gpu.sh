@@ -52,20 +52,29 @@ check() {
   step contracts 200 "$BIN/msa_gpu" --gtest_output="json:$OUT/contracts.json"
 }
 
-# A sanitizer's own exit code, for what it finds.
+# A sanitizer's own exit code, for what it finds. In the background, for `sanitize` to wait for.
 sanitizer() {  # TOOL NAME COMMAND...
   local tool=$1 name=$2
   shift 2
-  step "$tool-$name" 240 compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+  {
+    step "$tool-$name" 440 compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+    exit $failed
+  } &
 }
 
+# All at once: they load the processor more than the GPU.
 sanitize() {
-  local check=("$BIN/msa" check --backend cuda --suite smoke --quiet)
-  sanitizer memcheck smoke "${check[@]}"
-  sanitizer racecheck smoke "${check[@]}"
-  sanitizer initcheck smoke "${check[@]}"
+  local tool ops job
+  for tool in memcheck racecheck initcheck; do
+    for ops in index_scores,select_blocks,index_select sparse_attention dense_attention \
+      sparse_decode,msa_layer_decode,merge,block_lists,append_paged,block_mass \
+      sparse_attention_backward,dense_attention_backward index_lse,kl_backward,kl_loss; do
+      sanitizer $tool "${ops%%,*}" "$BIN/msa" check --backend cuda --suite smoke --op $ops --quiet
+    done
+  done
   sanitizer racecheck kv_outer "$BIN/msa_gpu" --gtest_filter='*ThreeRuns*cuda_kv_outer'
   sanitizer memcheck bad_metadata "$BIN/msa_gpu" --gtest_filter='*BadMetadata*'
+  for job in $(jobs -p); do wait "$job" || failed=1; done
 }
 
 # One line per setting: a name, seconds, a backend, and what else `msa bench` is given.

@@ -253,6 +253,13 @@ def test_check_json():
                for case in result["cases"])
 
 
+def test_check_of_some_operators():
+    both = "merge,block_lists"
+    result = json.loads(run_ok("check", "--backend", "reference", "--op", both, "--json", "-"))
+    assert {case["op"] for case in result["cases"]} == set(both.split(","))
+    assert result["passed"] == len(result["cases"])
+
+
 # --- attend ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

@@ -364,9 +364,11 @@ CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("bench", "Check, then time the operators; FLOPs, bytes, % of the ceiling");
+  std::vector<std::string> ops = op_names();
+  ops.emplace_back("msa");  // index_select, then sparse attention
   command->add_option("--op", options->ops, "Operators, comma separated; msa = index + attention")
       ->delimiter(',')
-      ->check(CLI::IsMember(bench_op_names()));
+      ->check(CLI::IsMember(ops));
   command->add_option("--shape", options->shape, "m3, code-11m or HQ,HKV,D,BK,K")
       ->capture_default_str();
   command->add_option("--context", options->contexts, "Key lengths, comma separated")

@@ -23,12 +23,6 @@ using Member = TensorView Params::*;
 
 }  // namespace
 
-std::vector<std::string> bench_op_names() {
-  std::vector<std::string> names = {"msa"};
-  for (int op = 0; op < kOpCount; ++op) names.push_back(name_of(static_cast<Op>(op)));
-  return names;
-}
-
 std::optional<Op> op_named(std::string_view name) {
   for (int op = 0; op < kOpCount; ++op)
     if (name == name_of(static_cast<Op>(op))) return static_cast<Op>(op);

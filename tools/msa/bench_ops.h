@@ -18,8 +18,6 @@
 
 namespace msa::cli {
 
-/// Names that --op takes: those of the library, and `msa` = index_select, then sparse attention.
-std::vector<std::string> bench_op_names();
 /// The operator of that name, if it is one of the library's.
 std::optional<Op> op_named(std::string_view name);
 

@@ -20,6 +20,7 @@ using conformance::Outcome;
 struct Options {
   Common common;
   std::string suite = "smoke";
+  std::vector<std::string> ops;  ///< empty = all
   std::string json;
 };
 
@@ -85,6 +86,9 @@ int run_check(const Options& options) {
   if (!chosen.empty())
     cases = conformance::make_cases(options.suite == "full" ? conformance::Suite::kFull
                                                             : conformance::Suite::kSmoke);
+  std::erase_if(cases, [&](const conformance::Case& c) {
+    return !options.ops.empty() && std::ranges::count(options.ops, msa::name_of(c.problem.op)) == 0;
+  });
   conformance::Harness harness(worker_count(options.common.threads));
   std::map<const Backend*, Tally> tallies;
   std::array<int, 3> total{};
@@ -142,12 +146,16 @@ CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
   CLI::App* command = app.add_subcommand("check", "Every backend against the reference");
   command
       ->add_option("--suite", options->suite,
-                   "smoke (about 170 cases per backend) or full (about 2,100)")
+                   "smoke (about 230 cases per backend) or full (about 2,700)")
       ->check(CLI::IsMember({"smoke", "full"}))
       ->capture_default_str();
+  command->add_option("--op", options->ops, "Operators, comma separated; default all")
+      ->delimiter(',')
+      ->check(CLI::IsMember(op_names()));
   command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
   add_common(command, &options->common);
-  command->footer("Example:\n  msa check --backend avx2 --suite full");
+  command->footer(
+      "Example:\n  msa check --backend avx2 --op sparse_attention,sparse_decode --suite full");
   command->callback([=] { *action = [=] { return run_check(*options); }; });
   return command;
 }

@@ -178,6 +178,12 @@ Status read_text(const fs::path& path, int64_t max_bytes, std::string* out) {
   return in.bad() ? io_error(path, "cannot be read") : Status();
 }
 
+std::vector<std::string> op_names() {
+  std::vector<std::string> names;
+  for (int op = 0; op < kOpCount; ++op) names.emplace_back(name_of(static_cast<Op>(op)));
+  return names;
+}
+
 nlohmann::ordered_json machine() {
   utsname os{};
   uname(&os);

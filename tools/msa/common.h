@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "msa/msa.h"
 
@@ -69,6 +70,9 @@ Status write_json(const std::filesystem::path& path, const nlohmann::ordered_jso
 
 /// The first `max_bytes` bytes of a file or pipe (fewer if it is shorter).
 Status read_text(const std::filesystem::path& path, int64_t max_bytes, std::string* out);
+
+/// The operators by name, for --op.
+std::vector<std::string> op_names();
 
 /// {cpu, cores, memory_gib, os, compiler, build}.
 nlohmann::ordered_json machine();
