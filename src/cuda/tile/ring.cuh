@@ -2,6 +2,9 @@
 // same steps; `full` says that a stage's bytes have arrived, `empty` that its readers are done.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "cuda/ptx/barrier.cuh"
 
 namespace msa::cuda {
