@@ -142,7 +142,7 @@ CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
   CLI::App* command = app.add_subcommand("check", "Every backend against the reference");
   command
       ->add_option("--suite", options->suite,
-                   "smoke (about 170 cases per backend) or full (about 2,100)")
+                   "smoke (about 230 cases per backend) or full (about 2,700)")
       ->check(CLI::IsMember({"smoke", "full"}))
       ->capture_default_str();
   command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
