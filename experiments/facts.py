@@ -5,7 +5,7 @@
     python experiments/facts.py --size gpu --device cuda --minutes 9
     python experiments/facts.py --size gpu-blocks --device cuda     blocks of 128, 64 and 32 tokens
     python experiments/facts.py --size smoke     every arm of the GPU experiment, a few steps
-    python experiments/facts.py --plot results/facts-gpu.json
+    python experiments/facts.py --plot experiments/results/facts-gpu.json
 
 Trains arms of `arms/` on the task of `msa_cpp.train.data.Facts`, tries the selectors that need
 no training on the dense model as well, and writes all figures (facts-SIZE.json), after every arm,
@@ -332,6 +332,10 @@ def machine(device: str) -> str:
         commit or "unknown")
 
 
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -339,17 +343,23 @@ def parser() -> argparse.ArgumentParser:
     add("--size", choices=SIZES, default="miniature")
     add("--arms", type=lambda text: text.split(","), metavar="NAME,NAME,...",
         help="all, or files of arms/ in the order in which they run (the size's own choice)")
-    add("--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0])
+    add("--seeds", type=numbers, default=[0], help="numbers, separated by commas (0)")
     add("--minutes", type=float, help="that the whole run may take")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--output", type=Path, default=HERE / "results")
-    add("--plot", type=Path, nargs="+", metavar="JSON", help="only draw what these files hold")
+    add("--output", type=Path, default=HERE / "results", help="folder (experiments/results)")
+    add("--plot", type=Path, nargs="+", metavar="JSON",
+        help="only draw what these files hold, beside the first")
     return made
 
 
 def main() -> None:
     began, options = time.monotonic(), parser().parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser().error("--device: got cuda, supported here is cpu")
     if options.plot:
+        for path in options.plot:
+            if not path.is_file():
+                parser().error(f"--plot: {path}: no such file")
         draw(joined([json.loads(path.read_text()) for path in options.plot]),
              options.plot[0].with_suffix(""))
         return
@@ -400,7 +410,9 @@ def joined(parts: list[dict]) -> dict:
 
 def draw(found: dict, stem: Path) -> None:
     """The table and, with matplotlib, the picture."""
-    missing = "".join(f"\nNot run: {line}." for line in found["not_run"])
+    missing = "".join(f"\n- Not run: {line}." for line in found["not_run"])
+    if missing:
+        missing += "\n"
     text = (f"{found['machine']}; seeds {', '.join(map(str, found['seeds']))}; "
             f"{found['seconds']:.0f} s. Mean over the seeds (smallest to largest); "
             f"{found['steps']} steps from scratch.\n{missing}\n{table(found['rows'])}")

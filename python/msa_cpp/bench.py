@@ -468,10 +468,16 @@ def body(arguments: list[str] | None = None) -> str:
     except ValueError:
         raise InputError(f"--shape, --context: got {options.shape}, {options.context}, expected "
                          "m3, code-11m or HQ,HKV, and numbers") from None
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: got cuda, supported here is cpu")
+    for flag, numbers in {"--context": contexts, "--batch": [options.batch],
+                          "--topk": [options.topk], "--repeats": [options.repeats]}.items():
+        if min(numbers) < 1:
+            raise InputError(f"{flag}: got {min(numbers)}, expected at least 1")
     rows = []
     with torch.inference_mode():
         for context in contexts:
-            new_tokens = options.new_tokens or context
+            new_tokens = context if options.new_tokens is None else options.new_tokens
             if not 0 < new_tokens <= context:
                 raise InputError(f"--new-tokens: got {new_tokens}, expected 1..{context}")
             case = Case(context, new_tokens, options.batch, heads_q, heads_kv, options.topk,

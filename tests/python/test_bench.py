@@ -63,6 +63,12 @@ def test_lists_of_a_trace(tmp_path):
             bench.body(["--shape", "8,4", "--device", "cpu", "--selection", str(path), *words])
 
 
+@pytest.mark.parametrize("flag", ["--context", "--new-tokens", "--batch", "--topk", "--repeats"])
+def test_numbers_below_one_are_refused(flag):
+    with pytest.raises(InputError, match=f"{flag}: got 0, expected"):
+        bench.body(["--context", "100", "--device", "cpu", flag, "0"])
+
+
 @pytest.mark.parametrize("wrong, message", [
     ("values", "failed: error"), ("nan", "failed: error"), ("lists", "failed: query"),
     ("better", "a missed block scores")])

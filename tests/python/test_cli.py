@@ -169,6 +169,11 @@ def test_unknown_backend_names_the_known_ones():
     run_bad("info", env={**os.environ, "MSA_BACKEND": "nonsense"}, says=["MSA_BACKEND", "nonsense"])
 
 
+def test_unknown_command_names_the_known_ones():
+    run_bad("nonsense", says=["nonsense", "eval", "info"])
+    run_bad(says="subcommand")
+
+
 # --- JSON -----------------------------------------------------------------------------------------
 
 def test_info_json():

@@ -366,7 +366,11 @@ def test_bad_input_is_one_line(run, tmp_path, texts, capsys):
     base = ("--route", "msa-pt", "--output", tmp_path / "out")
     assert "holds no text" in fails(capsys, *base, "--data", tmp_path / "nothing")
     assert "no such directory" in fails(capsys, *base, "--data", tmp_path / "missing")
+    assert "is a file" in fails(capsys, *base, "--data", __file__)
     assert "--steps: got 0" in fails(capsys, *base, "--data", texts, "--steps", 0)
+    for flag, value in (("--lr", -1.0), ("--index-lr", "nan"), ("--clip", "inf"), ("--seed", -1),
+                        ("--context", 1)):
+        assert f"{flag}: got {value}" in fails(capsys, *base, "--data", texts, flag, value)
     assert "--warmup-steps: got 9, expected 0 to 5" in fails(
         capsys, *base, "--data", texts, "--steps", 5, "--warmup-steps", 9)
     assert "--init: not given" in fails(capsys, "--route", "msa-cpt", *base[2:], "--data", texts)

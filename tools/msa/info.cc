@@ -1,9 +1,11 @@
 // msa info: what this build is, what this machine has, which backends work here and why not.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <memory>
 #include <sstream>
+#include <string_view>
 
 #include "msa/commands.h"
 #include "msa/common.h"
@@ -67,11 +69,14 @@ int run_info(const Options& options) {
   fmt::print("{}, {} cores, {} GiB, {}\n", here["cpu"].get<std::string>(), here["cores"].dump(),
              here["memory_gib"].dump(), here["os"].get<std::string>());
   fmt::print("vector extensions: {}\n\n", fmt::join(isa_features(), " "));
-  fmt::print("  {:<14} {:>8}  {:<28} {}\n", "backend", "priority", "needs", "here");
+  size_t width = 0;
+  for (const Backend* backend : backends())
+    width = std::max(width, std::string_view(backend->requirement()).size());
+  fmt::print("  {:<14} {:>8}  {:<{}}  {}\n", "backend", "priority", "needs", width, "here");
   for (const Backend* backend : backends()) {
     const Status usable = backend->usable();
-    fmt::print("{} {:<14} {:>8}  {:<28} {}\n", backend == chosen ? "*" : " ", backend->name(),
-               backend->priority(), backend->requirement(),
+    fmt::print("{} {:<14} {:>8}  {:<{}}  {}\n", backend == chosen ? "*" : " ", backend->name(),
+               backend->priority(), backend->requirement(), width,
                usable.ok() ? "usable" : "no: " + usable.message());
   }
   fmt::print("\n* is what `--backend {}` takes for the shape of MiniMax-M3\n",

@@ -3,6 +3,8 @@
 
 #include <memory>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "msa/commands.h"
 #include "msa/common.h"
@@ -20,6 +22,12 @@ class HelpFormat : public CLI::Formatter {
     return text;
   }
 };
+
+std::vector<std::string> names_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  return names;
+}
 
 int main(int argc, char** argv) {
   using namespace msa::cli;
@@ -49,6 +57,9 @@ int main(int argc, char** argv) {
     return app.exit(request);
   } catch (const CLI::ParseError& error) {
     const std::vector<CLI::App*> chosen = app.get_subcommands();
+    if (const std::vector<std::string> other = app.remaining(); chosen.empty() && !other.empty())
+      return fail(fmt::format("got \"{}\", expected a command: {} (see `msa --help`)",
+                              other.front(), fmt::join(names_of(app), ", ")));
     return fail(fmt::format("{} (see `msa {}--help`)", error.what(),
                             chosen.empty() ? "" : chosen.front()->get_name() + " "));
   } catch (const std::bad_alloc&) {

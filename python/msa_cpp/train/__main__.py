@@ -16,6 +16,7 @@ killed run goes on with --resume, bit for bit as if it had not been killed.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import fields
@@ -56,6 +57,12 @@ CHOICES = {
                "stages in which only the index branch learns (msa-cpt: warmup, others: none)"),
     "dtype": (("f32", "bf16"), "of products and activations; weights are f32"),
 }
+LEAST = {
+    **dict.fromkeys(("steps", "batch", "accumulate", "save_every", "keep", "log_every"), 1),
+    "context": 2,  # a token is judged by what stands before it
+    **dict.fromkeys(("lr", "index_lr", "index_warmup_lr", "lr_warmup", "weight_decay", "clip",
+                     "index_clip", "kl_weight", "seed"), 0),
+}
 FREE = ("save_every", "keep", "log_every")  # may change when a run goes on
 
 
@@ -90,10 +97,12 @@ def parser() -> argparse.ArgumentParser:
 def checked(arguments: argparse.Namespace) -> Options:
     """The options of the run; InputError names the flag."""
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
-    for name in ("steps", "batch", "context", "accumulate", "save_every", "keep", "log_every"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected "
-                             "at least 1")
+    for name, least in LEAST.items():
+        given = getattr(options, name)
+        limit, said = (2**63, "2^63") if isinstance(given, int) else (math.inf, "infinity")
+        if given is not None and not least <= given < limit:  # no comparison holds for NaN
+            raise InputError(f"--{name.replace('_', '-')}: got {given}, expected at least {least} "
+                             f"and less than {said}")
     if options.route != "full" and not 0 <= options.warmup_steps <= options.steps:
         raise InputError(f"--warmup-steps: got {options.warmup_steps}, expected 0 to "
                          f"{options.steps}, the steps")

@@ -54,7 +54,8 @@ def read_folder(folder: str | os.PathLike) -> list[bytes]:
     """The files of a folder and those below it that are not empty, in the order of their names."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory")
+        raise InputError(f"{folder}: " + ("is a file, expected a directory" if folder.exists()
+                                          else "no such directory"))
     texts = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()]
     if not any(texts):
         raise InputError(f"{folder}: holds no text: expected files that are not empty")
