@@ -146,9 +146,8 @@ class Runner:
             trainer.run(stop)
             row = {"arm": arm.name, "seed": self.seed, "step": stop, "end": stop == options.steps,
                    **self.look(trainer)}
-            last = trainer.log[-1] if trainer.log else {}
-            row |= {k: last[k] for k in ("kl", "grad_norm_backbone", "grad_norm_index")
-                    if k in last and options.route != "full"}
+            if options.route != "full":
+                row |= {k: v for k, v in trainer.figures.items() if k != "loss"}
             rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
         rows[-1]["log"] = trainer.log
         self.weights[arm.name] = trainer.model.state_dict()

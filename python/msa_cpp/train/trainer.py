@@ -105,6 +105,7 @@ class Trainer:
         self.options, self.model, self.source = options, model, source
         self.output, self.choose, self.on_step = output, choose, on_step
         self.log: list[dict] = []
+        self.figures: dict[str, float] = {}  # FIGURES of the last step that was waited for
         self.step = 0
         self.device = next(model.parameters()).device
         self.rank, self.ranks = 0, 1
@@ -164,9 +165,9 @@ class Trainer:
             saves = self.output is not None and (done == o.steps or done % o.save_every == 0)
             figures, entry = self._train_step(due)
             if due or saves or done == last:
-                values = self._look(figures)
+                self.figures = dict(zip(FIGURES, self._look(figures)))
             if due:
-                entry |= dict(zip(FIGURES, values), seconds=round(time.monotonic() - began, 3))
+                entry |= dict(self.figures, seconds=round(time.monotonic() - began, 3))
                 self._write(entry)
             self.step = done
             if saves:
