@@ -355,6 +355,8 @@ def main() -> None:
     began, options = time.monotonic(), parser().parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser().error("--device: got cuda, supported here is cpu")
+    if options.minutes is not None and options.minutes <= 0:
+        parser().error(f"--minutes: got {options.minutes}, expected more than 0")
     if options.plot:
         for path in options.plot:
             if not path.is_file():

@@ -384,9 +384,11 @@ def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
         works += [Work(case, seed, ids) for seed in range(1, copies)]
     calls: dict[str, list[Call]] = {}
     for work in works:
-        for name, call in contenders(work).items():
-            if not only or name in only:
-                calls.setdefault(name, []).append(call)
+        known = contenders(work)
+        for name in only or known:
+            if name not in known:
+                raise InputError(f"--contenders: got {name}, expected some of {', '.join(known)}")
+            calls.setdefault(name, []).append(known[name])
 
     rows, clocks = {}, {}
     for name, copies_of in calls.items():
@@ -462,18 +464,26 @@ def body(arguments: list[str] | None = None) -> str:
     parser.add_argument("--tsv", type=Path)
     options = parser.parse_args(arguments)
     try:
-        heads = SHAPES.get(options.shape) or tuple(map(int, options.shape.split(",")))
-        heads_q, heads_kv = heads
+        heads_q, heads_kv = SHAPES.get(options.shape) or map(int, options.shape.split(","))
+    except ValueError:
+        heads_q = heads_kv = 0
+    if heads_kv < 1 or heads_q < 1 or heads_q % heads_kv:
+        raise InputError(f"--shape: got {options.shape}, expected m3, code-11m or HQ,HKV, HQ a "
+                         "multiple of HKV")
+    try:
         contexts = [int(word) for word in options.context.split(",")]
     except ValueError:
-        raise InputError(f"--shape, --context: got {options.shape}, {options.context}, expected "
-                         "m3, code-11m or HQ,HKV, and numbers") from None
+        raise InputError(f"--context: got {options.context}, expected numbers, separated by "
+                         "commas") from None
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: got cuda, supported here is cpu")
     for flag, numbers in {"--context": contexts, "--batch": [options.batch],
                           "--topk": [options.topk], "--repeats": [options.repeats]}.items():
         if min(numbers) < 1:
             raise InputError(f"{flag}: got {min(numbers)}, expected at least 1")
+    for flag, path in {"--json": options.json, "--tsv": options.tsv}.items():
+        if path and not path.parent.is_dir():
+            raise InputError(f"{flag}: {path}: no such directory")
     rows = []
     with torch.inference_mode():
         for context in contexts:

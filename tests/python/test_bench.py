@@ -118,7 +118,11 @@ def test_the_calls_of_sglang(monkeypatch):
 
 def test_bad_input():
     for message, words in (("--new-tokens: got 9", ["--context", "8", "--new-tokens", "9"]),
-                           ("--shape, --context: got x", ["--shape", "x"]),
+                           ("--shape: got x", ["--shape", "x"]),
+                           ("--shape: got 6,4", ["--shape", "6,4"]),
+                           ("--context: got x", ["--context", "x"]),
+                           ("--contenders: got foo", ["--context", "8", "--contenders", "foo"]),
+                           ("--json: /not/there: no such directory", ["--json", "/not/there"]),
                            ("not-there: No such file", ["--selection", "not-there"])):
         with pytest.raises(InputError, match=message):
             bench.body(["--device", "cpu", *words])
