@@ -44,7 +44,7 @@ struct dim3 {
 
 namespace emulator {
 
-inline constexpr int kSMs = 2;
+inline constexpr int kSMs = 3;
 inline constexpr size_t kMostSharedBytes = 227 * 1024;  ///< dynamic, of a CTA on Hopper
 inline constexpr unsigned kMostClusterCtas = 16;
 
