@@ -13,12 +13,14 @@ mkdir -p "$out"
 # FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
 declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
+  [decode]="sm90/decode/launch.cu"
+  [dense]="sm90/dense/launch.cu"
   [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
   [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
     smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill backward kl plain)
+order=(prefill decode dense backward kl plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
 # shall ask the device: the same headers with small sizes come first in the include path.
@@ -33,6 +35,8 @@ shrink sm90/prefill/windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of
 shrink sm90/prefill/windows.h kRoundWindows 2
 shrink sm90/prefill/build_lists.cuh kTableBlocks 5
 shrink sm90/prefill/choose.h kFewTokens 0
+shrink sm90/dense/config.h kMaxCtas 3  # whole tiles from 1,536 rows on
+shrink sm90/decode/config.h kMultiprocessors 34  # two lists get clusters of 16, 18 none
 
 # g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <thread>
 
-// The dynamic shared memory. An SM is a thread of the host, so what CTAs have to themselves is
+// The dynamic shared memory. A CTA has a thread of the host while it runs, so what is its own is
 // thread_local. No kernel declares more than one array, so all of their names are this one.
 extern "C" {
 alignas(1024) constinit thread_local unsigned char emulator_memory[emulator::kMostSharedBytes] = {};
@@ -18,6 +18,8 @@ SAME_MEMORY("_ZN3msa4cuda4sm907prefill6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm907prefill11list_memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm908backward6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm902kl6memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm906decode6memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm905dense6memoryE")
 SAME_MEMORY("_ZN3msa4cuda5plain12_GLOBAL__N_16memoryE")
 
 // Saves this stack pointer in *save and goes on where `to` was saved.
@@ -73,15 +75,17 @@ void enter_fiber() {
   cta->yield();
 }
 
-Cta::Cta(dim3 grid_, dim3 block_index_, unsigned threads, size_t shared_bytes, uint64_t seed)
-    : grid(grid_),
+Cta::Cta(Cluster& cluster_, dim3 grid_, dim3 block_index_, unsigned threads, size_t shared_bytes,
+         uint64_t seed)
+    : cluster(cluster_),
+      grid(grid_),
       block_index(block_index_),
       rng(seed),
       fibers_(threads),
       warps_(threads / 32),
       stacks_(new char[threads * kStackBytes]),
+      shared_bytes_(shared_bytes),
       live_(threads) {
-  poison(emulator_memory, shared_bytes);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i].index = dim3(i, 0, 0);
     fibers_[i].warp = &warps_[i / 32];
@@ -109,8 +113,10 @@ void Cta::turn(Fiber& fiber) {
 void Cta::yield() { emulator_switch(&current->stack_pointer, scheduler_); }
 
 void Cta::run(const std::function<void()>& kernel) {
+  if (rank() > 0) turn_.acquire();
   kernel_ = &kernel;
   cta = this;
+  poison(emulator_memory, shared_bytes_);
   std::vector<size_t> order(warps_.size());
   std::iota(order.begin(), order.end(), 0);
   for (int64_t round = 0; live_ > 0; ++round) {
@@ -125,10 +131,41 @@ void Cta::run(const std::function<void()>& kernel) {
       copies.back()();
       copies.pop_back();
     }
-    if (++idle_rounds_ > kMostIdleRounds) fail("deadlock: every thread waits");
+    if (++cluster.idle_rounds > kMostIdleRounds * static_cast<int64_t>(cluster.ctas.size()))
+      fail("deadlock: every thread waits");
+    if (live_ > 0 && rng.chance(20)) pass_turn();
   }
   if (!copies.empty()) fail("a CTA ends while copies are on their way");
   cta = nullptr;
+  pass_turn();
+}
+
+/// Lets the next CTA of the cluster run; one that has not ended waits for its turn to come again.
+void Cta::pass_turn() {
+  const size_t count = cluster.ctas.size();
+  size_t next = (rank() + 1) % count;
+  while (next != rank() && cluster.ctas[next]->live_ == 0) next = (next + 1) % count;
+  if (next == rank()) return;
+  cluster.ctas[next]->turn_.release();
+  if (live_ > 0) turn_.acquire();
+}
+
+void Cta::arrive_at_cluster() {
+  if (++cluster.arrived < cluster.ctas.size() * threads()) return;
+  cluster.arrived = 0;
+  ++cluster.meetings;
+  progress();
+}
+void Cta::wait_for_cluster() {
+  const uint64_t meeting = ++current->meetings;
+  while (cluster.meetings < meeting) yield();
+}
+
+void Cta::send(uint32_t to, std::function<void()> arrive) {
+  if (cluster.ctas.size() == 1) fail("a store to a CTA in a kernel without clusters");
+  if (to >= cluster.ctas.size()) fail("a store to a CTA that is not of the cluster");
+  if (cluster.ctas[to]->live_ == 0) fail("a store to a CTA that has ended");
+  cluster.ctas[to]->copies.push_back(std::move(arrive));
 }
 
 const Words* Cta::exchange(const Words& own) {
@@ -161,16 +198,30 @@ void Cta::join(NamedBarrier& b, uint32_t threads) {
   while (b.generation == generation) yield();
 }
 
-void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
+void Cluster::run(const std::function<void()>& kernel) {
+  std::vector<std::thread> others;
+  for (size_t rank = 1; rank < ctas.size(); ++rank)
+    others.emplace_back([&, rank] { ctas[rank]->run(kernel); });
+  ctas[0]->run(kernel);
+  for (std::thread& other : others) other.join();
+}
+
+void run_grid(dim3 grid, unsigned cluster_ctas, unsigned threads, size_t shared_bytes,
               const std::function<void()>& kernel) {
   static std::atomic<uint64_t> launches{0};
   const uint64_t launch = ++launches;
   std::atomic<unsigned> next{0};
   const auto serve = [&] {
-    for (unsigned i = next++; i < grid.x * grid.y * grid.z; i = next++) {
-      const uint64_t seed = launch << 32 | i;
-      const dim3 index(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
-      Cta(grid, index, threads, shared_bytes, seed).run(kernel);
+    const unsigned ctas = grid.x * grid.y * grid.z;
+    for (unsigned first = cluster_ctas * next++; first < ctas; first = cluster_ctas * next++) {
+      Cluster cluster;
+      for (unsigned i = first; i < first + cluster_ctas; ++i) {
+        const uint64_t seed = launch << 32 | i;
+        const dim3 index(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+        cluster.ctas.push_back(
+            std::make_unique<Cta>(cluster, grid, index, threads, shared_bytes, seed));
+      }
+      cluster.run(kernel);
     }
   };
   std::vector<std::thread> sms;

@@ -7,13 +7,13 @@
 // What is emulated
 //   - threads, as fibers, and warps, whose collectives wait for all 32 lanes; CTAs one per SM at
 //     once, each SM a thread of the host. Warps advance at random.
+//   - clusters of up to 16 CTAs, one at a time per SM, with their barrier and with st.async.
 //   - mbarriers (arrivals, bytes, phases) and named barriers; a CTA that cannot go on is reported.
 //   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle, and plain stretches
-//     of bytes. They arrive late and in any order.
+//     of bytes. They, and what other CTAs send, arrive late and in any order.
 //   - ldmatrix, mma, and wgmma of every width with their register layouts and matrix descriptors, A
-//   from
-//     registers or shared memory. A wgmma executes when it is committed or, perhaps long after,
-//     when it is waited for.
+//     from registers or shared memory. A wgmma executes when it is committed or, perhaps long
+//     after, when it is waited for.
 //   - shared memory that holds NaN at first.
 // What is not
 //   - time, and everything that only costs time: bank conflicts, registers, caches;
@@ -22,7 +22,7 @@
 //   - the limits of instructions beyond alignment, and their rounding: sums are plain f32, exp2 is
 //     the C library's;
 //   - registers that are written while a wgmma still reads them: A from registers is taken at once;
-//   - what other kernels use: clusters, stores by TMA.
+//   - what other kernels use: loads into several CTAs at once, stores by TMA.
 #pragma once
 
 #include <array>
@@ -32,6 +32,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <semaphore>
 #include <vector>
 
 #include "conformance/random.h"
@@ -43,8 +44,9 @@ struct dim3 {
 
 namespace emulator {
 
-inline constexpr int kSMs = 2;
+inline constexpr int kSMs = 3;
 inline constexpr size_t kMostSharedBytes = 227 * 1024;  ///< dynamic, of a CTA on Hopper
+inline constexpr unsigned kMostClusterCtas = 16;
 
 /// Ends the program: the kernel did what hardware answers with a hang, a trap or chaos.
 [[noreturn]] void fail(const char* what);
@@ -70,15 +72,29 @@ struct Fiber {
   dim3 index;
   Warp* warp = nullptr;
   bool done = false;
+  uint64_t meetings = 0;  ///< of the cluster that it has waited for
   std::vector<std::vector<std::function<void()>>> products;  ///< wgmma: groups, the open one last
   int lane() const { return static_cast<int>(index.x % 32); }
+};
+
+struct Cta;
+
+/// CTAs that run at the same time. Each is a thread of the host, since each has shared memory of
+/// its own, but they take turns, so that what happens depends on their seeds alone.
+struct Cluster {
+  void run(const std::function<void()>& kernel);
+
+  std::vector<std::unique_ptr<Cta>> ctas;  ///< by rank
+  uint64_t arrived = 0, meetings = 0;      ///< at the cluster's barrier
+  int64_t idle_rounds = 0;                 ///< in which nobody made progress
 };
 
 /// A CTA while it runs.
 struct Cta {
   using Rng = msa::conformance::Rng;
 
-  Cta(dim3 grid, dim3 block_index, unsigned threads, size_t shared_bytes, uint64_t seed);
+  Cta(Cluster& cluster, dim3 grid, dim3 block_index, unsigned threads, size_t shared_bytes,
+      uint64_t seed);
   void run(const std::function<void()>& kernel);
 
   /// Back to the scheduler, until this fiber's next turn.
@@ -90,17 +106,25 @@ struct Cta {
   /// A collective: every lane's words, once all have come.
   const Words* exchange(const Words& own);
   /// Something happened that others may have waited for.
-  void progress() { idle_rounds_ = 0; }
+  void progress() { cluster.idle_rounds = 0; }
 
+  void arrive_at_cluster();
+  void wait_for_cluster();
+  /// `arrive` will happen in the CTA of that rank.
+  void send(uint32_t rank, std::function<void()> arrive);
+  uint32_t rank() const { return block_index.x % static_cast<uint32_t>(cluster.ctas.size()); }
+
+  Cluster& cluster;
   dim3 grid, block_index;
   Fiber* current = nullptr;
   Rng rng;
-  std::vector<std::function<void()>> copies;  ///< by TMA, on their way
+  std::vector<std::function<void()>> copies;  ///< by TMA or from other CTAs, on their way
 
  private:
   void start(Fiber& fiber, char* stack);
   void join(NamedBarrier& barrier, uint32_t threads);
   void turn(Fiber& fiber);
+  void pass_turn();
 
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
@@ -108,8 +132,9 @@ struct Cta {
   std::unique_ptr<char[]> stacks_;
   const std::function<void()>* kernel_ = nullptr;
   void* scheduler_ = nullptr;  ///< its stack pointer
-  unsigned live_ = 0;
-  int64_t idle_rounds_ = 0;
+  size_t shared_bytes_;
+  unsigned live_;  ///< threads
+  std::binary_semaphore turn_{0};
 
   friend void enter_fiber();
 };
@@ -121,8 +146,8 @@ extern thread_local Cta* cta;
 uint32_t shared_offset(const void* pointer);
 unsigned char* shared_pointer(uint32_t offset);
 
-/// Runs the kernel in every thread of every CTA; returns when all are done.
-void run_grid(dim3 grid, unsigned threads, size_t shared_bytes,
+/// Runs the kernel in every thread of every CTA; returns when all are done. Clusters lie along x.
+void run_grid(dim3 grid, unsigned cluster_ctas, unsigned threads, size_t shared_bytes,
               const std::function<void()>& kernel);
 
 template <class T>

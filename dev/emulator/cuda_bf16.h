@@ -19,3 +19,4 @@ inline float2 __bfloat1622float2(__nv_bfloat162 pair) {
 }
 inline float __bfloat162float(__nv_bfloat16 x) { return msa::bf16_to_f32(x.bits); }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return {msa::f32_to_bf16(x)}; }
+inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }

@@ -14,7 +14,7 @@
 #define __device__
 #define __host__
 #define __global__
-#define __shared__ thread_local  // an SM is a thread
+#define __shared__ thread_local  // a CTA is a thread
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -43,6 +43,9 @@ inline constexpr LaunchedCtas gridDim{};
 
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -108,9 +111,15 @@ inline uint32_t __match_any_sync(uint32_t, int value) {
 // ---- arithmetic and atomics ----
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __clz(uint32_t x) { return x == 0 ? 32 : __builtin_clz(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __log2f(float x) { return std::log2(x); }
 inline float __int_as_float(int32_t bits) {
+  return emulator::from_word<float>(emulator::to_word(bits));
+}
+inline float __uint_as_float(uint32_t bits) {
   return emulator::from_word<float>(emulator::to_word(bits));
 }
 inline uint32_t __float_as_uint(float x) {
@@ -174,9 +183,14 @@ struct cudaLaunchConfig_t {
 template <class... Formal, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...),
                                const Actual&... args) {
-  if (config->blockDim.x % 32 != 0 || config->dynamicSmemBytes > emulator::kMostSharedBytes)
+  uint32_t cluster = 1;
+  for (uint32_t i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+      cluster = config->attrs[i].val.clusterDim.x;
+  if (config->blockDim.x % 32 != 0 || config->dynamicSmemBytes > emulator::kMostSharedBytes ||
+      cluster > emulator::kMostClusterCtas || config->gridDim.x % cluster != 0)
     return cudaErrorInvalidValue;
-  emulator::run_grid(config->gridDim, config->blockDim.x, config->dynamicSmemBytes,
+  emulator::run_grid(config->gridDim, cluster, config->blockDim.x, config->dynamicSmemBytes,
                      [&] { kernel(args...); });
   return cudaSuccess;
 }

@@ -42,6 +42,8 @@ inline void load_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t
   });
 }
 
+inline void prefetch_map(const CUtensorMap*) {}
+
 inline void load_bytes(void* to, const void* from, uint32_t bytes, Barrier* barrier) {
   const uint32_t begin = shared_address(to);
   if (begin % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)

@@ -1,6 +1,8 @@
 // Stand-in for src/cuda/ptx/mma.cuh.
 #pragma once
 
+#include <utility>
+
 #include "core/half.h"
 #include "cuda/ptx/barrier.cuh"
 
@@ -43,14 +45,25 @@ inline void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   __syncwarp();  // all lanes have read before one goes on
 }
 
-inline void load_matrices(uint32_t (&m)[4], const void* row) {
+/// place(lane, e): row and column of element e of the pair that the lane gets of each matrix.
+template <class Place>
+void load_matrices(uint32_t (&m)[4], const void* row, const Place& place) {
   const emulator::Words* rows = emulator::cta->exchange({reinterpret_cast<uintptr_t>(row)});
-  const int lane = emulator::cta->current->lane();
   for (int i = 0; i < 4; ++i) {
-    const auto* from = reinterpret_cast<const unsigned char*>(rows[8 * i + lane / 4][0]);
-    std::memcpy(&m[i], from + lane % 4 * 4, 4);
+    uint16_t pair[2];
+    for (int e = 0; e < 2; ++e) {
+      const auto [r, c] = place(emulator::cta->current->lane(), e);
+      std::memcpy(&pair[e], reinterpret_cast<const uint16_t*>(rows[8 * i + r][0]) + c, 2);
+    }
+    std::memcpy(&m[i], pair, sizeof(pair));
   }
   __syncwarp();  // all lanes have read before one goes on
+}
+inline void load_matrices(uint32_t (&m)[4], const void* row) {
+  load_matrices(m, row, [](int lane, int e) { return std::pair(lane / 4, lane % 4 * 2 + e); });
+}
+inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
+  load_matrices(m, row, [](int lane, int e) { return std::pair(lane % 4 * 2 + e, lane / 4); });
 }
 
 }  // namespace msa::cuda::ptx

@@ -1,0 +1,136 @@
+// Decode: the choice of blocks, attention over lists, and the layer that joins the two.
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "core/layer_decode.h"
+#include "cuda/sm90/decode/launch.h"
+#include "family.h"
+
+namespace emulator {
+namespace {
+
+using namespace msa;
+using namespace msa::conformance;
+namespace decode = msa::cuda::sm90::decode;
+
+class Decode final : public EmulatedBackend {
+ public:
+  Decode() : EmulatedBackend("cuda") {}
+
+  bool fits(const Problem& problem) const override {
+    if (problem.op == Op::kLayerDecode) return supports_layer_decode(*this, problem).ok();
+    return decode::fits(problem) || decode::fits_index(problem, {});
+  }
+  bool fits(const Params& params, const Limits&) const override {
+    if (const auto* a = std::get_if<IndexSelectParams>(&params)) return decode::fits(*a);
+    if (const auto* a = std::get_if<SparseAttentionParams>(&params)) return decode::fits(*a);
+    const auto& a = std::get<LayerDecodeParams>(params);
+    return decode::fits(IndexSelectParams{.q_idx = a.q_idx, .k_idx = a.k_idx}) &&
+           decode::fits(SparseAttentionParams{
+               .q = a.q, .k = a.k, .v = a.v, .softmax_scale = a.softmax_scale, .o = a.o});
+  }
+  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    if (problem.op == Op::kLayerDecode) return layer_decode_bytes(*this, problem, limits);
+    return problem.op == Op::kIndexSelect ? decode::workspace_bytes(problem, limits) : 0;
+  }
+  Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace,
+             Queue) const override {
+    return decode::run(plan, a, workspace, nullptr);
+  }
+  Status run(const Plan& plan, const SparseAttentionParams& a, Workspace, Queue) const override {
+    return decode::run(plan, a, nullptr);
+  }
+  Status run(const Plan& plan, const LayerDecodeParams& a, Workspace workspace,
+             Queue) const override {
+    const LayerDecodeSteps s = layer_decode_steps(plan, a, workspace);
+    return decode::run_layer(s.select_plan, s.select, s.attend_plan, s.attend, s.workspace,
+                             nullptr);
+  }
+  using PartialBackend::run;
+};
+
+/// Clusters of every size (config.h; 34 SMs here), sizes around those of blocks and shares, and
+/// every feature of a batch.
+std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+  std::vector<EmulatedCase> cases;
+  const auto add_one = [&](Op op, const char* name, int group, int topk,
+                           const std::vector<SequenceSize>& sequences, auto&& change,
+                           bool bad_metadata) {
+    Case c;
+    c.name = text(msa::name_of(op), ": ", name);
+    c.problem = {
+        .op = op, .dtype = DType::kBF16, .layout = KvLayout::kPaged, .heads_kv = 1, .topk = topk};
+    c.optional = true;
+    c.sequences = sequences;
+    change(c);
+    c.problem.heads_q = group * c.problem.heads_kv;
+    cases.push_back({fitting(std::move(c), backend), bad_metadata});
+  };
+  const auto add = [&](const char* name, int group, int topk,
+                       const std::vector<SequenceSize>& sequences, auto&& change,
+                       bool bad_metadata = false) {
+    for (Op op : {Op::kIndexSelect, Op::kSparseDecode, Op::kLayerDecode})
+      add_one(op, name, group, topk, sequences, change, bad_metadata);
+  };
+  const auto nothing = [](Case&) {};
+  const auto heads = [](int count) { return [=](Case& c) { c.problem.heads_kv = count; }; };
+  add("cluster of 16", 16, 16, {{1, 5000}}, nothing, true);
+  add("cluster of 16, two heads, G 8", 8, 16, {{1, 4001}}, heads(2));
+  add("cluster of 16, fewer blocks", 16, 16, {{1, 700}}, nothing);
+  add("one key", 16, 16, {{1, 1}}, nothing);
+  add("no keys", 8, 16, {{1, 0}}, nothing);
+  add("cluster of 8, forced blocks", 8, 5, {{3, 3333}}, [](Case& c) {
+    c.problem.init_blocks = 1;
+    c.problem.local_blocks = 2;
+  });
+  add("cluster of 4, not causal, f32", 16, 4, {{4, 1900}, {2, 257}}, [](Case& c) {
+    c.causal = false;
+    c.f32_outputs = true;
+  });
+  add("cluster of 2, ragged", 16, 8, {{1, 129}, {3, 2500}, {0, 77}, {2, 2}, {1, 0}, {1, 128}},
+      heads(2), true);
+  add("cluster of 2, shard", 8, 8, {{3, 800, 1000, 3}, {4, 500, 600, 1}}, [](Case& c) {
+    c.problem.heads_kv = 2;
+    c.q_offsets = c.block_offsets = true;
+    c.padded_rows = 1;
+  });
+  add("16 tokens, many blocks", 16, 16, {{16, 34000}, {2, 1500}}, nothing);
+  add(
+      "many sequences", 4, 3, std::vector<SequenceSize>(35, {1, 900}),
+      [](Case& c) { c.strided = true; }, true);
+  add("more tokens than keys, padding", 2, 2, {{8, 3}, {5, 300}, {7, 130}}, [](Case& c) {
+    c.problem.heads_kv = 2;
+    c.padded_rows = 3;
+  });
+  for (const auto& [name, values] : {std::pair{"ties", Values::kTies},
+                                     {"equal keys", Values::kEqual},
+                                     {"zeros", Values::kZero},
+                                     {"huge", Values::kHuge},
+                                     {"peaked", Values::kPeaked},
+                                     {"rising", Values::kRising},
+                                     {"falling", Values::kFalling}})
+    add_one(
+        Op::kLayerDecode, name, 16, 8, {{5, 1500}, {4, 1100}},
+        [values](Case& c) { c.values = values; }, false);
+  add_one(
+      Op::kSparseDecode, "K 32, one list for all heads", 16, 32, {{1, 9000}, {1, 2000}},
+      [](Case& c) {
+        c.problem.heads_kv = 4;
+        c.strided = c.shared_ids = c.loose_limits = true;
+      },
+      true);
+  return cases;
+}
+
+}  // namespace
+
+Family make_family() {
+  Family family;
+  family.backends.push_back(std::make_unique<Decode>());
+  family.cases = make_cases(*family.backends[0]);
+  return family;
+}
+
+}  // namespace emulator

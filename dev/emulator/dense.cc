@@ -1,0 +1,111 @@
+// Dense attention, prefill and decode.
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "cuda/sm90/dense/launch.h"
+#include "family.h"
+
+namespace emulator {
+namespace {
+
+using namespace msa;
+using namespace msa::conformance;
+namespace dense = msa::cuda::sm90::dense;
+
+class Dense final : public EmulatedBackend {
+ public:
+  Dense() : EmulatedBackend("cuda") {}
+
+  bool fits(const Problem& problem) const override { return dense::fits(problem); }
+  bool fits(const Params& params, const Limits&) const override {
+    return dense::fits(std::get<DenseAttentionParams>(params));
+  }
+  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
+    return dense::workspace_bytes(problem, limits);
+  }
+  Status run(const Plan& plan, const DenseAttentionParams& a, Workspace workspace,
+             Queue) const override {
+    return dense::run(plan, a, workspace, nullptr);
+  }
+  using PartialBackend::run;
+};
+
+/// Tiles of one and of two warpgroups, equal shares and whole tiles, and every feature of a batch.
+std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+  std::vector<EmulatedCase> cases;
+  const auto add = [&](const char* name, int group, std::vector<SequenceSize> sequences,
+                       auto&& change, bool bad_metadata = false) {
+    Case c;
+    c.name = name;
+    c.problem = {.op = Op::kDenseAttention, .dtype = DType::kBF16, .heads_kv = 1};
+    c.optional = true;
+    c.sequences = std::move(sequences);
+    change(c);
+    c.problem.heads_q = group * c.problem.heads_kv;
+    cases.push_back({fitting(std::move(c), backend), bad_metadata});
+  };
+  const auto nothing = [](Case&) {};
+  const auto paged = [](Case& c) { c.problem.layout = KvLayout::kPaged; };
+  const std::vector<SequenceSize> ragged = {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}};
+
+  // Few new tokens: equal shares of all blocks, tiles of 64 rows.
+  add("one key", 16, {{1, 1}}, nothing);
+  add("one token", 16, {{1, 4500}}, paged);
+  add(
+      "few tokens, ragged", 8, {{1, 129}, {3, 2500}, {0, 77}, {4, 2}, {1, 0}, {8, 700}},
+      [&](Case& c) {
+        paged(c);
+        c.problem.heads_kv = 2;
+        c.padded_rows = 3;
+      },
+      true);
+  add("many sequences", 16, std::vector<SequenceSize>(70, {1, 130}), paged);
+  // More tokens, tiles of 128 rows.
+  add("one block", 8, {{128, 128}}, nothing, true);
+  add("G 64, packed", 64, {{5, 1000}, {2, 70}}, nothing);
+  add("ragged, G 5, f32", 5, ragged, [](Case& c) {
+    c.problem.heads_kv = 2;
+    c.f32_outputs = true;
+    c.padded_rows = 21;
+  });
+  add("more queries than keys", 8, {{70, 40}}, nothing);
+  add("shard", 16, {{30, 800, 700, 3}, {9, 500, 300, 1}}, [&](Case& c) {
+    paged(c);
+    c.q_offsets = c.block_offsets = true;
+  });
+  // Whole tiles.
+  add("whole tiles", 16, {{150, 400}, {3, 260}, {0, 9}, {20, 20}}, nothing);
+  add(
+      "whole tiles, G 8, two heads, paged", 8, {{100, 300}, {69, 257}, {5, 0}},
+      [&](Case& c) {
+        paged(c);
+        c.problem.heads_kv = 2;
+        c.padded_rows = 2;
+      },
+      true);
+  add("whole tiles, many sequences", 16, std::vector<SequenceSize>(35, {17, 20}), nothing);
+  add("whole tiles, not causal, strided", 16, {{165, 300}}, [](Case& c) {
+    c.causal = false;
+    c.strided = c.loose_limits = true;
+  });
+  for (const auto& [name, values] : {std::pair{"zeros", Values::kZero},
+                                     {"huge", Values::kHuge},
+                                     {"peaked", Values::kPeaked},
+                                     {"rising", Values::kRising},
+                                     {"falling", Values::kFalling}})
+    add(name, 16, {{9, 900}}, [values](Case& c) { c.values = values; });
+  return cases;
+}
+
+}  // namespace
+
+Family make_family() {
+  Family family;
+  family.backends.push_back(std::make_unique<Dense>());
+  family.cases = make_cases(*family.backends[0]);
+  return family;
+}
+
+}  // namespace emulator
