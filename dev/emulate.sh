@@ -15,19 +15,21 @@ declare -A kernels=(
   [prefill]="sm90/prefill/launch.cu"
   [decode]="sm90/decode/launch.cu"
   [dense]="sm90/dense/launch.cu"
+  [index]="sm90/index/launch.cu"
   [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
   [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
     smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
 )
-order=(prefill decode dense backward kl plain)
+order=(prefill decode dense index backward kl plain)
 
 # Short calls shall take several windows, rounds of windows and passes over a sequence, and `auto`
-# shall ask the device: the same headers with small sizes come first in the include path.
+# shall ask the device; decode shall have clusters of every size, and the index branch parts of
+# tiles: the same headers with small sizes come first in the include path.
 shrink() {  # HEADER NAME VALUE
   local to=$out/cuda/$1
   [[ -e $to ]] || { mkdir -p "$(dirname "$to")" && cp "src/cuda/$1" "$to"; }
-  sed -i -E "s|(inline constexpr [a-z0-9_]+ $2 =)[^;]*;|\1 $3;|" "$to"
+  sed -i -E "s|(constexpr [a-z0-9_]+ $2 =)[^;]*;|\1 $3;|" "$to"
   grep -qF " $2 = $3;" "$to" || { echo "$1 has no constant $2" >&2; exit 1; }
 }
 rm -rf "$out/cuda"
@@ -35,8 +37,10 @@ shrink sm90/prefill/windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of
 shrink sm90/prefill/windows.h kRoundWindows 2
 shrink sm90/prefill/build_lists.cuh kTableBlocks 5
 shrink sm90/prefill/choose.h kFewTokens 0
-shrink sm90/dense/config.h kMaxCtas 3  # whole tiles from 1,536 rows on
 shrink sm90/decode/config.h kMultiprocessors 34  # two lists get clusters of 16, 18 none
+shrink sm90/dense/config.h kMaxCtas 3  # whole tiles from 1,536 rows on
+shrink sm90/index/config.h kSMs 5  # several parts of a tile for short contexts
+shrink sm90/index/config.h kMostBytes '(16 << 10)'
 
 # g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -fno-extern-tls-init -pthread

@@ -20,6 +20,7 @@ SAME_MEMORY("_ZN3msa4cuda4sm908backward6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm902kl6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm906decode6memoryE")
 SAME_MEMORY("_ZN3msa4cuda4sm905dense6memoryE")
+SAME_MEMORY("_ZN3msa4cuda4sm905index6memoryE")
 SAME_MEMORY("_ZN3msa4cuda5plain12_GLOBAL__N_16memoryE")
 
 // Saves this stack pointer in *save and goes on where `to` was saved.

@@ -1,6 +1,6 @@
 // CUDA kernels on the CPU, without a GPU and without nvcc: dev/emulate.sh.
 //
-// The sources of some families of src/cuda are compiled by g++ as they are. This folder comes ahead
+// The sources of the families of src/cuda are compiled by g++ as they are. This folder comes ahead
 // of src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx, whose
 // functions have the names and the contracts of the real ones.
 //

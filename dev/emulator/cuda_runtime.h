@@ -119,6 +119,9 @@ inline float __log2f(float x) { return std::log2(x); }
 inline float __int_as_float(int32_t bits) {
   return emulator::from_word<float>(emulator::to_word(bits));
 }
+inline int32_t __float_as_int(float x) {
+  return emulator::from_word<int32_t>(emulator::to_word(x));
+}
 inline float __uint_as_float(uint32_t bits) {
   return emulator::from_word<float>(emulator::to_word(bits));
 }
