@@ -19,8 +19,8 @@ class Backward final : public EmulatedBackend {
   Backward() : EmulatedBackend("cuda") {}
 
   bool fits(const Problem& problem) const override { return backward::fits(problem); }
-  bool fits(const Params& params, const Limits& limits) const override {
-    return backward::fits(std::get<AttentionBackwardParams>(params), limits);
+  bool fits(const Params& params, const Plan& plan) const override {
+    return backward::fits(std::get<AttentionBackwardParams>(params), plan);
   }
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     return backward::workspace_bytes(problem, limits);
@@ -91,6 +91,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.problem.heads_kv = 2;
     c.f32_outputs = true;
     c.padded_rows = 5;
+  });
+  add("dense, blocks of 32", 16, 40, {{60, 60}, {33, 300}}, [&](Case& c) {
+    dense(c);
+    c.problem.block_size = 32;
   });
   add("dense, many sequences", 16, 16, std::vector<SequenceSize>(35, {3, 3}), dense);
   add("dense, not causal, strided", 8, 16, {{20, 300}}, [&](Case& c) {

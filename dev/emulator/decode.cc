@@ -23,7 +23,7 @@ class Decode final : public EmulatedBackend {
     if (problem.op == Op::kLayerDecode) return supports_layer_decode(*this, problem).ok();
     return decode::fits(problem) || decode::fits_index(problem, {});
   }
-  bool fits(const Params& params, const Limits&) const override {
+  bool fits(const Params& params, const Plan&) const override {
     if (const auto* a = std::get_if<IndexSelectParams>(&params)) return decode::fits(*a);
     if (const auto* a = std::get_if<SparseAttentionParams>(&params)) return decode::fits(*a);
     const auto& a = std::get<LayerDecodeParams>(params);

@@ -19,8 +19,8 @@ class Dense final : public EmulatedBackend {
   Dense() : EmulatedBackend("cuda") {}
 
   bool fits(const Problem& problem) const override { return dense::fits(problem); }
-  bool fits(const Params& params, const Limits&) const override {
-    return dense::fits(std::get<DenseAttentionParams>(params));
+  bool fits(const Params& params, const Plan& plan) const override {
+    return dense::fits(std::get<DenseAttentionParams>(params), plan);
   }
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     return dense::workspace_bytes(problem, limits);
@@ -64,6 +64,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   add("many sequences", 16, std::vector<SequenceSize>(70, {1, 130}), paged);
   // More tokens, tiles of 128 rows.
   add("one block", 8, {{128, 128}}, nothing, true);
+  add("blocks of 32", 16, ragged, [](Case& c) {
+    c.problem.block_size = 32;
+    c.optional = false;  // no maxima of blocks
+  });
   add("G 64, packed", 64, {{5, 1000}, {2, 70}}, nothing);
   add("ragged, G 5, f32", 5, ragged, [](Case& c) {
     c.problem.heads_kv = 2;

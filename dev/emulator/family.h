@@ -31,7 +31,7 @@ class EmulatedBackend : public msa::PartialBackend {
   }
   virtual bool fits(const msa::Problem& problem) const = 0;
   /// False for arguments of a legal problem that these kernels leave to others.
-  virtual bool fits(const msa::conformance::Params& params, const msa::Limits& limits) const = 0;
+  virtual bool fits(const msa::conformance::Params& params, const msa::Plan& plan) const = 0;
 
  private:
   const char* name_;
@@ -57,7 +57,8 @@ inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBa
   constexpr uint64_t kTries = 1000;
   for (c.seed = seed; c.seed < seed + kTries; ++c.seed) {
     const msa::conformance::Instance instance(c, 16);
-    if (backend.fits(instance.params(), instance.limits())) return c;
+    const msa::Plan plan{.problem = c.problem, .limits = instance.limits()};
+    if (backend.fits(instance.params(), plan)) return c;
   }
   fail("a case that these kernels never take");
 }

@@ -20,7 +20,7 @@ class Index final : public EmulatedBackend {
   Index() : EmulatedBackend("cuda") {}
 
   bool fits(const Problem& problem) const override { return index::fits(problem); }
-  bool fits(const Params& params, const Limits&) const override {
+  bool fits(const Params& params, const Plan&) const override {
     if (const auto* a = std::get_if<IndexScoresParams>(&params)) return index::fits(*a);
     if (const auto* a = std::get_if<SelectBlocksParams>(&params)) return index::fits(*a);
     return index::fits(std::get<IndexSelectParams>(params));

@@ -19,9 +19,9 @@ class IndexBranch final : public EmulatedBackend {
   IndexBranch() : EmulatedBackend("cuda") {}
 
   bool fits(const Problem& problem) const override { return kl::fits(problem); }
-  bool fits(const Params& params, const Limits& limits) const override {
-    if (const auto* a = std::get_if<IndexLseParams>(&params)) return kl::fits(*a, limits);
-    return kl::fits(std::get<KlParams>(params), limits);
+  bool fits(const Params& params, const Plan& plan) const override {
+    if (const auto* a = std::get_if<IndexLseParams>(&params)) return kl::fits(*a, plan);
+    return kl::fits(std::get<KlParams>(params), plan);
   }
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     return kl::workspace_bytes(problem, limits);
@@ -99,6 +99,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.padded_rows = 5;
   });
   add("full, rounds", Op::kKlBackward, Support::kFull, 8, 4, rounds, nothing, true);
+  add("full, blocks of 32", Op::kKlBackward, Support::kFull, 16, 40, rounds,
+      [](Case& c) { c.problem.block_size = 32; });
   add("full, rounds, not causal, strided", Op::kKlBackward, Support::kFull, 8, 4, {{6, 2300}},
       [](Case& c) {
         c.causal = false;
@@ -127,6 +129,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   add("shard", Op::kIndexLse, Support::kListed, 16, 8, {{30, 700, 700, 3}},
       [](Case& c) { c.q_offsets = c.block_offsets = c.shared_ids = true; });
   add("full, ragged", Op::kIndexLse, Support::kFull, 16, 4, ragged, two_heads, true);
+  add("full, blocks of 32", Op::kIndexLse, Support::kFull, 16, 40, ragged,
+      [](Case& c) { c.problem.block_size = 32; });
   add("full, rounds", Op::kIndexLse, Support::kFull, 16, 4, {{20, 4500}, {5, 100}}, two_heads);
   return cases;
 }

@@ -22,7 +22,7 @@ class Plain final : public EmulatedBackend {
     const cuda::DeviceInfo* device = nullptr;
     return cuda::device_info(0, &device).ok() && plain::supports(problem, *device).ok();
   }
-  bool fits(const Params&, const Limits&) const override { return true; }
+  bool fits(const Params&, const Plan&) const override { return true; }
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
     return plain::workspace_bytes(problem, limits);
   }

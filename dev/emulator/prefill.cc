@@ -20,7 +20,7 @@ class Prefill final : public EmulatedBackend {
   Prefill(const char* name, prefill::Order order) : EmulatedBackend(name), order_(order) {}
 
   bool fits(const Problem& problem) const override { return prefill::fits(problem); }
-  bool fits(const Params& params, const Limits&) const override {
+  bool fits(const Params& params, const Plan&) const override {
     return prefill::fits(std::get<SparseAttentionParams>(params));
   }
   int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {

@@ -161,13 +161,13 @@ class CudaBackend final : public PlainBackend {
     });
   }
   Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
-    if (!tuned(p.problem, sm90::dense::fits) || !sm90::dense::fits(a))
+    if (!tuned(p.problem, sm90::dense::fits) || !sm90::dense::fits(a, p))
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::dense::run(p, a, w, stream); });
   }
   Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
-    if (!tuned(p.problem, sm90::backward::fits) || !sm90::backward::fits(a, p.limits))
+    if (!tuned(p.problem, sm90::backward::fits) || !sm90::backward::fits(a, p))
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q,
                      [&](cudaStream_t stream) { return sm90::backward::run(p, a, w, stream); });
@@ -200,7 +200,7 @@ class CudaBackend final : public PlainBackend {
   }
   template <class Params>
   Status run_index_training(const Plan& p, const Params& a, Workspace w, Queue q) const {
-    if (!tuned(p.problem, sm90::kl::fits) || !sm90::kl::fits(a, p.limits))
+    if (!tuned(p.problem, sm90::kl::fits) || !sm90::kl::fits(a, p))
       return PlainBackend::run(p, a, w, q);
     return on_device(p, w, q, [&](cudaStream_t stream) { return sm90::kl::run(p, a, w, stream); });
   }

@@ -195,14 +195,16 @@ Status run_group(const Plan& plan, const AttentionBackwardParams& a, const Call&
 bool fits(const Problem& problem) {
   const bool sparse = is_sparse(problem);
   return (sparse || problem.op == Op::kDenseAttentionBackward) && problem.dtype == DType::kBF16 &&
-         problem.head_dim == kDim && problem.block_size == kBlock &&
-         (!sparse || problem.topk <= kMostSlots) && (problem.group() == 16 || problem.group() == 8);
+         problem.head_dim == kDim && (problem.group() == 16 || problem.group() == 8) &&
+         (!sparse || (problem.block_size == kBlock && problem.topk <= kMostSlots));
 }
 
-bool fits(const AttentionBackwardParams& a, const Limits& limits) {
+bool fits(const AttentionBackwardParams& a, const Plan& plan) {
+  const Limits& limits = plan.limits;
   for (const TensorView* view : {&a.q, &a.k, &a.v, &a.o, &a.d_o, &a.dq, &a.dk, &a.dv})
     if (!aligned(*view)) return false;
-  return a.d_o.dtype == DType::kBF16 && a.q.shape[0] > 0 && a.k.shape[0] > 0 &&
+  return (plan.problem.block_size == kBlock || !a.batch.block_offset.given()) &&
+         a.d_o.dtype == DType::kBF16 && a.q.shape[0] > 0 && a.k.shape[0] > 0 &&
          has_room(limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
          (!a.row_ptr.given() || a.row_ptr.shape[1] - 1 <= most_rows(limits));
 }

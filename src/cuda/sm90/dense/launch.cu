@@ -52,12 +52,14 @@ Status launch_attend(const Maps& maps, const Args& args, int ctas, cudaStream_t 
 
 bool fits(const Problem& problem) {
   return problem.op == Op::kDenseAttention && problem.dtype == DType::kBF16 &&
-         problem.head_dim == kDim && problem.block_size == kBlock && problem.group() <= kTileRows;
+         problem.head_dim == kDim && problem.group() <= kTileRows &&
+         (problem.block_size == kBlock || problem.layout == KvLayout::kPacked);
 }
 
-bool fits(const DenseAttentionParams& params) {
+bool fits(const DenseAttentionParams& params, const Plan& plan) {
+  const bool counts_blocks = params.block_max.given() || params.batch.block_offset.given();
   return params.softmax_scale >= 0 && aligned(params.q) && aligned(params.k) && aligned(params.v) &&
-         aligned(params.o);
+         aligned(params.o) && (plan.problem.block_size == kBlock || !counts_blocks);
 }
 
 int64_t workspace_bytes(const Problem&, const Limits&) { return kPartRows * (kDim + 1) * 4 + 256; }

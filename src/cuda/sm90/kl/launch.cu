@@ -229,26 +229,36 @@ bool has_room(const Params& a, const Limits& limits) {
          a.q_idx.shape[0] * a.q_idx.shape[1] * kSlots <= INT_MAX;
 }
 
+/// Lists are lists of our blocks; over all visible tokens, blocks matter to shards alone.
+bool takes_lists(const Problem& p) { return p.block_size == kBlock && p.topk <= kSlots; }
+template <class Params>
+bool takes_blocks(const Params& a, const Problem& p) {
+  if (a.ids.given()) return takes_lists(p);
+  return p.block_size == kBlock || !a.batch.block_offset.given();
+}
+
 }  // namespace
 
 bool fits(const Problem& p) {
-  if (p.dtype != DType::kBF16 || p.index_dim != kDim || p.block_size != kBlock || p.topk > kSlots)
-    return false;
+  if (p.dtype != DType::kBF16 || p.index_dim != kDim) return false;
   if (p.op == Op::kIndexLse) return true;
   return (p.op == Op::kKlBackward || p.op == Op::kKlLoss) && p.head_dim == kDim &&
          (p.group() == 16 || p.group() == 8);
 }
 
-bool fits(const IndexLseParams& a, const Limits& limits) {
-  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(a, limits);
+bool fits(const IndexLseParams& a, const Plan& plan) {
+  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(a, plan.limits) &&
+         takes_blocks(a, plan.problem);
 }
-bool fits(const KlParams& a, const Limits& limits) {
+bool fits(const KlParams& a, const Plan& plan) {
   return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.q_idx) &&
-         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(a, limits);
+         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(a, plan.limits) &&
+         takes_blocks(a, plan.problem);
 }
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
-  return std::max(parts_of(problem, limits, true).bytes, parts_of(problem, limits, false).bytes);
+  const int64_t all = parts_of(problem, limits, /*listed=*/false).bytes;
+  return takes_lists(problem) ? std::max(all, parts_of(problem, limits, true).bytes) : all;
 }
 
 Status run(const Plan& plan, const IndexLseParams& a, Workspace workspace, cudaStream_t stream) {

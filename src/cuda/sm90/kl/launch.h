@@ -11,9 +11,10 @@ namespace msa::cuda::sm90::kl {
 bool fits(const Problem& problem);
 
 /// False for what only the plain kernels take: a negative scale, rows that are not 16-byte aligned,
-/// more keys than limits let expect (backward/tasks.h).
-bool fits(const IndexLseParams& params, const Limits& limits);
-bool fits(const KlParams& params, const Limits& limits);
+/// more keys than limits let expect (backward/tasks.h), lists of more than 16 blocks or of others
+/// than of 128 tokens, and such shards.
+bool fits(const IndexLseParams& params, const Plan& plan);
+bool fits(const KlParams& params, const Plan& plan);
 
 /// Scratch bytes for any call within limits. kl_backward of MiniMax-M3's shape: 1.3 GB for 32K
 /// tokens, 4.9 GB for 128K, of which 8 KB a (query, KV head) are partial results; the others some
