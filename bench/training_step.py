@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msa_cpp
+from msa_cpp._command import device_here
 from msa_cpp.autograd import MsaConfig, attend, msa_attention, readers
 from msa_cpp.torch_ops import index_kl
 
@@ -148,7 +149,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", type=device_here, default="cpu", help="cpu or cuda")
     add("--dtype", choices=DTYPES, help="bf16 on cuda, f32 on the CPU")
     add("--tokens", type=int, default=32768)
     add("--heads", type=int, default=16)

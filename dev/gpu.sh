@@ -175,10 +175,6 @@ code_11m() {
     --minutes "${MINUTES:-7}" --output "$OUT"
 }
 
-train() {
-  gradients && facts && code_11m
-}
-
 # Ours beside cuDNN, FlashAttention and the engines, interleaved; on random and on trained lists.
 compare() {
   local name limit flags trace=$OUT/trace_compare
@@ -199,17 +195,15 @@ SETTINGS
   rm -f "$trace"
 }
 
-stages='build check sanitize bench traces python compare gradients facts code_11m train'
-case " $stages all " in
-  *" ${1:-none} "*) ;;
-  *)
-    echo "usage: dev/gpu.sh ${stages// /|}|all" >&2
-    exit 2
-    ;;
+stages='build check sanitize bench traces python compare gradients facts code_11m'
+chosen=${1:-none}
+case $chosen in
+  all) chosen=$stages ;;
+  train) chosen='gradients facts code_11m' ;;
 esac
-if [[ $1 == all ]]; then
-  for stage in ${stages% gradients*} train; do "$stage"; done
-else
-  "$1"
+if [[ " $stages " != *" ${chosen%% *} "* ]]; then
+  echo "usage: dev/gpu.sh ${stages// /|}|train|all" >&2
+  exit 2
 fi
+for stage in $chosen; do "$stage"; done
 exit $failed

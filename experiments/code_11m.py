@@ -28,6 +28,7 @@ import torch
 from arm import arms
 from facts import HERE, machine, progress, seconds_per_step, write_whole
 
+from msa_cpp._command import device_here
 from msa_cpp.train import storage
 from msa_cpp.train.data import SEPARATOR, Text
 from msa_cpp.train.model import Attend, Model, dense, listed
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=device_here, default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, help="that the whole run may take")
     parser.add_argument("--texts", type=Path, default=Path(sysconfig.get_path("purelib")),
                         help="folder of Python sources (the installed packages)")

@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from arm import Arm, Size, arms, from_scratch
 
+from msa_cpp._command import device_here
 from msa_cpp.train.data import Examples, Facts
 from msa_cpp.train.metrics import NAMES, Recorder
 from msa_cpp.train.model import MINIATURE, SPARSE, Attend, Model, dense, listed
@@ -344,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
         help="all, or files of arms/ in the order in which they run (the size's own choice)")
     add("--seeds", type=numbers, default=[0], help="numbers, separated by commas (0)")
     add("--minutes", type=float, help="that the whole run may take")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", type=device_here, default="cpu", help="cpu or cuda")
     add("--output", type=Path, default=HERE / "results", help="folder (experiments/results)")
     add("--plot", type=Path, nargs="+", metavar="JSON",
         help="only draw what these files hold, beside the first")
@@ -353,8 +354,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     began, options = time.monotonic(), parser().parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser().error("--device: got cuda, supported here is cpu")
     if options.minutes is not None and options.minutes <= 0:
         parser().error(f"--minutes: got {options.minutes}, expected more than 0")
     if options.plot:

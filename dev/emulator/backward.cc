@@ -65,8 +65,7 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   add("part of a tile", 16, 16, {{3, 3}}, [](Case&) {});
   add("one tile", 16, 16, {{4, 4}}, [](Case&) {});
   add("one block", 16, 16, {{128, 128}}, [](Case&) {}, true);
-  add("ragged", 16, 4, {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}},
-      [](Case& c) { c.padded_rows = 3; });
+  add("ragged", 16, 4, kRagged, [](Case& c) { c.padded_rows = 3; });
   add(
       "G 8, two heads", 8, 16, {{130, 130}, {3, 3}, {70, 110}},
       [](Case& c) { c.problem.heads_kv = 2; }, true);
@@ -107,11 +106,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<Backward>());
-  family.cases = make_cases(*family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of<Backward>(make_cases); }
 
 }  // namespace emulator

@@ -126,11 +126,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<Decode>());
-  family.cases = make_cases(*family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of<Decode>(make_cases); }
 
 }  // namespace emulator

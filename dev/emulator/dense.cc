@@ -48,7 +48,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   };
   const auto nothing = [](Case&) {};
   const auto paged = [](Case& c) { c.problem.layout = KvLayout::kPaged; };
-  const std::vector<SequenceSize> ragged = {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}};
 
   // Few new tokens: equal shares of all blocks, tiles of 64 rows.
   add("one key", 16, {{1, 1}}, nothing);
@@ -64,12 +63,12 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   add("many sequences", 16, std::vector<SequenceSize>(70, {1, 130}), paged);
   // More tokens, tiles of 128 rows.
   add("one block", 8, {{128, 128}}, nothing, true);
-  add("blocks of 32", 16, ragged, [](Case& c) {
+  add("blocks of 32", 16, kRagged, [](Case& c) {
     c.problem.block_size = 32;
     c.optional = false;  // no maxima of blocks
   });
   add("G 64, packed", 64, {{5, 1000}, {2, 70}}, nothing);
-  add("ragged, G 5, f32", 5, ragged, [](Case& c) {
+  add("ragged, G 5, f32", 5, kRagged, [](Case& c) {
     c.problem.heads_kv = 2;
     c.f32_outputs = true;
     c.padded_rows = 21;
@@ -105,11 +104,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<Dense>());
-  family.cases = make_cases(*family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of<Dense>(make_cases); }
 
 }  // namespace emulator

@@ -50,6 +50,19 @@ struct Family {
 /// Of this program.
 Family make_family();
 
+/// A family of one backend.
+template <class OnlyBackend, class MakeCases>
+Family family_of(const MakeCases& make_cases) {
+  Family family;
+  family.backends.push_back(std::make_unique<OnlyBackend>());
+  family.cases = make_cases(*family.backends[0]);
+  return family;
+}
+
+/// Around the sizes of tiles, with sequences without queries and without keys.
+inline const std::vector<msa::conformance::SequenceSize> kRagged = {{1, 1},   {60, 60}, {0, 17},
+                                                                    {17, 17}, {5, 0},   {33, 140}};
+
 /// The case with the first seed from `seed` on whose arguments the kernels take; the strides and
 /// dtypes of some are not theirs.
 inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBackend& backend,

@@ -89,7 +89,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     paged(c);
     c.q_offsets = c.block_offsets = true;
   };
-  const std::vector<SequenceSize> ragged = {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}};
 
   select(Way::kNarrow, "one key", 4, 16, {{1, 1}}, nothing);
   select(Way::kNarrow, "one token, paged", 4, 16, {{1, 5000}}, paged);
@@ -143,7 +142,7 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     add(name, Op::kSelectBlocks, 2, 4, {{30, 6000}}, change);
   }
 
-  add("ragged", Op::kIndexScores, 4, 1, ragged, [](Case& c) { c.padded_rows = 3; }, true);
+  add("ragged", Op::kIndexScores, 4, 1, kRagged, [](Case& c) { c.padded_rows = 3; }, true);
   add("short extends", Op::kIndexScores, 4, 1, {{1, 129}, {3, 2500}, {0, 77}, {16, 2}, {1, 0}},
       paged, true);
   add("shard", Op::kIndexScores, 2, 1, {{70, 800, 1000, 3}, {9, 500, 300, 1}}, shard);
@@ -156,11 +155,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<Index>());
-  family.cases = make_cases(*family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of<Index>(make_cases); }
 
 }  // namespace emulator

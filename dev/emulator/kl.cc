@@ -66,12 +66,11 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   };
   const auto nothing = [](Case&) {};
   const auto two_heads = [](Case& c) { c.problem.heads_kv = 2; };
-  const std::vector<SequenceSize> ragged = {{1, 1}, {60, 60}, {0, 17}, {17, 17}, {5, 0}, {33, 140}};
   const std::vector<SequenceSize> rounds = {{20, 2500}, {5, 5}};
 
   add("one query", Op::kKlBackward, Support::kListed, 16, 16, {{1, 1}}, nothing);
   add("one block", Op::kKlBackward, Support::kListed, 16, 16, {{128, 128}}, nothing, true);
-  add("ragged", Op::kKlBackward, Support::kTurned, 16, 4, ragged,
+  add("ragged", Op::kKlBackward, Support::kTurned, 16, 4, kRagged,
       [](Case& c) { c.padded_rows = 3; });
   add("G 8, two heads", Op::kKlBackward, Support::kTurned, 8, 16, {{130, 130}, {3, 3}, {70, 90}},
       two_heads, true);
@@ -93,7 +92,7 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
         c.strided = c.shared_ids = c.loose_limits = true;
       });
   add("full", Op::kKlBackward, Support::kFull, 16, 16, {{150, 300}}, nothing, true);
-  add("full, ragged, f32", Op::kKlBackward, Support::kFull, 8, 2, ragged, [](Case& c) {
+  add("full, kRagged, f32", Op::kKlBackward, Support::kFull, 8, 2, kRagged, [](Case& c) {
     c.problem.heads_kv = 2;
     c.f32_outputs = true;
     c.padded_rows = 5;
@@ -116,11 +115,11 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}},
         [values](Case& c) { c.values = values; });
 
-  add("ragged", Op::kKlLoss, Support::kListed, 16, 4, ragged, two_heads, true);
+  add("ragged", Op::kKlLoss, Support::kListed, 16, 4, kRagged, two_heads, true);
   add("G 8, K 16", Op::kKlLoss, Support::kListed, 8, 16, {{100, 700}}, nothing);
   add("full, rounds", Op::kKlLoss, Support::kFull, 8, 4, rounds, nothing);
 
-  add("ragged", Op::kIndexLse, Support::kListed, 16, 4, ragged, two_heads, true);
+  add("ragged", Op::kIndexLse, Support::kListed, 16, 4, kRagged, two_heads, true);
   add("K 16, strided", Op::kIndexLse, Support::kListed, 16, 16, {{100, 2500}, {3, 3}}, [](Case& c) {
     c.problem.heads_kv = 3;
     c.strided = c.loose_limits = true;
@@ -128,8 +127,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   });
   add("shard", Op::kIndexLse, Support::kListed, 16, 8, {{30, 700, 700, 3}},
       [](Case& c) { c.q_offsets = c.block_offsets = c.shared_ids = true; });
-  add("full, ragged", Op::kIndexLse, Support::kFull, 16, 4, ragged, two_heads, true);
-  add("full, blocks of 32", Op::kIndexLse, Support::kFull, 16, 40, ragged,
+  add("full, ragged", Op::kIndexLse, Support::kFull, 16, 4, kRagged, two_heads, true);
+  add("full, blocks of 32", Op::kIndexLse, Support::kFull, 16, 40, kRagged,
       [](Case& c) { c.problem.block_size = 32; });
   add("full, rounds", Op::kIndexLse, Support::kFull, 16, 4, {{20, 4500}, {5, 100}}, two_heads);
   return cases;
@@ -137,11 +136,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<IndexBranch>());
-  family.cases = make_cases(*family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of<IndexBranch>(make_cases); }
 
 }  // namespace emulator

@@ -17,6 +17,16 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
+def device_here(name: str) -> str:
+    """A value of --device that this machine has, as an argument's `type`."""
+    import torch
+
+    here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if name.partition(":")[0] not in here:
+        raise argparse.ArgumentTypeError(f"got {name}, supported here: {', '.join(here)}")
+    return name
+
+
 def exit_code(name: str, body: Callable[[], str]) -> int:
     """Runs a command and prints what it says."""
     try:

@@ -46,7 +46,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from ._checkpoint import read_header
-from ._command import InputError, Parser, exit_code
+from ._command import InputError, Parser, device_here, exit_code
 from .compat import sglang, vllm
 from .plot import read_trace
 
@@ -455,7 +455,7 @@ def body(arguments: list[str] | None = None) -> str:
     parser.add_argument("--shape", default="m3", help="m3, code-11m or HQ,HKV")
     parser.add_argument("--topk", type=int, default=16)
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, else f32")
-    parser.add_argument("--device", choices=("cpu", "cuda"),
+    parser.add_argument("--device", type=device_here, choices=("cpu", "cuda"),
                         default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--selection", default="index", help="index, random, or a trace FILE")
     parser.add_argument("--contenders", default="", help="only these, separated by commas")
@@ -475,8 +475,6 @@ def body(arguments: list[str] | None = None) -> str:
     except ValueError:
         raise InputError(f"--context: got {options.context}, expected numbers, separated by "
                          "commas") from None
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: got cuda, supported here is cpu")
     for flag, numbers in {"--context": contexts, "--batch": [options.batch],
                           "--topk": [options.topk], "--repeats": [options.repeats]}.items():
         if min(numbers) < 1:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from .._command import InputError, Parser, exit_code
+from .._command import InputError, Parser, device_here, exit_code
 from . import storage
 from .data import Facts, Source, Text, read_folder
 from .model import MINIATURE, Config, Model, check_config
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-force-local", dest="force_local", action="store_false",
         help="a query's own block must win its place")
     add("--activation-checkpointing", action="store_true", help="less memory, a second forward")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", type=device_here, default="cpu", help="cpu or cuda")
     add("--quiet", action="store_true", help="no progress bar on the terminal")
     return made
 
@@ -110,10 +110,6 @@ def checked(arguments: argparse.Namespace) -> Options:
         raise InputError("--freeze: got all, but route full trains nothing else than the backbone")
     if options.route == "msa-cpt" and arguments.init is None and not arguments.resume:
         raise InputError("--init: not given, expected a checkpoint: route msa-cpt converts one")
-    kind = arguments.device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device: got {arguments.device}, supported here are cpu" +
-                         (" and cuda" if torch.cuda.is_available() else ""))
     return options
 
 
