@@ -66,7 +66,9 @@ template <int kGroup>
 __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientArgs& args,
                            const Maps& maps) {
   using Shared = KeyGradientShared<kGroup>;
-  constexpr int kQueries = Shared::kQueries, kTermBytes = sizeof(typename Shared::Terms);
+  constexpr int kQueries = Shared::kQueries;
+  constexpr uint32_t kRowBytes = 2 * kGroup * kDim * sizeof(__nv_bfloat16);  // of q and d_o
+  constexpr uint32_t kTermBytes = sizeof(typename Shared::Terms);
   const int lane = threadIdx.x % 32;
   TaskQueue tasks(args.tasks);
   RingPosition<kTaskStages> at;
@@ -86,35 +88,33 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
       }
     }
     for (int done = 0; done < task.count; done += 32) {  // a lane per query
-      const int n = done + lane;
-      const int row = n < task.count ? query_of(task, args.lists, n) : -1;
+      const int entry = done + lane;
+      const int row = entry < task.count ? query_of(task, args.lists, entry) : -1;
       for (int first = 0; first < 32 && done + first < task.count;
            first += kQueries, tile_at.advance()) {
         tile_at.wait_empty(shared.tile_ring);
-        const int n_of_tile = lane - first;
-        const bool mine = n_of_tile >= 0 && n_of_tile < kQueries;
+        const int n = lane - first;  // query of the tile
         auto &q = shared.q[tile_at.stage], &d_o = shared.d_o[tile_at.stage];
         ptx::Barrier* full = &shared.tile_ring.full[tile_at.stage];
-        const int missing = __popc(__ballot_sync(0xffffffff, mine && row < 0));
-        if (mine) shared.seen[tile_at.stage][n_of_tile] = row < 0 ? 0 : keys_seen(task, row);
-        __syncwarp();
-        if (lane == 0)
-          ptx::arrive_expect(full, q.kBytes + d_o.kBytes + (kQueries - missing) * kTermBytes);
-        __syncwarp();
-        if (!mine) continue;
-        // Missing queries come from behind the tensor, as zeros; they see no key.
-        const int source = row < 0 ? args.tokens : row;
-        for (int panel = 0; panel < q.kPanels; ++panel) {
-          const int column = panel * kPanelColumns;
-          ptx::load_box(q.at(n_of_tile * kGroup, column), &maps.q, full, column, task.head * kGroup,
-                        source, 0);
-          ptx::load_box(d_o.at(n_of_tile * kGroup, column), &maps.d_o, full, column,
-                        task.head * kGroup, source, 0);
+        if (n >= 0 && n < kQueries) {
+          shared.seen[tile_at.stage][n] = row < 0 ? 0 : keys_seen(task, row);
+          ptx::arrive_expect(full, kRowBytes + (row < 0 ? 0 : kTermBytes));
+          // Missing queries come from behind the tensor, as zeros; they see no key.
+          const int source = row < 0 ? args.tokens : row;
+          for (int panel = 0; panel < q.kPanels; ++panel) {
+            const int column = panel * kPanelColumns;
+            ptx::load_box(q.at(n * kGroup, column), &maps.q, full, column, task.head * kGroup,
+                          source, 0);
+            ptx::load_box(d_o.at(n * kGroup, column), &maps.d_o, full, column, task.head * kGroup,
+                          source, 0);
+          }
+          if (row >= 0)
+            ptx::load_bytes(
+                &shared.terms[tile_at.stage][n],
+                args.row_terms + (int64_t{row} * args.heads_kv + task.head) * 2 * kGroup,
+                kTermBytes, full);
         }
-        if (row >= 0)
-          ptx::load_bytes(&shared.terms[tile_at.stage][n_of_tile],
-                          args.row_terms + (int64_t{row} * args.heads_kv + task.head) * 2 * kGroup,
-                          kTermBytes, full);
+        __syncwarp();  // no lane a lap ahead
       }
     }
   }
@@ -137,7 +137,7 @@ class KeyGradientConsumer {
   __device__ void run() {
     for (;; at_.advance()) {
       at_.wait_full(shared_.task_ring);
-      const typename Shared::Step step = shared_.step[at_.stage];
+      const auto step = read_for_warp(shared_.step[at_.stage]);
       if (step.tiles < 0) return;
       add_tiles(step.tiles);
       release(&shared_.task_ring.empty[at_.stage]);
@@ -175,7 +175,7 @@ class KeyGradientConsumer {
   __device__ void end_tile(int stage) {
     ptx::pin(dk_);
     ptx::pin(dv_);
-    release(&shared_.tile_ring.empty[stage]);
+    ptx::arrive(&shared_.tile_ring.empty[stage]);
   }
 
   __device__ void start_scores() {
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;  // warps
     shared.task_ring.init(kReaders);
-    shared.tile_ring.init(kReaders);
+    shared.tile_ring.init(32 * kReaders, KeyGradientShared<kGroup>::kQueries);
     ptx::fence_barrier_init();
   }
   __syncthreads();

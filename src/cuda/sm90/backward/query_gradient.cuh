@@ -54,7 +54,6 @@ struct QueryGradientShared {
 template <int kGroup>
 __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const Maps& maps,
                            const QueryGradientArgs& args) {
-  const bool leader = threadIdx.x % 32 == 0;
   const bool listed = args.lists.ids != nullptr;
   // Without lists the last tiles of a sequence are the longest.
   prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, args.next_tile,
@@ -67,21 +66,16 @@ __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const Maps& maps
       planner.write(args.batch, &shared.tile, &shared.steps);
     else
       planner.write_all(&shared.tile, &shared.steps);
-    if (leader) ptx::arrive(&shared.plan_ring.full[0]);
+    ptx::arrive(&shared.plan_ring.full[0]);
 
     at.wait_empty(shared.row_ring);  // the tile before is done with its last S and dP
-    const uint32_t bytes = 2 * planner.row_bytes();
     ptx::Barrier* full = &shared.row_ring.full[0];
-    if (leader) ptx::arrive_expect(full, bytes);
-    __syncwarp();
     planner.load_rows(shared.q, &maps.q, full);
     planner.load_rows(shared.d_o, &maps.d_o, full);
   }
   at.wait_empty(shared.plan_ring);
-  if (leader) {
-    shared.tile.steps = shared.steps.count = -1;
-    ptx::arrive(&shared.plan_ring.full[0]);
-  }
+  if (threadIdx.x % 32 == 0) shared.tile.steps = shared.steps.count = -1;
+  ptx::arrive(&shared.plan_ring.full[0]);
 }
 
 /// One thread: the blocks of the plans into the ring.
@@ -127,7 +121,7 @@ class QueryConsumer {
       const int steps = shared_.tile.steps;
       if (steps < 0) return;
       begin_tile();
-      release(&shared_.plan_ring.empty[0]);
+      ptx::arrive(&shared_.plan_ring.empty[0]);
 
       passed_ = 0;
       tile_at.wait_full(shared_.row_ring);
@@ -200,7 +194,7 @@ class QueryConsumer {
     constexpr int kOwn = (1 << kQueries / kWarpgroups) - 1;
     while (true) {
       k_at_.wait_full(shared_.k_ring);
-      step_ = shared_.step[k_at_.stage];
+      step_ = read_for_warp(shared_.step[k_at_.stage]);
       if (step_.who >> (warpgroup_ * kQueries / kWarpgroups) & kOwn) break;
       pass_step();
     }
@@ -303,9 +297,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<QueryGradientShared<kGroup>*>(memory);
   if (threadIdx.x == 0) {
-    constexpr int kReaders = 4 * kWarpgroups;  // warps
-    shared.plan_ring.init(kReaders + 1);       // and the loader
-    shared.row_ring.init(kReaders);
+    constexpr int kReaders = 4 * kWarpgroups;      // warps
+    shared.plan_ring.init(32 * kReaders + 1, 32);  // and the loader
+    shared.row_ring.init(kReaders, 2 * 32);        // q and d_o
     shared.k_ring.init(kReaders);
     shared.v_ring.init(kReaders);
     ptx::fence_barrier_init();

@@ -73,6 +73,7 @@ struct AttendShared {
   int32_t listed;
   Choice choice;
   Key winners[kMaxChosen];  // the token's list, if it is chosen here
+  bool divided;             // and all CTAs of the cluster took part
   ptx::Barrier q_full, parts_full, met, known;
   RingBarriers<kStages> barriers;
 
@@ -141,6 +142,7 @@ __device__ inline void choose_blocks(AttendShared& shared, const AttendArguments
   const int first = divided ? min(split.rank * share, blocks) : 0;
   select.choose(scores, first, min(first + share, blocks), divided ? SelectScratch::kBest : a.topk,
                 key_of);
+  if (i == 0) shared.divided = divided;
   if (divided)
     select.exchange(shared.winners, a.topk, split.parts, &shared.met, &shared.known);
   else if (i < kMaxChosen)
@@ -329,6 +331,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     if (warp < kWarps)
       choose_blocks(shared, a, a.scores + (int64_t{t} * gridDim.y + head) * a.columns, split);
     __syncthreads();
+    if (shared.divided) ptx::wait(&shared.known, 0);  // who reads what other CTAs sent waits for it
     if (lane < kMaxChosen) best = shared.winners[lane];
     if (lane < min(a.topk, shared.choice.blocks)) id = token.sequence.block0 + block_of(best);
   }

@@ -154,11 +154,9 @@ class Gatherer {
         gather_query(step, task, reader);
         gather_index_queries(step, task, reader.row);
         ptx::fence_async_proxy();
-        __syncwarp();
-        if (lane() == 0) ptx::arrive(&shared_.step_ring.full[at.stage]);
+        ptx::arrive(&shared_.step_ring.full[at.stage]);
       }
-      __syncwarp();
-      if (lane() == 0) ptx::arrive(&shared_.block_ring.empty[block_at.stage]);
+      ptx::arrive(&shared_.block_ring.empty[block_at.stage]);
     }
   }
 
@@ -268,7 +266,7 @@ class KlConsumer {
       bool first = true;
       for (int left = count; left > 0; left -= kStepQueries, first = false) step(first);
       finish(part);
-      release(&shared_.block_ring.empty[block_at_.stage]);
+      ptx::arrive(&shared_.block_ring.empty[block_at_.stage]);
     }
   }
 
@@ -277,10 +275,6 @@ class KlConsumer {
   static constexpr int kTiles = kStepQueries / kQueries;  ///< of a step
 
   static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
-  static __device__ void release(ptx::Barrier* empty) {
-    __syncwarp();
-    if (lane() == 0) ptx::arrive(empty);
-  }
 
   /// This warp's 16 keys as operands.
   __device__ void take_keys() {
@@ -440,13 +434,13 @@ class KlConsumer {
       kl_part_ = step.part[lane() % kStepQueries];
       exchange_divergence(exchange, kl);
     }
-    release(&shared_.exchanged[steps_ % 2]);
+    ptx::arrive(&shared_.exchanged[steps_ % 2]);
     ++steps_;
     if (kGradients) {
       ptx::wgmma_wait<0>();
       ptx::pin(dk_);
     }
-    release(&shared_.step_ring.empty[step_at_.stage]);
+    ptx::arrive(&shared_.step_ring.empty[step_at_.stage]);
     step_at_.advance();
   }
   /// Sums over this warp's keys of query 8*j + 2*(l%4) + e, kl[2*j + e].
@@ -523,12 +517,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<KlShared<kGroup>*>(memory);
   if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = 4 * kWarpgroups;
-    shared.k_ring.init(kConsumerWarps);
-    shared.block_ring.init(kConsumerWarps + kGatherWarps);
-    shared.q_ring.init(kConsumerWarps);
-    shared.step_ring.init(kConsumerWarps);
-    for (ptx::Barrier& barrier : shared.exchanged) ptx::init_barrier(&barrier, kConsumerWarps);
+    constexpr int kConsumers = 128 * kWarpgroups;
+    shared.k_ring.init(kConsumers / 32);
+    shared.q_ring.init(kConsumers / 32);
+    shared.block_ring.init(kConsumers + 32 * kGatherWarps);
+    shared.step_ring.init(kConsumers, 32);
+    for (ptx::Barrier& barrier : shared.exchanged) ptx::init_barrier(&barrier, kConsumers);
     ptx::fence_barrier_init();
   }
   __syncthreads();

@@ -173,17 +173,15 @@ class TilePlanner {
     describe(blocks, own, tile, steps);
   }
 
-  /// The queries' rows of a [T,Hq,D] tensor, and their bytes, which somebody must announce to
-  /// `full`. Rows of a query that does not exist stay as they are.
+  /// The queries' rows of a [T,Hq,D] tensor. Every lane arrives at `full`. Rows of a query that
+  /// does not exist stay as they are.
   __device__ void load_rows(SharedTile<kRows, kDim>& tile, const CUtensorMap* map,
                             ptx::Barrier* full) const {
     const int lane = threadIdx.x % 32;
+    ptx::arrive_expect(full, row_ >= 0 ? kGroup * kDim * sizeof(__nv_bfloat16) : 0);
     for (int panel = 0; row_ >= 0 && panel < tile.kPanels; ++panel)
       ptx::load_box(tile.at(lane * kGroup, panel * kPanelColumns), map, full, panel * kPanelColumns,
                     head_ * kGroup, row_, 0);
-  }
-  __device__ uint32_t row_bytes() const {
-    return __popc(__ballot_sync(0xffffffff, row_ >= 0)) * kGroup * kDim * 2;
   }
 
  private:

@@ -56,7 +56,6 @@ struct UnionShared {
 template <int kGroup>
 __device__ void plan_tiles(UnionShared<kGroup>& shared, const UnionArgs& args,
                            const CUtensorMap* q_map) {
-  const int lane = threadIdx.x % 32;
   TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.header->next_tile);
   TilePlanner<kGroup> planner;
   RingPosition<1> at;
@@ -64,21 +63,14 @@ __device__ void plan_tiles(UnionShared<kGroup>& shared, const UnionArgs& args,
     at.wait_empty(shared.plan_ring);
     at.wait_empty(shared.q_ring);
     planner.write(args.batch, &shared.tile, &shared.steps);
-    const uint32_t bytes = planner.row_bytes();
-    if (lane == 0) {
-      ptx::arrive(&shared.plan_ring.full[0]);
-      ptx::arrive_expect(&shared.q_ring.full[0], bytes);
-    }
-    __syncwarp();
+    ptx::arrive(&shared.plan_ring.full[0]);
     planner.load_rows(shared.q, q_map, &shared.q_ring.full[0]);
   }
   at.wait_empty(shared.plan_ring);
   at.wait_empty(shared.q_ring);
-  if (lane == 0) {
-    shared.tile.steps = shared.steps.count = -1;
-    ptx::arrive(&shared.plan_ring.full[0]);
-    ptx::arrive(&shared.q_ring.full[0]);
-  }
+  if (threadIdx.x % 32 == 0) shared.tile.steps = shared.steps.count = -1;
+  ptx::arrive(&shared.plan_ring.full[0]);
+  ptx::arrive(&shared.q_ring.full[0]);
 }
 
 /// One thread: the blocks of the plans into the ring.
@@ -124,7 +116,7 @@ class Consumer {
       const int steps = shared_.tile.steps;
       if (steps < 0) return;
       begin_tile();
-      release(&shared_.q_ring.empty[0]);
+      ptx::arrive(&shared_.q_ring.empty[0]);
 
       passed_ = 0;
       if (own_steps_ > 0) attend();
@@ -187,7 +179,7 @@ class Consumer {
     constexpr int kOwn = (1 << kQueries / kWarpgroups) - 1;
     while (true) {
       at_.wait_full(shared_.k_ring);
-      step_ = shared_.step[at_.stage];
+      step_ = read_for_warp(shared_.step[at_.stage]);
       if (step_.who >> (warpgroup_ * kQueries / kWarpgroups) & kOwn) return;
       pass_step();
     }
@@ -288,8 +280,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (args.measured && prefers_kv_outer(args.header->overlap)) return;
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;  // warps
-    shared.plan_ring.init(1);
-    shared.q_ring.init(kReaders);
+    shared.plan_ring.init(1, 32);
+    shared.q_ring.init(32 * kReaders, 32);
     shared.k_ring.init(kReaders);
     shared.v_ring.init(kReaders);
     ptx::fence_barrier_init();
