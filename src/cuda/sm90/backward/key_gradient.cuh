@@ -93,7 +93,7 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
       for (int first = 0; first < 32 && done + first < task.count;
            first += kQueries, tile_at.advance()) {
         tile_at.wait_empty(shared.tile_ring);
-        const int n = lane - first;  // query of the tile
+        const int n = ptx::lane_id() - first;  // query of the tile; `lane` costs a register
         auto &q = shared.q[tile_at.stage], &d_o = shared.d_o[tile_at.stage];
         ptx::Barrier* full = &shared.tile_ring.full[tile_at.stage];
         if (n >= 0 && n < kQueries) {
