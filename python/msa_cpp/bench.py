@@ -15,9 +15,10 @@ One layer of random data over a paged cache as vLLM holds it. The contenders:
 
 A verdict comes first: sampled queries are computed again in plain torch, attention in fp64 over the
 blocks that a contender chose, and the choice by the gap of its scores. Then rounds of all
-contenders, one after the other; `ratio` is a contender over msa, round by round. A measurement is
+contenders, each in another order; `ratio` is a contender over msa, round by round. A measurement is
 one call; on a GPU, calls below a millisecond are replayed as a CUDA graph over copies of the data
-in turn, together larger than the L2 cache.
+in turn, together larger than the L2 cache, and longer ones follow one that is not timed, so that
+the GPU does not wait for the CPU.
 
 `--selection FILE` (a trace of `msa eval --trace`) and `random` give the lists that sparse attention
 reads; the index branch is then still computed inside `msa`, on the random data.
@@ -411,10 +412,12 @@ def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
             row["verdict"] = f"refused: {str(error).splitlines()[0]}"
         print(f"{name:12} {row['verdict']}", file=sys.stderr)
 
+    # Every round in another order: a GPU that comes from dense attention is at its power limit.
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
+    order = np.random.default_rng(3)
     for _ in range(repeats):
-        for name, clock in clocks.items():
-            seconds[name].append(clock())
+        for name in order.permutation(list(clocks)).tolist():
+            seconds[name].append(clocks[name]())
     for name, times in seconds.items():
         rows[name] |= {"repeats": repeats, "seconds_median": statistics.median(times),
                        "seconds_p10": float(np.quantile(times, 0.1)),
