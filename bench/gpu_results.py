@@ -219,6 +219,8 @@ def print_checks(results):
 
 
 def print_table(results, readme):
+    if not results.keys() & {"backends", "runs", "rows"}:
+        raise SystemExit("--table: not a file that this script has written")
     if "backends" in results:
         print_checks(results)
     elif "runs" not in results:

@@ -357,11 +357,11 @@ def main() -> None:
     if options.minutes is not None and options.minutes <= 0:
         parser().error(f"--minutes: got {options.minutes}, expected more than 0")
     if options.plot:
-        for path in options.plot:
-            if not path.is_file():
-                parser().error(f"--plot: {path}: no such file")
-        draw(joined([json.loads(path.read_text()) for path in options.plot]),
-             options.plot[0].with_suffix(""))
+        try:
+            found = joined([read_found(path) for path in options.plot])
+        except (OSError, ValueError) as error:
+            parser().error(f"--plot: {error}")
+        draw(found, options.plot[0].with_suffix(""))
         return
     known, size = arms(), SIZES[options.size]
     names = options.arms or size.arms or ["all"]
@@ -397,6 +397,18 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}")
     partial.write_text(text)
     partial.replace(path)
+
+
+def read_found(path: Path) -> dict:
+    """What an experiment wrote; ValueError for another file."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    names = ("machine", "size", "seeds", "seconds", "steps", "not_run", "rows")
+    if not isinstance(found, dict) or not found.keys() >= set(names):
+        raise ValueError(f"{path}: not a result of this experiment, which has {', '.join(names)}")
+    return found
 
 
 def joined(parts: list[dict]) -> dict:

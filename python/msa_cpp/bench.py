@@ -101,6 +101,7 @@ class Work:
         self.ids = torch.empty((case.heads_kv, tokens, case.topk), dtype=torch.int32,
                                device=device)
         self.out = torch.empty_like(self.q)
+        self.chosen = self.select() if given_ids is None else given_ids  # what `sparse` reads
 
     def nbytes(self) -> int:
         return sum(x.nbytes for x in (self.q, self.idx_q, self.kv_cache, self.index_cache))
@@ -108,31 +109,37 @@ class Work:
     def lists(self) -> torch.Tensor:
         return self.ids if self.given_ids is None else self.given_ids
 
+    def batch(self) -> dict[str, Any]:
+        return dict(seq_lens=self.seq_lens, page_table=self.page_table,
+                    cu_seqlens_q=self.cu_seqlens_q, max_seqlen_k=self.case.context)
+
+    def select(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The lists of the index branch."""
+        ids: torch.Tensor = msa_cpp.index_select(
+            self.idx_q, self.index_cache, topk=self.case.topk, out=out,
+            max_seqlen_q=self.case.new_tokens, **self.batch())
+        return ids
+
     def ours(self) -> dict[str, Call]:
         c = self.case
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
-        batch = dict(seq_lens=self.seq_lens, page_table=self.page_table,
-                     cu_seqlens_q=self.cu_seqlens_q, max_seqlen_k=c.context)
 
-        def index() -> tuple[Any, Any]:
-            return msa_cpp.index_select(self.idx_q, self.index_cache, topk=c.topk, out=self.ids,
-                                        max_seqlen_q=c.new_tokens, **batch), None
-
-        def sparse() -> tuple[Any, Any]:
+        def attend(lists: torch.Tensor) -> tuple[Any, Any]:
             call = (msa_cpp.sparse_decode if c.new_tokens <= 16 else msa_cpp.sparse_attention)
             longest = "max_q_len" if c.new_tokens <= 16 else "max_seqlen_q"
-            return self.lists(), call(self.q, k, v, self.lists(), out=self.out,
-                                      **{longest: c.new_tokens}, **batch)
+            return lists, call(self.q, k, v, lists, out=self.out, **{longest: c.new_tokens},
+                               **self.batch())
 
         def msa() -> tuple[Any, Any]:
-            index()
-            return sparse()
+            self.select(self.ids)
+            return attend(self.lists())
 
         def dense() -> tuple[Any, Any]:
             return None, msa_cpp.dense_attention(self.q, k, v, out=self.out,
-                                                 max_seqlen_q=c.new_tokens, **batch)
+                                                 max_seqlen_q=c.new_tokens, **self.batch())
 
-        return {"msa": msa, "index": index, "sparse": sparse, "dense": dense,
+        return {"msa": msa, "index": lambda: (self.select(self.ids), None),
+                "sparse": lambda: attend(self.chosen), "dense": dense,
                 "adapter": self.as_vllm(vllm)}
 
     def as_vllm(self, functions: Any) -> Call:
@@ -401,8 +408,6 @@ def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
         rows[name] = row
         works[0].ids.fill_(-7)
         works[0].out.fill_(math.nan)
-        if name == "sparse" and ids is None:  # reads the lists of the index branch
-            works[0].ours()["index"]()
         try:
             row["max_error"] = works[0].check(*copies_of[0]())
             clocks[name] = (cpu_clock if case.device == "cpu" else cuda_clock)(copies_of)
