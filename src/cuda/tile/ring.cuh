@@ -1,5 +1,10 @@
 // A ring of shared-memory stages between one producer warp and its consumers. Both sides count the
 // same steps; `full` says that a stage's bytes have arrived, `empty` that its readers are done.
+//
+// Words that threads store beside what TMA brings are ordered by these barriers only from a thread
+// that arrives to one that waits: every thread that stores or reads such words arrives for itself,
+// or lane 0 alone does all three for its warp (read_for_warp, release). compute-sanitizer's
+// racecheck takes it the same way.
 #pragma once
 
 #include <cstdint>
