@@ -13,7 +13,7 @@ inline constexpr int kThreads = 128 * (1 + kWarpgroups);
 
 // KV-outer order: a tile is 64 rows, the work of one warpgroup.
 inline constexpr int kTileRows = 64;
-inline constexpr int kTileStages = 4;         ///< tiles of queries, 16 KB: by turns a warpgroup's
+inline constexpr int kTileStages = 6;         ///< tiles of queries, 16 KB: by turns a warpgroup's
 inline constexpr int kTaskStages = 2;         ///< blocks (K and V)
 inline constexpr int kMostTaskQueries = 256;  ///< of one task
 inline constexpr int kMostTaskTiles = kMostTaskQueries / (kTileRows / 16);  ///< G 16

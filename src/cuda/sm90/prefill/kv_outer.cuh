@@ -26,11 +26,12 @@ namespace msa::cuda::sm90::prefill {
 
 struct KvOuterArgs {
   WindowLists lists;
-  PartSoftmax* softmax;  ///< [Hkv,W,K,G]
-  int first;             ///< query row of q where the window begins
-  int window_tokens;     ///< W
-  int heads_kv, topk;    ///< Hkv, K
-  float scale;           ///< softmax_scale * log2(e)
+  float* lse;          ///< [Hkv,W,K,G]
+  __nv_bfloat16* o;    ///< [Hkv,W,K,G,D]
+  int first;           ///< query row of q where the window begins
+  int window_tokens;   ///< W
+  int heads_kv, topk;  ///< Hkv, K
+  float scale;         ///< softmax_scale * log2(e)
   bool paged;
   const std::byte* workspace;
   bool measured;
@@ -50,13 +51,12 @@ struct KvOuterShared {
   };
   /// A query of a tile.
   struct Query {
-    int part;  ///< (head, row, slot) as one number; -1: none
+    int part;  ///< of its first head, counted in rows of o and lse; -1: none
     int seen;  ///< keys of the block that it sees
   };
 
   KvTile k[kTaskStages], v[kTaskStages];
   QTile q[kTileStages];
-  QTile o[kWarpgroups];
   Step step[kTaskStages];
   Query query[kTileStages][kQueries];
   RingBarriers<kTaskStages> k_ring, v_ring;
@@ -138,7 +138,7 @@ __device__ void load_tasks(KvOuterShared<kGroup>& shared, const KvOuterArgs& arg
       const bool exists = done + lane < task.count;
       const int entry = exists ? entries[done + lane] : 0;
       const int row = entry / kMostSlots, slot = entry % kMostSlots;
-      const int part = (task.head * args.window_tokens + row) * args.topk + slot;
+      const int part = ((task.head * args.window_tokens + row) * args.topk + slot) * kGroup;
       for (int first = 0; first < 32 && done + first < task.count;
            first += kQueries, tile_at.advance()) {
         const int n = lane - first;  // query of the tile
@@ -170,9 +170,8 @@ class TileConsumer {
  public:
   using Shared = KvOuterShared<kGroup>;
 
-  __device__ TileConsumer(Shared& shared, const KvOuterArgs& args, const CUtensorMap* o_map,
-                          int warpgroup)
-      : shared_(shared), args_(args), o_map_(o_map), warpgroup_(warpgroup) {
+  __device__ TileConsumer(Shared& shared, const KvOuterArgs& args, int warpgroup)
+      : shared_(shared), args_(args), warpgroup_(warpgroup) {
     tile_at_.stage = warpgroup;
   }
 
@@ -180,7 +179,7 @@ class TileConsumer {
     for (;; at_.advance()) {
       at_.wait_full(shared_.k_ring);
       const auto step = read_for_warp(shared_.step[at_.stage]);
-      if (step.tiles < 0) break;
+      if (step.tiles < 0) return;
       const int own = (step.tiles + (step.first == warpgroup_ ? 1 : 0)) / 2;
       if (own > 0) {
         attend(own, step.keys);
@@ -190,7 +189,6 @@ class TileConsumer {
       }
       release(&shared_.v_ring.empty[at_.stage]);
     }
-    if (threadIdx.x % 32 == 0) ptx::wait_stores();
   }
 
  private:
@@ -205,35 +203,35 @@ class TileConsumer {
     if (keys < kBlock) clear_rows(shared_.v[at_.stage], keys, 1 + warpgroup_);
     for (int left = tiles - 1; left > 0; --left) {
       const int part[2] = {part_[0], part_[1]};
+      const float inverse[2] = {inverse_[0], inverse_[1]};
       take_tile();
       start_scores();
       start_values();
       ptx::wgmma_wait<1>();
       take_scores();
       ptx::wgmma_wait<0>();
-      store(part);
+      store(part, inverse);
       pack_operand(s_, p_);
     }
     release(&shared_.k_ring.empty[at_.stage]);
     start_values();
     ptx::wgmma_wait<0>();
-    store(part_);
+    store(part_, inverse_);
   }
 
   /// The next tile's queries as operands, and where this thread's two rows belong.
   __device__ void take_tile() {
     tile_at_.wait_full(shared_.q_ring);
-    const int lane = threadIdx.x % 32, first = first_row();
+    const int lane = threadIdx.x % 32, first = 16 * (threadIdx.x / 32 % 4);
     auto& q = shared_.q[tile_at_.stage];
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i)
       ptx::load_matrices(q_[i], q.at(first + lane % 16, 16 * i + lane / 16 * 8));
-    typename Shared::Query query;  // of eight rows, or of all sixteen
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (8 * h % kGroup == 0)
-        query = read_for_warp(shared_.query[tile_at_.stage][(first + 8 * h) / kGroup]);
-      part_[h] = query.part;
+      const int half = first + 8 * h;  // eight rows of one query
+      const auto query = read_for_warp(shared_.query[tile_at_.stage][half / kGroup]);
+      part_[h] = query.part < 0 ? -1 : query.part + half % kGroup + lane / 4;
       seen_[h] = query.seen;
     }
     release(&shared_.q_ring.empty[tile_at_.stage]);
@@ -245,22 +243,18 @@ class TileConsumer {
     score_keys(s_, q_, shared_.k[at_.stage]);
     ptx::wgmma_commit();
   }
-  /// The scores are there: probabilities, and their softmax.
+  /// The scores are there: probabilities, and the LSE of this block.
   __device__ void take_scores() {
     ptx::pin(s_);
     if (__any_sync(0xffffffff, seen_[0] < kBlock || seen_[1] < kBlock)) mask_columns(s_, seen_);
-    float block_max[2], factor[2];
+    float block_max[2], factor[2], lse[2];
     row_max(s_, block_max);
     OnlineSoftmax softmax;
     softmax.absorb(s_, block_max, args_.scale, factor);
-    softmax.add_quad();
+    softmax.finish(args_.scale, inverse_, lse);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int g = (first_row() + 8 * h) % kGroup + threadIdx.x % 32 / 4;
-      if (part_[h] >= 0 && threadIdx.x % 4 == 0)
-        args_.softmax[int64_t{part_[h]} * kGroup + g] = {softmax.max[h] * args_.scale,
-                                                         softmax.sum[h]};
-    }
+    for (int h = 0; h < 2; ++h)
+      if (part_[h] >= 0 && threadIdx.x % 4 == 0) args_.lse[part_[h]] = lse[h];
   }
 
   __device__ void start_values() {
@@ -268,40 +262,22 @@ class TileConsumer {
     set_values(o_, p_, shared_.v[at_.stage]);
     ptx::wgmma_commit();
   }
-  /// Every warp its 16 rows, by way of shared memory.
-  __device__ void store(const int (&part)[2]) {
+  __device__ void store(const int (&part)[2], const float (&inverse)[2]) {
     ptx::pin(o_);
-    const int lane = threadIdx.x % 32, first = first_row();
-    auto& o = shared_.o[warpgroup_];
-    uint32_t packed[kDim / 16][4];
-    pack_operand(o_, packed);
-    if (lane == 0) ptx::wait_stores();  // of the tile before
-    __syncwarp();
+    scale_rows(o_, inverse);
 #pragma unroll
-    for (int i = 0; i < kDim / 16; ++i)
-      ptx::store_matrices(o.at(first + lane % 16, 16 * i + lane / 16 * 8), packed[i]);
-    ptx::fence_async_proxy();
-    __syncwarp();
-    if (lane > 0) return;
-#pragma unroll
-    for (int n = 0; n < 16 / kGroup; ++n) {
-      for (int panel = 0; part[n] >= 0 && panel < o.kPanels; ++panel)
-        ptx::store_box(o_map_, o.at(first + n * kGroup, panel * kPanelColumns),
-                       panel * kPanelColumns, 0, part[n], 0);
-    }
-    ptx::commit_stores();
+    for (int h = 0; h < 2; ++h)
+      store_row(o_, h, part[h] >= 0 ? args_.o + int64_t{part[h]} * kDim : nullptr);
   }
-  /// Of this warp, in a tile.
-  static __device__ int first_row() { return 16 * (threadIdx.x / 32 % 4); }
 
   Shared& shared_;
   const KvOuterArgs& args_;
-  const CUtensorMap* const o_map_;
   const int warpgroup_;
 
   RingPosition<kTaskStages> at_;
   RingPosition<kTileStages> tile_at_;
   int part_[2], seen_[2];  ///< of this thread's two rows
+  float inverse_[2];       ///< 1 / sum of the probabilities
   uint32_t q_[kDim / 16][4], p_[kBlock / 16][4];
   float s_[kBlock / 2], o_[kDim / 2];
 };
@@ -311,7 +287,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     attend_blocks(const __grid_constant__ CUtensorMap q_map,
                   const __grid_constant__ CUtensorMap k_map,
                   const __grid_constant__ CUtensorMap v_map,
-                  const __grid_constant__ CUtensorMap o_map,
                   const __grid_constant__ KvOuterArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<KvOuterShared<kGroup>*>(memory);
@@ -332,7 +307,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 0) load_tasks<kGroup>(shared, args, &q_map, &k_map, &v_map);
   } else {
     ptx::take_registers<kConsumerRegisters>();
-    TileConsumer<kGroup>(shared, args, &o_map, warp / 4 - 1).run();
+    TileConsumer<kGroup>(shared, args, warp / 4 - 1).run();
   }
 }
 
