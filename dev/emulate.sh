@@ -37,7 +37,6 @@ shrink sm90/prefill/windows.h kPartBytes '(16 * 16 * 260 * 23)'  # 23 queries of
 shrink sm90/prefill/windows.h kRoundWindows 2
 shrink sm90/prefill/build_lists.cuh kTableBlocks 5
 shrink sm90/prefill/choose.h kFewTokens 0
-shrink sm90/dense/config.h kInStepKeys 1
 shrink sm90/decode/config.h kMultiprocessors 34  # two lists get clusters of 16, 18 none
 shrink sm90/dense/config.h kMaxCtas 3  # whole tiles from 1,536 rows on
 shrink sm90/index/config.h kSMs 5  # several parts of a tile for short contexts

@@ -43,16 +43,6 @@ __device__ inline void allow_next_grid() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-/// Returns when *counter >= n, which other CTAs raise. Orders nothing else.
-__device__ inline void wait_for_count(const int32_t* counter, int32_t n) {
-  while (true) {
-    int32_t count;
-    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-    if (count >= n) return;
-    __nanosleep(200);
-  }
-}
-
 /// 2^x, one instruction, about 2 ulp; -inf gives 0.
 __device__ inline float exp2_fast(float x) {
   float y;

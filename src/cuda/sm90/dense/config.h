@@ -18,10 +18,6 @@ inline constexpr int kStages = 6;     // tiles of K or V in flight
 inline constexpr int kTileRows = 64;  // rows of one consumer warpgroup
 inline constexpr int kMaxCtas = 144;  // SMs of a whole GH100
 
-/// From so many keys on, 128 MB of K and V of a head, CTAs go in step. Apart, each reads its own
-/// stretch of them from device memory, 5 TB/s in all.
-inline constexpr int64_t kInStepKeys = 256 * 1024;
-
 /// Output rows [T,Hq]: row (t, h) starts at data + t*token + h*head.
 template <class T>
 struct HeadRows {
@@ -47,9 +43,7 @@ struct Args {
   HeadRows<float> block_max;  ///< a row has block_columns
   int block_columns;
 
-  bool in_step;      ///< whole tiles: CTAs begin theirs together, so that they share keys in L2
   int* next_tile;    ///< whole tiles: how many are taken
-  int* tiles_done;   ///< and how many are done, if CTAs go in step
   float* o_parts;    ///< split: [2*CTAs, rows of a tile, D], normalised
   float* lse_parts;  ///< split: [2*CTAs, rows of a tile]
 };

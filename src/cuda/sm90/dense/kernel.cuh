@@ -87,7 +87,6 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
     const Segment segment = schedule.next(args, &sequence);
     if (ptx::elect_one()) {
       q.wait_empty(shared.q_ring);
-      if (args.in_step) schedule.keep_step(args, segment);
       shared.segment = segment;
       ptx::Barrier* full = &shared.q_ring.full[q.stage];
       if (segment.tokens == 0) {

@@ -31,7 +31,7 @@ bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
   return limits.max_q_len <= 16 || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
 }
 
-/// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] LSEs, two counters.
+/// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] LSEs, one counter.
 constexpr int64_t kPartRows = int64_t{2} * kMaxCtas * 2 * kTileRows;
 
 template <int kConsumers>
@@ -90,9 +90,7 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   args.block_columns = params.block_max.given() ? static_cast<int>(params.block_max.shape[2]) : 0;
   args.o_parts = static_cast<float*>(workspace.data);
   args.lse_parts = args.o_parts + kPartRows * kDim;
-  args.in_step = !args.split && plan.limits.max_kv_len >= kInStepKeys;
   args.next_tile = reinterpret_cast<int*>(args.lse_parts + kPartRows);
-  args.tiles_done = args.next_tile + 1;
 
   Maps maps;
   MSA_TRY(map_queries("q", params.q, static_cast<uint32_t>(args.group),
@@ -100,8 +98,7 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   MSA_TRY(map_keys("k", params.k, problem.layout, kBlock, &maps.k));
   MSA_TRY(map_keys("v", params.v, problem.layout, kBlock, &maps.v));
   if (!args.split)
-    MSA_TRY(
-        check_cuda(cudaMemsetAsync(args.next_tile, 0, 2 * sizeof(int), stream), "dense_attention"));
+    MSA_TRY(check_cuda(cudaMemsetAsync(args.next_tile, 0, sizeof(int), stream), "dense_attention"));
   const int ctas = std::min(device->sms, kMaxCtas);
   return count == 1 ? launch_attend<1>(maps, args, ctas, stream)
                     : launch_attend<2>(maps, args, ctas, stream);

@@ -12,7 +12,6 @@
 
 #include <cstdint>
 
-#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/dense/config.h"
 
 namespace msa::cuda::sm90::dense {
@@ -120,16 +119,6 @@ class Schedule {
     end_ = share_begin(total, cta + 1, ctas);
   }
 
-  /// Where CTAs go in step: this CTA is done with the tile before `segment`, which next() gave.
-  /// Waits until all are that began as that one did. One thread. Whoever is waited for has begun,
-  /// so nobody waits for ever.
-  __device__ void keep_step(const Args& args, const Segment& segment) {
-    if (tiles_++ > 0) atomicAdd(args.tiles_done, 1);
-    if (segment.tokens == 0) return;
-    const auto ctas = static_cast<int>(gridDim.x), tile = static_cast<int>(end_ - 1);
-    ptx::wait_for_count(args.tiles_done, tile / ctas * ctas);
-  }
-
   /// `sequence` is the segment's, for the producer.
   __device__ Segment next(const Args& args, DeviceSequence* sequence) {
     if (!args.split) {
@@ -164,7 +153,6 @@ class Schedule {
 
  private:
   int64_t step_ = 0, end_ = 0;
-  int tiles_ = 0;  ///< calls of keep_step()
   Walk walk_;
 };
 
