@@ -7,7 +7,9 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <vector>
 
+#include "conformance/random.h"
 #include "cpu/ceiling.h"
 #include "msa/bench_ops.h"
 #include "msa/commands.h"
@@ -142,7 +144,8 @@ Status time_call(Machine* machine, Measured* one, double* seconds) {
   return status;
 }
 
-/// Rounds of all operations, interleaved: a slow moment of the machine hits all alike.
+/// Rounds of all operations, interleaved: a slow moment of the machine hits all alike. Each in
+/// another order: whatever follows dense attention finds a GPU at its power limit.
 Status measure(const Options& options, Machine* machine, std::vector<Measured>* all,
                Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
@@ -157,8 +160,13 @@ Status measure(const Options& options, Machine* machine, std::vector<Measured>* 
     for (Measured& one : *all)
       if (one.verdict.ok()) MSA_TRY(record(machine, &one));
   }
+  conformance::Rng rng(1);
+  std::vector<size_t> order(all->size());
+  std::iota(order.begin(), order.end(), 0);
   for (int round = 0; wants_more(round); ++round) {
-    for (Measured& one : *all) {
+    rng.shuffle(order);
+    for (const size_t i : order) {
+      Measured& one = (*all)[i];
       if (!one.verdict.ok()) continue;
       double seconds = 0;
       MSA_TRY(time_call(machine, &one, &seconds));
