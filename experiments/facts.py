@@ -32,7 +32,8 @@ from pathlib import Path
 import torch
 from arm import Arm, Size, arms, from_scratch
 
-from msa_cpp._command import device_here
+from msa_cpp._checkpoint import read_json
+from msa_cpp._command import InputError, device_here
 from msa_cpp.train.data import Examples, Facts
 from msa_cpp.train.metrics import NAMES, Recorder
 from msa_cpp.train.model import MINIATURE, SPARSE, Attend, Model, dense, listed
@@ -359,7 +360,7 @@ def main() -> None:
     if options.plot:
         try:
             found = joined([read_found(path) for path in options.plot])
-        except (OSError, ValueError) as error:
+        except InputError as error:
             parser().error(f"--plot: {error}")
         draw(found, options.plot[0].with_suffix(""))
         return
@@ -400,14 +401,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_found(path: Path) -> dict:
-    """What an experiment wrote; ValueError for another file."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    """What an experiment wrote."""
+    found = read_json(path)
     names = ("machine", "size", "seeds", "seconds", "steps", "not_run", "rows")
-    if not isinstance(found, dict) or not found.keys() >= set(names):
-        raise ValueError(f"{path}: not a result of this experiment, which has {', '.join(names)}")
+    if not found.keys() >= set(names):
+        raise InputError(f"{path}: not a result of this experiment, which has {', '.join(names)}")
     return found
 
 

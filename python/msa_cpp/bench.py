@@ -49,9 +49,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from ._checkpoint import read_header
 from ._command import InputError, Parser, device_here, exit_code
 from .compat import sglang, vllm
+from .compat._calls import BLOCK, DECODE_TOKENS, attend
 from .plot import read_trace
 
-BLOCK, DIM = 128, 128
+DIM = 128
 SHAPES = {"m3": (64, 4), "code-11m": (16, 2)}  # query and KV heads
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 # Of an output against fp64, relative to the largest value of its row: 16-bit kernels round
@@ -124,22 +125,20 @@ class Work:
         c = self.case
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
 
-        def attend(lists: torch.Tensor) -> tuple[Any, Any]:
-            call = (msa_cpp.sparse_decode if c.new_tokens <= 16 else msa_cpp.sparse_attention)
-            longest = "max_q_len" if c.new_tokens <= 16 else "max_seqlen_q"
-            return lists, call(self.q, k, v, lists, out=self.out, **{longest: c.new_tokens},
-                               **self.batch())
+        def sparse(lists: torch.Tensor) -> tuple[Any, Any]:
+            return lists, attend(self.q, k, v, lists, max_q_len=c.new_tokens, out=self.out,
+                                 **self.batch())
 
         def msa() -> tuple[Any, Any]:
             self.select(self.ids)
-            return attend(self.lists())
+            return sparse(self.lists())
 
         def dense() -> tuple[Any, Any]:
             return None, msa_cpp.dense_attention(self.q, k, v, out=self.out,
                                                  max_seqlen_q=c.new_tokens, **self.batch())
 
         return {"msa": msa, "index": lambda: (self.select(self.ids), None),
-                "sparse": lambda: attend(self.chosen), "dense": dense,
+                "sparse": lambda: sparse(self.chosen), "dense": dense,
                 "adapter": self.as_vllm(vllm)}
 
     def as_vllm(self, functions: Any) -> Call:
@@ -167,7 +166,7 @@ class Work:
                 scale, self.out)
             return self.lists(), self.out
 
-        return decode if c.new_tokens <= 16 else prefill
+        return decode if c.new_tokens <= DECODE_TOKENS else prefill
 
     def torch_dense(self) -> dict[str, Call]:
         """torch's attention on contiguous copies [B,H,S,D], a call per backend."""
@@ -182,17 +181,17 @@ class Work:
         elif c.new_tokens < c.context:  # is_causal means the upper left corner
             mask = {"attn_mask": causal_lower_right(c.new_tokens, c.context)}
 
-        def attend() -> tuple[Any, Any]:
+        def dense() -> tuple[Any, Any]:
             out = scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
             return None, out.transpose(1, 2).reshape_as(self.q)
 
         if c.device == "cpu":
-            return {"sdpa": attend}
+            return {"sdpa": dense}
 
         def through(backend: SDPBackend) -> Call:
             def call() -> tuple[Any, Any]:
                 with sdpa_kernel(backend):
-                    return attend()
+                    return dense()
             return call
 
         return {"sdpa cudnn": through(SDPBackend.CUDNN_ATTENTION),
