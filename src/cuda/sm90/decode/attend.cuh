@@ -73,7 +73,6 @@ struct AttendShared {
   int32_t listed;
   Choice choice;
   Key winners[kMaxChosen];  // the token's list, if it is chosen here
-  bool divided;             // and all CTAs of the cluster took part
   ptx::Barrier q_full, parts_full, met, known;
   RingBarriers<kStages> barriers;
 
@@ -121,6 +120,8 @@ struct Split {
             .rank = static_cast<int>(ptx::cluster_rank()),
             .row_bits = __clz(parts) - __clz(kRows)};
   }
+  /// Whether the CTAs share the choice among so many blocks.
+  __device__ bool divides(int blocks, int topk) const { return parts > 1 && blocks > topk; }
   __device__ int rows() const { return 1 << row_bits; }
   /// Rows that are heads of the group, of this CTA.
   __device__ int own_rows(int group) const {
@@ -137,12 +138,11 @@ __device__ inline void choose_blocks(AttendShared& shared, const AttendArguments
   const auto key_of = [&](float score, int j) {
     return make_key(score, j, shared.choice.forced(j, a.init_blocks, a.local_blocks));
   };
-  const bool divided = split.parts > 1 && blocks > a.topk;
+  const bool divided = split.divides(blocks, a.topk);
   const int share = divided ? split.share(blocks) : blocks;
   const int first = divided ? min(split.rank * share, blocks) : 0;
   select.choose(scores, first, min(first + share, blocks), divided ? SelectScratch::kBest : a.topk,
                 key_of);
-  if (i == 0) shared.divided = divided;
   if (divided)
     select.exchange(shared.winners, a.topk, split.parts, &shared.met, &shared.known);
   else if (i < kMaxChosen)
@@ -331,7 +331,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     if (warp < kWarps)
       choose_blocks(shared, a, a.scores + (int64_t{t} * gridDim.y + head) * a.columns, split);
     __syncthreads();
-    if (shared.divided) ptx::wait(&shared.known, 0);  // who reads what other CTAs sent waits for it
+    // Who reads what other CTAs sent waits for it.
+    if (split.divides(shared.choice.blocks, a.topk)) ptx::wait(&shared.known, 0);
     if (lane < kMaxChosen) best = shared.winners[lane];
     if (lane < min(a.topk, shared.choice.blocks)) id = token.sequence.block0 + block_of(best);
   }
@@ -364,9 +365,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   load_rows(q, shared.q);
   OnlineSoftmax softmax;
   float o[8] = {};
-  const auto release = [&] {
-    __syncwarp();
-    if (lane == 0) ptx::arrive(&shared.barriers.empty[position.stage]);
+  const auto next_stage = [&] {
+    release(&shared.barriers.empty[position.stage]);
     position.advance();
   };
   for (int i = 0; i < shared.listed; ++i) {
@@ -377,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     float s[8] = {}, max[2], factor[2];
     position.wait_full(shared.barriers);
     load_keys(operand, shared.ring[position.stage], warp * kKeysPerWarp);
-    release();
+    next_stage();
     multiply(s, q, operand);
     if (visible < kBlock) {
       const int limit = visible - warp * kKeysPerWarp;
@@ -397,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     KeyTile& v = shared.ring[position.stage];
     if (visible < kBlock) clear_rows(v, visible);
     load_values(operand, v, warp * kColumnsPerWarp);
-    release();
+    next_stage();
     multiply(o, shared.q, operand);
   }
 

@@ -177,8 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ Sco
       float s[8] = {}, max[2];
       position.wait_full(shared.barriers);
       load_keys(k, shared.ring[position.stage], warp * kKeysPerWarp);
-      __syncwarp();
-      if (lane == 0) ptx::arrive(&shared.barriers.empty[position.stage]);
+      release(&shared.barriers.empty[position.stage]);
       position.advance();
       multiply(s, q, k);
       const int key = (n - place.begin) * kBlock;

@@ -327,10 +327,6 @@ __device__ void consume(Shared& shared, const ScoreArguments& a) {
   const int warp_row = Shape::kWarpgroupRows * warpgroup + 16 * warp;
   const int own_tile = lane % 4 / 2;
   const int own_row = own_tile < kTiles ? warp_row + 64 * own_tile + lane / 4 + lane % 2 * 8 : -1;
-  const auto release = [&](int stage) {
-    __syncwarp();
-    if (lane == 0) ptx::arrive(&shared.ring.empty[stage]);
-  };
 
   Sink sink(shared.sink, a);
   RingPosition<Shape::kStages> at;
@@ -344,7 +340,7 @@ __device__ void consume(Shared& shared, const ScoreArguments& a) {
         for (int i = 0; i < kTiles; ++i)
           load_queries(q[i], shared.stages[at.stage], 64 * i + 16 * warp);
       }
-      release(at.stage);
+      release(&shared.ring.empty[at.stage]);
     }
     const Unit& unit = shared.units[number];
     if (unit.queries == 0) return;
@@ -366,7 +362,7 @@ __device__ void consume(Shared& shared, const ScoreArguments& a) {
         constexpr int i = decltype(tile)::value;
         ptx::wgmma_wait<kTiles - 1 - i>();
         ptx::pin(scores[i]);
-        if constexpr (i == kTiles - 1) release(at.stage);
+        if constexpr (i == kTiles - 1) release(&shared.ring.empty[at.stage]);
         if (coverage == Coverage::kWhole) {
           best[i] = row_maximum(scores[i], AllKeys{});
         } else {
