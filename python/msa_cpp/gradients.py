@@ -16,7 +16,10 @@ number of threads.
 
 from __future__ import annotations
 
-from .ops import Array, Plan, _core, _into, _is_f32, _through_torch, _torch_op
+from . import _core
+from ._tracing import into, is_f32, through_torch, torch_op
+from .ops import Array
+from .plans import Plan
 
 __all__ = [
     "dense_attention_backward", "index_lse", "kl_backward", "kl_loss", "sparse_attention_backward",
@@ -64,12 +67,12 @@ def sparse_attention_backward(
     array([1.5, 0.5], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if _through_torch(q, k, v, out, lse, dout, plan=plan):
-        made = _torch_op("sparse_attention_backward")(
+    if through_torch(q, k, v, out, lse, dout, plan=plan):
+        made = torch_op("sparse_attention_backward")(
             q, k, v, block_ids, out, lse, dout, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset,
-            causal, block_size, softmax_scale, row_ptr, entries, _is_f32(dq), max_seqlen_q,
+            causal, block_size, softmax_scale, row_ptr, entries, is_f32(dq), max_seqlen_q,
             max_seqlen_k, backend)
-        return tuple(map(_into, (dq, dk, dv), made))
+        return tuple(map(into, (dq, dk, dv), made))
     options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                None)
     return _core.sparse_attention_backward(
@@ -101,11 +104,11 @@ def dense_attention_backward(
     array([1.833, 0.833, 0.333], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if _through_torch(q, k, v, out, lse, dout, plan=plan):
-        made = _torch_op("dense_attention_backward")(
+    if through_torch(q, k, v, out, lse, dout, plan=plan):
+        made = torch_op("dense_attention_backward")(
             q, k, v, out, lse, dout, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
-            block_size, softmax_scale, _is_f32(dq), max_seqlen_q, max_seqlen_k, backend)
-        return tuple(map(_into, (dq, dk, dv), made))
+            block_size, softmax_scale, is_f32(dq), max_seqlen_q, max_seqlen_k, backend)
+        return tuple(map(into, (dq, dk, dv), made))
     options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                None)
     return _core.dense_attention_backward(
@@ -145,8 +148,8 @@ def index_lse(
     array([0.   , 0.693, 1.099], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if _through_torch(q_idx, k_idx, plan=plan):
-        return _into(out, _torch_op("index_lse")(
+    if through_torch(q_idx, k_idx, plan=plan):
+        return into(out, torch_op("index_lse")(
             q_idx, k_idx, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
             block_size, max_seqlen_q, max_seqlen_k, backend))
     options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
@@ -193,8 +196,8 @@ def kl_loss(
     array([0.111], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if _through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
-        return _into(out, _torch_op("kl_loss")(
+    if through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
+        return into(out, torch_op("kl_loss")(
             q, k, lse, q_idx, k_idx, index_lse, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset,
             block_offset, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k, backend))
     options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
@@ -244,12 +247,12 @@ def kl_backward(
     array([ 0.116, -0.116], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if _through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
-        made = _torch_op("kl_backward")(
+    if through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
+        made = torch_op("kl_backward")(
             q, k, lse, q_idx, k_idx, index_lse, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset,
-            block_offset, causal, block_size, softmax_scale, row_ptr, entries, _is_f32(dq_idx),
+            block_offset, causal, block_size, softmax_scale, row_ptr, entries, is_f32(dq_idx),
             max_seqlen_q, max_seqlen_k, backend)
-        made = tuple(map(_into, (dq_idx, dk_idx, kl), made))
+        made = tuple(map(into, (dq_idx, dk_idx, kl), made))
     else:
         options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                    None)

@@ -49,12 +49,13 @@ fine, the GIL is released during the work, and results do not depend on the numb
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
 from . import _core
+from ._tracing import into, is_f32, through_torch, torch_op
+from .plans import Backend, Plan, backends, num_threads, plan, set_num_threads
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
     Array = Union[np.ndarray, torch.Tensor]
 else:
     Array = Any  # for inputs also anything else that speaks DLPack
-
-Plan = _core.Plan
 
 __all__ = [
     "Backend", "Plan", "append_paged", "backends", "block_lists", "block_mass", "dense_attention",
@@ -111,8 +110,8 @@ def index_scores(
             [  5.,   3.]]], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q_idx, k_idx, plan=plan):
-        return _into(out, _torch_op("index_scores")(
+    if through_torch(q_idx, k_idx, plan=plan):
+        return into(out, torch_op("index_scores")(
             q_idx, k_idx, *batch, causal, block_size, max_seqlen_q, max_seqlen_k, backend))
     options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
     return _core.index_scores((q_idx, k_idx, out), batch, options, plan, workspace, backend)[0]
@@ -154,8 +153,8 @@ def select_blocks(
             raise ValueError(f"num_valid_blocks: got {num_valid_blocks}, expected "
                              f"0..{scores.shape[-1]}, the columns of scores")
         scores, num_valid_blocks = scores[..., :num_valid_blocks], None
-    if _through_torch(scores, plan=plan):
-        return _into(out, _torch_op("select_blocks")(
+    if through_torch(scores, plan=plan):
+        return into(out, torch_op("select_blocks")(
             scores, num_valid_blocks, topk, init_blocks, local_blocks, backend))
     options = (None, None, topk, init_blocks, local_blocks, None, None, None, None)
     return _core.select_blocks((scores, num_valid_blocks, out), None, options, plan, workspace,
@@ -195,12 +194,12 @@ def index_select(
            [ 0,  2]], dtype=int32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q_idx, k_idx, plan=plan):
-        ids, scores = _torch_op("index_select")(
+    if through_torch(q_idx, k_idx, plan=plan):
+        ids, scores = torch_op("index_select")(
             q_idx, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
             scores_out is not None, max_seqlen_q, max_seqlen_k, backend)
-        _into(scores_out, scores)
-        return _into(out, ids)
+        into(scores_out, scores)
+        return into(out, ids)
     options = (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q,
                max_seqlen_k, None)
     return _core.index_select((q_idx, k_idx, out, scores_out), batch, options, plan, workspace,
@@ -249,11 +248,11 @@ def sparse_attention(
     """
     _refuse_scales(k_scale, v_scale)
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q, k, v, plan=plan):
-        o, l = _torch_op("sparse_attention")(
-            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, _is_f32(out),
+    if through_torch(q, k, v, plan=plan):
+        o, l = torch_op("sparse_attention")(
+            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, is_f32(out),
             max_seqlen_q, max_seqlen_k, backend)
-        out, lse = _into(out, o), _into(lse, l)
+        out, lse = into(out, o), into(lse, l)
     else:
         options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                    None)
@@ -298,11 +297,11 @@ def sparse_decode(
     """
     _refuse_scales(k_scale, v_scale)
     batch = (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q, k, v, plan=plan):
-        o, l = _torch_op("sparse_decode")(
+    if through_torch(q, k, v, plan=plan):
+        o, l = torch_op("sparse_decode")(
             q, k, v, block_ids, cu_seqlens_q, seq_lens, page_table, q_offset, block_offset, causal,
-            block_size, softmax_scale, _is_f32(out), max_q_len, max_seqlen_k, backend)
-        out, lse = _into(out, o), _into(lse, l)
+            block_size, softmax_scale, is_f32(out), max_q_len, max_seqlen_k, backend)
+        out, lse = into(out, o), into(lse, l)
     else:
         options = (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k,
                    None)
@@ -346,13 +345,13 @@ def msa_layer_decode(
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
-    if _through_torch(q, q_idx, k_pages, v_pages, k_idx_pages, plan=plan):
-        o, l, ids = _torch_op("msa_layer_decode")(
+    if through_torch(q, q_idx, k_pages, v_pages, k_idx_pages, plan=plan):
+        o, l, ids = torch_op("msa_layer_decode")(
             q, q_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q, seq_lens, page_table, topk,
-            block_size, init_blocks, local_blocks, softmax_scale, _is_f32(out), max_q_len,
+            block_size, init_blocks, local_blocks, softmax_scale, is_f32(out), max_q_len,
             max_seqlen_k, backend)
-        _into(ids_out, ids)
-        out, lse = _into(out, o), _into(lse, l)
+        into(ids_out, ids)
+        out, lse = into(out, o), into(lse, l)
     else:
         out, lse, _ = _core.msa_layer_decode(
             (q, q_idx, k_pages, v_pages, k_idx_pages, out, return_lse if lse is None else lse,
@@ -398,12 +397,12 @@ def dense_attention(
     array([4.   , 4.693, 5.099], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q, k, v, plan=plan):
-        o, l, maxima = _torch_op("dense_attention")(
-            q, k, v, *batch, causal, block_size, softmax_scale, _is_f32(out),
+    if through_torch(q, k, v, plan=plan):
+        o, l, maxima = torch_op("dense_attention")(
+            q, k, v, *batch, causal, block_size, softmax_scale, is_f32(out),
             block_max is not None, max_seqlen_q, max_seqlen_k, backend)
-        _into(block_max, maxima)
-        out, lse = _into(out, o), _into(lse, l)
+        into(block_max, maxima)
+        out, lse = into(out, o), into(lse, l)
     else:
         options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                    None)
@@ -437,9 +436,9 @@ def merge(
     >>> msa_cpp.merge(parts, np.zeros((2, 1, 1), np.float32)).item()  # equal weights
     2.0
     """
-    if _through_torch(o_parts, lse_parts, plan=plan):
-        o, l = _torch_op("merge")(o_parts, lse_parts, _is_f32(out), backend)
-        out, lse = _into(out, o), _into(lse, l)
+    if through_torch(o_parts, lse_parts, plan=plan):
+        o, l = torch_op("merge")(o_parts, lse_parts, is_f32(out), backend)
+        out, lse = into(out, o), into(lse, l)
     else:
         out, lse = _core.merge(
             (o_parts, lse_parts, out, return_lse if lse is None else lse), None, _NO_OPTIONS, plan,
@@ -482,11 +481,11 @@ def block_lists(
     """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset)
     row_ptr, entries = (None, None) if out is None else out
-    if _through_torch(block_ids, plan=plan):
-        rows, found = _torch_op("block_lists")(
+    if through_torch(block_ids, plan=plan):
+        rows, found = torch_op("block_lists")(
             block_ids, cu_seqlens_q, cu_seqlens_k, seq_lens, block_offset, block_size, num_blocks,
             max_seqlen_q, max_seqlen_k, backend)
-        return _into(row_ptr, rows), _into(entries, found)
+        return into(row_ptr, rows), into(entries, found)
     options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, num_blocks)
     return _core.block_lists((block_ids, row_ptr, entries), batch, options, plan, workspace,
                              backend)
@@ -522,8 +521,8 @@ def append_paged(
     array([7., 0., 0., 0.], dtype=float32)
     """
     given = k if k is not None else k_idx
-    if _through_torch(given, k, v, k_idx, plan=plan):
-        _torch_op("append_paged")(k, v, k_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q,
+    if through_torch(given, k, v, k_idx, plan=plan):
+        torch_op("append_paged")(k, v, k_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q,
                                   seq_lens, page_table, block_size, max_seqlen_q, max_seqlen_k,
                                   backend)
         return
@@ -568,8 +567,8 @@ def block_mass(
             [0.5 , 0.5 ]]], dtype=float32)
     """
     batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if _through_torch(q, k, lse, plan=plan):
-        return _into(out, _torch_op("block_mass")(
+    if through_torch(q, k, lse, plan=plan):
+        return into(out, torch_op("block_mass")(
             q, k, lse, *batch, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k,
             backend))
     options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
@@ -577,141 +576,9 @@ def block_mass(
     return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
 
 
-# ---- backends, plans, threads --------------------------------------------------------------------
-
-
-class Backend(NamedTuple):
-    """One way to compute the operators, as `msa info` shows it."""
-
-    name: str
-    usable: bool
-    reason: str  #: why it is not usable here, else ""
-    requirement: str
-    priority: int  #: "auto" takes the highest usable one that supports the problem
-
-
-def backends() -> list[Backend]:
-    """The backends of this build, usable or not, highest priority first.
-
-    >>> import msa_cpp
-    >>> [b.usable for b in msa_cpp.backends() if b.name == "reference"]
-    [True]
-    """
-    return [Backend(*record) for record in _core.backends()]
-
-
-def plan(
-    op: str, *, dtype: str = "float32", paged: bool = False,
-    heads_q: int = 64, heads_kv: int = 4, head_dim: int = 128, index_dim: int = 128,
-    block_size: int = 128, topk: int = 16, init_blocks: int = 0, local_blocks: int = 1,
-    device: Any = "cpu", max_batch: int = 1, max_tokens: int = 1, max_seqlen_q: int | None = None,
-    max_seqlen_k: int = 1, backend: str = "auto",
-) -> Plan:
-    """Binds an operator to a backend and states the workspace, for any call within the bounds.
-
-    Calls make and keep plans by themselves; an explicit one says beforehand which backend works and
-    how much memory it needs, and is the same for every call that it is given to.
-
-    Args:
-        op: the name of a function of this module.
-        dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
-        paged: whether keys lie in pages; append_paged and the decoding steps have no others.
-        heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq,
-            Hkv, D, Di, Bk, K and the forced blocks; what the operator does not use is ignored.
-        device: "cpu", "cuda", "cuda:1" or a torch.device.
-        max_batch, max_tokens: bounds of B and T.
-        max_seqlen_q, max_seqlen_k: bounds of the lengths of one sequence; `max_seqlen_q` defaults
-            to `max_tokens`.
-
-    Errors: ValueError for what no plan can be made of, NotImplementedError, with each backend's
-    reason, where none can compute it. The plan uses the threads of `num_threads()`.
-
-    >>> import msa_cpp
-    >>> made = msa_cpp.plan("merge", max_tokens=16, backend="reference")
-    >>> made.op, made.backend
-    ('merge', 'reference')
-    """
-    kind, _, index = str(device).partition(":")
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
-    paged = paged or op in ("append_paged", "sparse_decode", "msa_layer_decode")
-    return _core.plan(
-        op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
-        index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,
-        local_blocks=local_blocks, cuda_device=-1 if kind == "cpu" else int(index or 0),
-        max_batch=max_batch, max_tokens=max_tokens,
-        max_seqlen_q=max_tokens if max_seqlen_q is None else max_seqlen_q,
-        max_seqlen_k=max_seqlen_k, backend=backend)
-
-
-def num_threads() -> int:
-    """CPU threads of a call: `set_num_threads`, else MSA_THREADS of the environment, else all.
-
-    >>> import msa_cpp
-    >>> msa_cpp.num_threads() >= 1
-    True
-    """
-    return _core.num_threads()
-
-
-def set_num_threads(count: int) -> None:
-    """Sets the CPU threads of calls from now on, in every Python thread; results do not change.
-
-    >>> import msa_cpp
-    >>> before = msa_cpp.num_threads()
-    >>> msa_cpp.set_num_threads(1)
-    >>> msa_cpp.num_threads()
-    1
-    >>> msa_cpp.set_num_threads(before)
-    """
-    _core.set_num_threads(count)
-
-
-# ---- the way through torch -----------------------------------------------------------------------
+# ---- what several of them need -------------------------------------------------------------------
 
 _NO_OPTIONS = (None,) * 9
-
-
-def _through_torch(first: Any, *others: Any, plan: Any) -> bool:
-    """Whether torch traces or differentiates the call: then it is a call of torch.ops.msa_cpp.
-
-    Tensor subclasses (fake tensors and the like) have no memory of their own to work on either.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(first, torch.Tensor):
-        return False
-    if not (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)):
-        if not torch.is_grad_enabled():
-            return False
-        for tensor in (first, *others):
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                break
-        else:
-            return False
-    if plan is not None:
-        raise ValueError("plan: given, expected None under torch.compile and for tensors that "
-                         "require gradients; give max_seqlen_q, max_seqlen_k and backend")
-    return True
-
-
-def _torch_op(name: str) -> Any:
-    from . import torch_ops
-
-    return getattr(torch_ops, name)
-
-
-def _is_f32(out: torch.Tensor | None) -> bool:
-    return out is not None and out.dtype == sys.modules["torch"].float32
-
-
-def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
-    """What a traced call returns; traced calls make their outputs, so a given one is copied to."""
-    if out is None:
-        return result
-    if out.shape != result.shape or out.dtype != result.dtype:
-        raise ValueError(f"out: got shape {tuple(out.shape)} of {out.dtype}, expected "
-                         f"{tuple(result.shape)} of {result.dtype}")
-    return out.copy_(result)
 
 
 def _refuse_scales(k_scale: Any, v_scale: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import msa_cpp
 import msa_cpp.ops
+import msa_cpp.plans
 from msa_arrays import Kind
 from msa_heap import growth
 from msa_oracle import Problem
@@ -40,8 +41,9 @@ def attention_call(p, kind=Kind("numpy", "float32")):
 
 
 def test_examples_of_the_documentation():
-    result = doctest.testmod(msa_cpp.ops, verbose=False)
-    assert result.failed == 0 and result.attempted > 50
+    results = [doctest.testmod(module) for module in (msa_cpp.ops, msa_cpp.plans)]
+    assert all(result.failed == 0 for result in results)
+    assert sum(result.attempted for result in results) > 50 and results[1].attempted > 5
 
 
 def test_every_public_name_has_documentation():
