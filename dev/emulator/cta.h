@@ -9,8 +9,8 @@
 //     once, each SM a thread of the host. Warps advance at random.
 //   - clusters of up to 16 CTAs, one at a time per SM, with their barrier and with st.async.
 //   - mbarriers (arrivals, bytes, phases) and named barriers; a CTA that cannot go on is reported.
-//   - TMA: boxes with their zeros outside the tensor and the 128-byte swizzle, and plain stretches
-//     of bytes. They, and what other CTAs send, arrive late and in any order.
+//   - TMA: boxes, to and fro, with their zeros outside the tensor and the 128-byte swizzle, and
+//     plain stretches of bytes. They, and what other CTAs send, arrive late and in any order.
 //   - ldmatrix, mma, and wgmma of every width with their register layouts and matrix descriptors, A
 //     from registers or shared memory. A wgmma executes when it is committed or, perhaps long
 //     after, when it is waited for.
@@ -22,7 +22,7 @@
 //   - the limits of instructions beyond alignment, and their rounding: sums are plain f32, exp2 is
 //     the C library's;
 //   - registers that are written while a wgmma still reads them: A from registers is taken at once;
-//   - what other kernels use: loads into several CTAs at once, stores by TMA.
+//   - what other kernels use: loads into several CTAs at once.
 #pragma once
 
 #include <array>
@@ -73,6 +73,7 @@ struct Fiber {
   Warp* warp = nullptr;
   bool done = false;
   uint64_t meetings = 0;  ///< of the cluster that it has waited for
+  int stores = 0;         ///< boxes of this thread on their way to device memory
   std::vector<std::vector<std::function<void()>>> products;  ///< wgmma: groups, the open one last
   int lane() const { return static_cast<int>(index.x % 32); }
 };

@@ -139,7 +139,7 @@ TEST(PrefillWindows, PartsOfTheWorkspaceDoNotMeet) {
       const Windows w = windows(p, limits(tokens));
       const int64_t slots = w.tokens * topk, heads = p.heads_kv;
       std::vector<Range> ranges{{0, static_cast<int64_t>(sizeof(Header))},
-                                {w.lse, w.lse + slots * p.heads_q * 4},
+                                {w.softmax, w.softmax + slots * p.heads_q * 8},
                                 {w.o, w.o + slots * p.heads_q * kDim * 2}};
       for (int64_t i = 0; i < w.round; ++i) {
         const WindowLists lists = window_lists(w, start, heads, topk, i);
@@ -159,7 +159,7 @@ TEST(PrefillWindows, PartsOfTheWorkspaceDoNotMeet) {
         EXPECT_LE(ranges[i - 1].second, ranges[i].first) << tokens << " " << topk;
       EXPECT_LE(ranges.back().second, w.bytes);
       EXPECT_EQ(w.o % 256, 0);
-      EXPECT_EQ(w.lse % 256, 0);
+      EXPECT_EQ(w.softmax % 256, 0);
     }
   }
 }

@@ -27,7 +27,14 @@ __device__ inline void load_matrices(uint32_t (&m)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
-/// The same of the transposed matrices: rows 2*(l%4) + {0,1}, column l/4.
+/// The reverse: row l%8 of matrix l/8 is where lane l points.
+__device__ inline void store_matrices(void* row, const uint32_t (&m)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
+      : "memory");
+}
+/// load_matrices of the transposed matrices: rows 2*(l%4) + {0,1}, column l/4.
 __device__ inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])

@@ -111,7 +111,7 @@ __device__ inline void pack_operand(const float (&s)[kCount], uint32_t (&p)[kCou
 /// exponentials are powers of two, and maxima stay in units of raw scores.
 struct OnlineSoftmax {
   float max[2] = {-INFINITY, -INFINITY};  ///< of the whole row
-  float sum[2] = {0, 0};                  ///< over this lane's columns alone, until finish()
+  float sum[2] = {0, 0};                  ///< over this lane's columns alone, until add_quad()
 
   /// Takes a tile's scores, whose row maxima are `tile_max`, and leaves probabilities relative to
   /// the new maximum. What was accumulated before must be multiplied by `factor`.
@@ -138,13 +138,21 @@ struct OnlineSoftmax {
     for (int h = 0; h < 2; ++h) sum[h] = fmaf(sum[h], factor[h], tile_sum[h]);
   }
 
-  /// inverse = 1 / sum of the row, lse = ln(sum exp(scaled scores)); 0 and -inf if no key was seen.
-  __device__ void finish(float scale, float (&inverse)[2], float (&lse)[2]) {
-    constexpr float kLn2 = 0.693147180559945309F;
+  /// sum becomes that over the whole row.
+  __device__ void add_quad() {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 1);
       sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 2);
+    }
+  }
+
+  /// inverse = 1 / sum of the row, lse = ln(sum exp(scaled scores)); 0 and -inf if no key was seen.
+  __device__ void finish(float scale, float (&inverse)[2], float (&lse)[2]) {
+    constexpr float kLn2 = 0.693147180559945309F;
+    add_quad();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
       const bool seen = max[h] != -INFINITY;
       inverse[h] = seen ? 1 / sum[h] : 0;
       lse[h] = seen ? fmaf(max[h], scale, log2f(sum[h])) * kLn2 : -INFINITY;

@@ -13,15 +13,19 @@ enum class CacheHint { kEvictNormal, kEvictFirst, kEvictLast };
 /// number of its 128-byte row mod 8.
 inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
-/// The 16-bit element at coordinates `at`; zero outside the tensor.
-inline uint16_t element_of(const CUtensorMap& map, const int64_t (&at)[4]) {
+/// Where the element at coordinates `at` lies, 16 bits; null outside the tensor.
+inline auto place_of(const CUtensorMap& map, const int64_t (&at)[4]) {
   int64_t offset = 0;
   for (int i = 0; i < 4; ++i) {
-    if (at[i] < 0 || at[i] >= map.extent[i]) return 0;
+    if (at[i] < 0 || at[i] >= map.extent[i]) return decltype(map.data + offset){};
     offset += at[i] * map.stride[i];
   }
-  uint16_t element;
-  std::memcpy(&element, map.data + offset, sizeof(element));
+  return map.data + offset;
+}
+/// It, or zero.
+inline uint16_t element_of(const CUtensorMap& map, const int64_t (&at)[4]) {
+  uint16_t element = 0;
+  if (const auto* place = place_of(map, at)) std::memcpy(&element, place, sizeof(element));
   return element;
 }
 
@@ -40,6 +44,31 @@ inline void load_box(void* to, const CUtensorMap* map, Barrier* barrier, int32_t
           }
     update(barrier, 0, -int64_t{address - begin});
   });
+}
+
+/// Executes perhaps long after, as a load does.
+inline void store_box(const CUtensorMap* map, const void* from, int32_t c0, int32_t c1, int32_t c2,
+                      int32_t c3) {
+  const uint32_t begin = shared_address(from);
+  if (begin % 1024 != 0) emulator::fail("a box does not begin at a swizzle atom");
+  emulator::Fiber* fiber = emulator::cta->current;
+  ++fiber->stores;
+  emulator::cta->copies.push_back([=, map = *map] {
+    uint32_t address = begin;
+    for (int64_t x3 = c3; x3 < c3 + map.box[3]; ++x3)
+      for (int64_t x2 = c2; x2 < c2 + map.box[2]; ++x2)
+        for (int64_t x1 = c1; x1 < c1 + map.box[1]; ++x1)
+          for (int64_t x0 = c0; x0 < c0 + map.box[0]; ++x0, address += 2)
+            if (const auto* element = place_of(map, {x0, x1, x2, x3}))
+              std::memcpy(const_cast<unsigned char*>(element),
+                          emulator::shared_pointer(swizzled(address)), 2);
+    --fiber->stores;
+    emulator::cta->progress();
+  });
+}
+inline void commit_stores() {}
+inline void wait_stores() {
+  while (emulator::cta->current->stores > 0) emulator::cta->yield();
 }
 
 inline void prefetch_map(const CUtensorMap*) {}

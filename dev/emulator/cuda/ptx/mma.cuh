@@ -62,6 +62,13 @@ void load_matrices(uint32_t (&m)[4], const void* row, const Place& place) {
 inline void load_matrices(uint32_t (&m)[4], const void* row) {
   load_matrices(m, row, [](int lane, int e) { return std::pair(lane / 4, lane % 4 * 2 + e); });
 }
+inline void store_matrices(void* row, const uint32_t (&m)[4]) {
+  const emulator::Words* rows = emulator::cta->exchange({reinterpret_cast<uintptr_t>(row)});
+  const int lane = emulator::cta->current->lane();
+  for (int i = 0; i < 4; ++i)
+    std::memcpy(reinterpret_cast<uint32_t*>(rows[8 * i + lane / 4][0]) + lane % 4, &m[i], 4);
+  __syncwarp();  // all lanes have stored before one goes on
+}
 inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
   load_matrices(m, row, [](int lane, int e) { return std::pair(lane % 4 * 2 + e, lane / 4); });
 }

@@ -2,8 +2,9 @@
 // it come by. Every (query, slot) leaves a partial result, which merge.cuh adds up. Nothing is
 // computed that nobody asked for, but every partial result is written and read once.
 //
-// A persistent CTA takes tasks (build_lists.cuh) from a counter. One warp loads: the block of a
-// task, then its queries, 64 rows (64 / G queries) a tile. Tiles go by turns to two warpgroups.
+// A persistent CTA takes tasks (build_lists.cuh) from a counter. A task's queries go by tiles of 64
+// rows (64 / G queries), by turns to three warpgroups. One warp takes tasks and loads their blocks;
+// each warpgroup has a warp that loads its tiles, one ahead of it.
 #pragma once
 
 #include <cuda.h>
@@ -26,41 +27,46 @@ namespace msa::cuda::sm90::prefill {
 
 struct KvOuterArgs {
   WindowLists lists;
-  float* lse;          ///< [Hkv,W,K,G]
-  __nv_bfloat16* o;    ///< [Hkv,W,K,G,D]
-  int first;           ///< query row of q where the window begins
-  int window_tokens;   ///< W
-  int heads_kv, topk;  ///< Hkv, K
-  float scale;         ///< softmax_scale * log2(e)
+  PartSoftmax* softmax;  ///< [Hkv,W,K,G]
+  int first;             ///< query row of q where the window begins
+  int window_tokens;     ///< W
+  int heads_kv, topk;    ///< Hkv, K
+  float scale;           ///< softmax_scale * log2(e)
   bool paged;
   const std::byte* workspace;
   bool measured;
 };
 
+/// A task in the ring. Its tiles take turns, beginning with warpgroup `first`.
+struct Work {
+  Task task;  ///< of no entries: there are no more tasks
+  int first;
+
+  /// The first tile of a warpgroup; its others follow kTileWarpgroups apart.
+  __device__ int first_tile(int warpgroup) const {
+    return (warpgroup + kTileWarpgroups - first) % kTileWarpgroups;
+  }
+};
+
 template <int kGroup>
 struct KvOuterShared {
-  static constexpr int kQueries = kTileRows / kGroup;
+  static constexpr int kQueries = kTileRows / kGroup;  ///< of a tile
   using KvTile = SharedTile<kBlock, kDim>;
-  using QTile = SharedTile<kTileRows, kDim>;
-  /// A block in the ring, for the consumers. Its tiles take turns, beginning with warpgroup
-  /// `first`.
-  struct Step {
-    int tiles;  ///< -1: there are no more tasks
-    int first;
-    int keys;  ///< of the block that exist
-  };
+  using Tile = SharedTile<kTileRows, kDim>;
   /// A query of a tile.
   struct Query {
-    int part;  ///< of its first head, counted in rows of o and lse; -1: none
+    int part;  ///< (head, row, slot) as one number; -1: none
     int seen;  ///< keys of the block that it sees
   };
 
   KvTile k[kTaskStages], v[kTaskStages];
-  QTile q[kTileStages];
-  Step step[kTaskStages];
-  Query query[kTileStages][kQueries];
-  RingBarriers<kTaskStages> k_ring, v_ring;
-  RingBarriers<kTileStages> q_ring;
+  Tile q[kTileWarpgroups], o[kTileWarpgroups];
+  Work work[kTaskStages];
+  Query query[kTileWarpgroups][kQueries];
+  RingBarriers<kTaskStages> work_ring, k_ring, v_ring;  ///< work: for the loading warps
+  RingBarriers<1> q_ring[kTileWarpgroups];
+
+  static __device__ int tiles(const Task& task) { return (task.count + kQueries - 1) / kQueries; }
 };
 
 /// The tasks of a window, dealt to all CTAs by one counter. One warp; each task is fetched while
@@ -105,62 +111,91 @@ class TaskQueue {
   Task ahead_{};
 };
 
-/// One warp: blocks and queries of all tasks of this CTA.
+/// One warp: takes the tasks of this CTA and loads their blocks.
 template <int kGroup>
-__device__ void load_tasks(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
-                           const CUtensorMap* q_map, const CUtensorMap* k_map,
-                           const CUtensorMap* v_map) {
-  constexpr int kQueries = kTileRows / kGroup;
-  const int lane = threadIdx.x % 32;
+__device__ void load_blocks(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
+                            const CUtensorMap* k_map, const CUtensorMap* v_map) {
   TaskQueue tasks(args);
   RingPosition<kTaskStages> at;
-  RingPosition<kTileStages> tile_at;
-  const auto load_block = [&](auto& tile, const CUtensorMap* map, ptx::Barrier* full,
-                              const Task& task) {
-    load_tile(tile, map, full, args.paged ? 0 : task.source, task.head,
-              args.paged ? task.source : 0);
-  };
-  for (Task task = tasks.next(); task.count > 0; task = tasks.next(), at.advance()) {
-    if (lane == 0) {
+  for (int turns = 0;; at.advance()) {
+    const Task task = tasks.next();
+    if (threadIdx.x % 32 == 0) {
       at.wait_empty(shared.k_ring);
-      shared.step[at.stage] = {.tiles = (task.count + kQueries - 1) / kQueries,
-                               .first = tile_at.stage % kWarpgroups,
-                               .keys = task.keys};
-      load_block(shared.k[at.stage], k_map, &shared.k_ring.full[at.stage], task);
-      at.wait_empty(shared.v_ring);
-      load_block(shared.v[at.stage], v_map, &shared.v_ring.full[at.stage], task);
+      at.wait_empty(shared.work_ring);
+      shared.work[at.stage] = {task, turns % kTileWarpgroups};
+      ptx::arrive(&shared.work_ring.full[at.stage]);
+      if (task.count == 0) {
+        ptx::arrive(&shared.k_ring.full[at.stage]);
+      } else {
+        const int row = args.paged ? 0 : task.source, page = args.paged ? task.source : 0;
+        load_tile(shared.k[at.stage], k_map, &shared.k_ring.full[at.stage], row, task.head, page);
+        at.wait_empty(shared.v_ring);
+        load_tile(shared.v[at.stage], v_map, &shared.v_ring.full[at.stage], row, task.head, page);
+      }
     }
     __syncwarp();
+    if (task.count == 0) return;
+    turns += shared.tiles(task);
+  }
+}
+
+/// A warpgroup's next tile: the queries of a task that `entries` name. One thread.
+template <int kGroup, int kQueries>
+__device__ void load_queries(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
+                             const CUtensorMap* q_map, int warpgroup, RingPosition<1> at,
+                             const Task& task, const int (&entries)[kQueries], int count) {
+  auto& ring = shared.q_ring[warpgroup];
+  at.wait_empty(ring);
+#pragma unroll
+  for (int n = 0; n < kQueries; ++n) {
+    const int row = entries[n] / kMostSlots, slot = entries[n] % kMostSlots;
+    const int part = (task.head * args.window_tokens + row) * args.topk + slot;
+    shared.query[warpgroup][n] = {.part = n < count ? part : -1,
+                                  .seen = n < count ? min(task.keys, task.seen + row) : 0};
+  }
+  ptx::arrive_expect(&ring.full[0], count * kGroup * kDim * 2);
+  auto& q = shared.q[warpgroup];
+#pragma unroll
+  for (int n = 0; n < kQueries; ++n) {
+    const int row = args.first + entries[n] / kMostSlots;
+    for (int panel = 0; n < count && panel < q.kPanels; ++panel)
+      ptx::load_box(q.at(n * kGroup, panel * kPanelColumns), q_map, &ring.full[0],
+                    panel * kPanelColumns, task.head * kGroup, row, 0);
+  }
+}
+
+/// One warp: the tiles of a warpgroup, of every task.
+template <int kGroup>
+__device__ void load_tiles(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
+                           const CUtensorMap* q_map, int warpgroup) {
+  constexpr int kQueries = KvOuterShared<kGroup>::kQueries;
+  const int lane = threadIdx.x % 32;
+  RingPosition<kTaskStages> at;
+  RingPosition<1> tile_at;
+  for (;; at.advance()) {
+    at.wait_full(shared.work_ring);
+    const auto work = read_for_warp(shared.work[at.stage]);
+    release(&shared.work_ring.empty[at.stage]);
+    const Task& task = work.task;
+    if (task.count == 0) return;
 
     const int64_t slots = int64_t{args.window_tokens} * args.topk;
     const Entry* entries = args.lists.entries + task.head * slots + task.begin;
-    for (int done = 0; done < task.count; done += 32) {  // a lane per entry
-      const bool exists = done + lane < task.count;
-      const int entry = exists ? entries[done + lane] : 0;
-      const int row = entry / kMostSlots, slot = entry % kMostSlots;
-      const int part = ((task.head * args.window_tokens + row) * args.topk + slot) * kGroup;
-      for (int first = 0; first < 32 && done + first < task.count;
-           first += kQueries, tile_at.advance()) {
-        const int n = lane - first;  // query of the tile
-        if (n >= 0 && n < kQueries) {
-          tile_at.wait_empty(shared.q_ring);
-          shared.query[tile_at.stage][n] = {.part = exists ? part : -1,
-                                            .seen = exists ? min(task.keys, task.seen + row) : 0};
-          ptx::Barrier* full = &shared.q_ring.full[tile_at.stage];
-          ptx::arrive_expect(full, exists ? kGroup * kDim * 2 : 0);
-          auto& q = shared.q[tile_at.stage];
-          for (int panel = 0; exists && panel < q.kPanels; ++panel)
-            ptx::load_box(q.at(n * kGroup, panel * kPanelColumns), q_map, full,
-                          panel * kPanelColumns, task.head * kGroup, args.first + row, 0);
-        }
-        __syncwarp();  // no lane a lap ahead
-      }
+    const auto entry_of = [&](int tile) {  // a lane per query
+      const int i = tile * kQueries + lane;
+      return lane < kQueries && i < task.count ? int{entries[i]} : 0;
+    };
+    int tile = work.first_tile(warpgroup), ahead = entry_of(tile);
+    for (; tile < shared.tiles(task); tile += kTileWarpgroups, tile_at.advance()) {
+      int of_tile[kQueries];
+#pragma unroll
+      for (int n = 0; n < kQueries; ++n) of_tile[n] = __shfl_sync(0xffffffff, ahead, n);
+      ahead = entry_of(tile + kTileWarpgroups);  // arrives while this tile is waited for
+      if (lane == 0)
+        load_queries(shared, args, q_map, warpgroup, tile_at, task, of_tile,
+                     min(kQueries, task.count - tile * kQueries));
+      __syncwarp();
     }
-  }
-  if (lane == 0) {
-    at.wait_empty(shared.k_ring);
-    shared.step[at.stage].tiles = -1;
-    ptx::arrive(&shared.k_ring.full[at.stage]);
   }
 }
 
@@ -170,131 +205,149 @@ class TileConsumer {
  public:
   using Shared = KvOuterShared<kGroup>;
 
-  __device__ TileConsumer(Shared& shared, const KvOuterArgs& args, int warpgroup)
-      : shared_(shared), args_(args), warpgroup_(warpgroup) {
-    tile_at_.stage = warpgroup;
-  }
+  __device__ TileConsumer(Shared& shared, const KvOuterArgs& args, const CUtensorMap* o_map,
+                          int warpgroup)
+      : shared_(shared), args_(args), o_map_(o_map), warpgroup_(warpgroup) {}
 
   __device__ void run() {
     for (;; at_.advance()) {
       at_.wait_full(shared_.k_ring);
-      const auto step = read_for_warp(shared_.step[at_.stage]);
-      if (step.tiles < 0) return;
-      const int own = (step.tiles + (step.first == warpgroup_ ? 1 : 0)) / 2;
-      if (own > 0) {
-        attend(own, step.keys);
-      } else {
-        release(&shared_.k_ring.empty[at_.stage]);
-        at_.wait_full(shared_.v_ring);
-      }
+      const auto work = read_for_warp(shared_.work[at_.stage]);
+      if (work.task.count == 0) break;
+      const int first = work.first_tile(warpgroup_);
+      for (int tile = first; tile < shared_.tiles(work.task); tile += kTileWarpgroups)
+        attend(tile == first, work.task.keys);
+      release(&shared_.k_ring.empty[at_.stage]);
+      at_.wait_full(shared_.v_ring);
       release(&shared_.v_ring.empty[at_.stage]);
     }
+    send();
+    if (threadIdx.x % 32 == 0) ptx::wait_stores();
   }
 
  private:
-  /// `tiles` tiles against one block: S = Q K^T of one tile while O = P V of the one before runs.
-  __device__ void attend(int tiles, int keys) {
+  /// The next tile against the block, of which `keys` exist; the first one waits for V.
+  __device__ void attend(bool first, int keys) {
     take_tile();
-    start_scores();
-    ptx::wgmma_wait<0>();
-    take_scores();
-    pack_operand(s_, p_);
-    at_.wait_full(shared_.v_ring);
-    if (keys < kBlock) clear_rows(shared_.v[at_.stage], keys, 1 + warpgroup_);
-    for (int left = tiles - 1; left > 0; --left) {
-      const int part[2] = {part_[0], part_[1]};
-      const float inverse[2] = {inverse_[0], inverse_[1]};
-      take_tile();
-      start_scores();
-      start_values();
-      ptx::wgmma_wait<1>();
-      take_scores();
-      ptx::wgmma_wait<0>();
-      store(part, inverse);
-      pack_operand(s_, p_);
-    }
-    release(&shared_.k_ring.empty[at_.stage]);
-    start_values();
-    ptx::wgmma_wait<0>();
-    store(part_, inverse_);
-  }
-
-  /// The next tile's queries as operands, and where this thread's two rows belong.
-  __device__ void take_tile() {
-    tile_at_.wait_full(shared_.q_ring);
-    const int lane = threadIdx.x % 32, first = 16 * (threadIdx.x / 32 % 4);
-    auto& q = shared_.q[tile_at_.stage];
-#pragma unroll
-    for (int i = 0; i < kDim / 16; ++i)
-      ptx::load_matrices(q_[i], q.at(first + lane % 16, 16 * i + lane / 16 * 8));
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int half = first + 8 * h;  // eight rows of one query
-      const auto query = read_for_warp(shared_.query[tile_at_.stage][half / kGroup]);
-      part_[h] = query.part < 0 ? -1 : query.part + half % kGroup + lane / 4;
-      seen_[h] = query.seen;
-    }
-    release(&shared_.q_ring.empty[tile_at_.stage]);
-    for (int w = 0; w < kWarpgroups; ++w) tile_at_.advance();
-  }
-
-  __device__ void start_scores() {
     ptx::wgmma_fence();
     score_keys(s_, q_, shared_.k[at_.stage]);
     ptx::wgmma_commit();
-  }
-  /// The scores are there: probabilities, and the LSE of this block.
-  __device__ void take_scores() {
-    ptx::pin(s_);
-    if (__any_sync(0xffffffff, seen_[0] < kBlock || seen_[1] < kBlock)) mask_columns(s_, seen_);
-    float block_max[2], factor[2], lse[2];
-    row_max(s_, block_max);
-    OnlineSoftmax softmax;
-    softmax.absorb(s_, block_max, args_.scale, factor);
-    softmax.finish(args_.scale, inverse_, lse);
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      if (part_[h] >= 0 && threadIdx.x % 4 == 0) args_.lse[part_[h]] = lse[h];
-  }
-
-  __device__ void start_values() {
+    send();  // of the tile before: what keep() stored has arrived by now
+    ptx::wgmma_wait<0>();
+    take_scores();
+    pack_operand(s_, p_);
+    if (first) {
+      at_.wait_full(shared_.v_ring);
+      if (keys < kBlock) clear_rows(shared_.v[at_.stage], keys, 1 + warpgroup_);
+    }
     ptx::wgmma_fence();
     set_values(o_, p_, shared_.v[at_.stage]);
     ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    keep();
   }
-  __device__ void store(const int (&part)[2], const float (&inverse)[2]) {
-    ptx::pin(o_);
-    scale_rows(o_, inverse);
+
+  /// The tile's queries as operands, and where this thread's two rows belong.
+  __device__ void take_tile() {
+    auto& ring = shared_.q_ring[warpgroup_];
+    tile_at_.wait_full(ring);
+    const int lane = threadIdx.x % 32, first = first_row();
+    auto& q = shared_.q[warpgroup_];
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      store_row(o_, h, part[h] >= 0 ? args_.o + int64_t{part[h]} * kDim : nullptr);
+    for (int i = 0; i < kDim / 16; ++i)
+      ptx::load_matrices(q_[i], q.at(first + lane % 16, 16 * i + lane / 16 * 8));
+    typename Shared::Query query;  // of eight rows, or of all sixteen
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (8 * h % kGroup == 0)
+        query = read_for_warp(shared_.query[warpgroup_][(first + 8 * h) / kGroup]);
+      part_[h] = query.part;
+      seen_[h] = query.seen;
+    }
+    release(&ring.empty[0]);
+    tile_at_.advance();
   }
+
+  /// The scores are there: probabilities, and their softmax.
+  __device__ void take_scores() {
+    ptx::pin(s_);
+    if (__any_sync(0xffffffff, seen_[0] < kBlock || seen_[1] < kBlock)) mask_columns(s_, seen_);
+    float block_max[2], factor[2];
+    row_max(s_, block_max);
+    OnlineSoftmax softmax;
+    softmax.absorb(s_, block_max, args_.scale, factor);
+    softmax.add_quad();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int g = (first_row() + 8 * h) % kGroup + threadIdx.x % 32 / 4;
+      if (part_[h] >= 0 && threadIdx.x % 4 == 0)
+        args_.softmax[int64_t{part_[h]} * kGroup + g] = {softmax.max[h] * args_.scale,
+                                                         softmax.sum[h]};
+    }
+  }
+
+  /// O into shared memory, every warp its 16 rows, for send().
+  __device__ void keep() {
+    ptx::pin(o_);
+    const int lane = threadIdx.x % 32, first = first_row();
+    auto& o = shared_.o[warpgroup_];
+    uint32_t packed[kDim / 16][4];
+    pack_operand(o_, packed);
+    if (lane == 0) ptx::wait_stores();  // of the tile before
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i)
+      ptx::store_matrices(o.at(first + lane % 16, 16 * i + lane / 16 * 8), packed[i]);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) kept_[h] = part_[h];
+  }
+  /// What keep() left, to where it belongs.
+  __device__ void send() {
+    ptx::fence_async_proxy();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      auto& o = shared_.o[warpgroup_];
+#pragma unroll
+      for (int n = 0; n < 16 / kGroup; ++n) {
+        for (int panel = 0; kept_[n] >= 0 && panel < o.kPanels; ++panel)
+          ptx::store_box(o_map_, o.at(first_row() + n * kGroup, panel * kPanelColumns),
+                         panel * kPanelColumns, 0, kept_[n], 0);
+      }
+      ptx::commit_stores();
+    }
+    __syncwarp();
+  }
+  /// Of this warp, in a tile.
+  static __device__ int first_row() { return 16 * (threadIdx.x / 32 % 4); }
 
   Shared& shared_;
   const KvOuterArgs& args_;
+  const CUtensorMap* const o_map_;
   const int warpgroup_;
 
   RingPosition<kTaskStages> at_;
-  RingPosition<kTileStages> tile_at_;
-  int part_[2], seen_[2];  ///< of this thread's two rows
-  float inverse_[2];       ///< 1 / sum of the probabilities
+  RingPosition<1> tile_at_;
+  int part_[2], seen_[2];   ///< of this thread's two rows
+  int kept_[2] = {-1, -1};  ///< part_ of what keep() left
   uint32_t q_[kDim / 16][4], p_[kBlock / 16][4];
   float s_[kBlock / 2], o_[kDim / 2];
 };
 
 template <int kGroup>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kTileThreads, 1)
     attend_blocks(const __grid_constant__ CUtensorMap q_map,
                   const __grid_constant__ CUtensorMap k_map,
                   const __grid_constant__ CUtensorMap v_map,
+                  const __grid_constant__ CUtensorMap o_map,
                   const __grid_constant__ KvOuterArgs args) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<KvOuterShared<kGroup>*>(memory);
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4;  // of a warpgroup
-    shared.k_ring.init(kWarps * kWarpgroups);
-    shared.v_ring.init(kWarps * kWarpgroups);
-    shared.q_ring.init(kWarps, KvOuterShared<kGroup>::kQueries);
+    shared.work_ring.init(kTileWarpgroups);
+    shared.k_ring.init(kWarps * kTileWarpgroups);
+    shared.v_ring.init(kWarps * kTileWarpgroups);
+    for (auto& ring : shared.q_ring) ring.init(kWarps);
     ptx::fence_barrier_init();
   }
   __syncthreads();
@@ -304,10 +357,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warp < 4) {
     ptx::give_registers<kProducerRegisters>();
-    if (warp == 0) load_tasks<kGroup>(shared, args, &q_map, &k_map, &v_map);
+    if (warp < kTileWarpgroups)
+      load_tiles<kGroup>(shared, args, &q_map, warp);
+    else if (warp == kTileWarpgroups)
+      load_blocks<kGroup>(shared, args, &k_map, &v_map);
   } else {
-    ptx::take_registers<kConsumerRegisters>();
-    TileConsumer<kGroup>(shared, args, warp / 4 - 1).run();
+    ptx::take_registers<kTileRegisters>();
+    TileConsumer<kGroup>(shared, args, &o_map, warp / 4 - 1).run();
   }
 }
 

@@ -102,16 +102,20 @@ Status launch_lists(const Call& call, const Windows& w, int64_t first, int64_t c
 template <int kGroup>
 Status launch_blocks(const Call& call, const Windows& w, int64_t first, int64_t i,
                      cudaStream_t stream) {
+  const int64_t entries = call.heads_kv * w.tokens * call.lists.topk;
+  const auto o =
+      TensorView::contiguous(call.workspace + w.o, DType::kBF16, {entries, kGroup, kDim});
+  CUtensorMap parts;
+  MSA_TRY(map_queries("partial results", o, kGroup, 1, &parts));
   return launch(
       "sparse_attention (blocks)", attend_blocks<kGroup>,
       {.grid = call.sms,
-       .block = kThreads,
+       .block = kTileThreads,
        .shared_bytes = sizeof(KvOuterShared<kGroup>),
        .overlap = true},
-      stream, call.q, call.k, call.v,
+      stream, call.q, call.k, call.v, parts,
       KvOuterArgs{.lists = window_lists(w, call.workspace, call.heads_kv, call.lists.topk, i),
-                  .lse = reinterpret_cast<float*>(call.workspace + w.lse),
-                  .o = reinterpret_cast<__nv_bfloat16*>(call.workspace + w.o),
+                  .softmax = reinterpret_cast<PartSoftmax*>(call.workspace + w.softmax),
                   .first = static_cast<int>((first + i) * w.tokens),
                   .window_tokens = static_cast<int>(w.tokens),
                   .heads_kv = call.heads_kv,
@@ -136,7 +140,7 @@ Status launch_merge(const Call& call, const Windows& w, int64_t first, int64_t i
        .overlap = true},
       stream,
       MergeArgs{.chosen = window_lists(w, call.workspace, call.heads_kv, call.lists.topk, i).chosen,
-                .lse = reinterpret_cast<const float*>(call.workspace + w.lse),
+                .softmax = reinterpret_cast<const PartSoftmax*>(call.workspace + w.softmax),
                 .o = reinterpret_cast<const __nv_bfloat16*>(call.workspace + w.o),
                 .out = call.out,
                 .first = static_cast<int>(begin),

@@ -19,9 +19,9 @@ inline constexpr int kMergeLanes = 16;  ///< of a row: 8 columns each
 static_assert(kMergeLanes * 8 == kDim && kMergeLanes == kMostSlots);
 
 struct MergeArgs {
-  const uint16_t* chosen;  ///< [Hkv,W]: bit s = slot s has a partial result
-  const float* lse;        ///< [Hkv,W,K,G]
-  const __nv_bfloat16* o;  ///< [Hkv,W,K,G,D]
+  const uint16_t* chosen;      ///< [Hkv,W]: bit s = slot s has a partial result
+  const PartSoftmax* softmax;  ///< [Hkv,W,K,G]
+  const __nv_bfloat16* o;      ///< [Hkv,W,K,G,D]
   Output out;
   int first, tokens;  ///< query rows of the window
   int window_tokens;  ///< W
@@ -45,22 +45,26 @@ __device__ inline void store_columns(const float (&o)[8], float* to) {
   reinterpret_cast<float4*>(to)[1] = {o[4], o[5], o[6], o[7]};
 }
 
-/// Half a warp: one (query, head), a lane for each slot's LSE and for 8 columns.
+/// Half a warp: one (query, head), a lane for each slot's softmax and for 8 columns.
 template <class Out>
 __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
-  constexpr float kLog2E = 1.44269504088896340736F, kLn2 = 0.693147180559945309F;
+  constexpr float kLn2 = 0.693147180559945309F;
   const int lane = static_cast<int>(threadIdx.x) % kMergeLanes;
   const int query = head * a.window_tokens + row;
   const uint32_t chosen = a.chosen[query];
   const int64_t part0 = int64_t{query} * a.topk * a.group + g;  // of slot 0
 
-  const float lse = chosen >> lane & 1 ? a.lse[part0 + lane * a.group] : -INFINITY;
-  float max = lse;
+  PartSoftmax own{-INFINITY, 0};
+  if (chosen >> lane & 1) own = a.softmax[part0 + lane * a.group];
+  float max = own.max;
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, step));
   const bool empty = max == -INFINITY;
-  const float weight = empty ? 0 : ptx::exp2_fast((lse - max) * kLog2E);
+  const float weight = empty ? 0 : ptx::exp2_fast(own.max - max);
+  float sum = weight * own.sum;
+#pragma unroll
+  for (int step = 1; step < kMergeLanes; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
 
   uint4 parts[kMostSlots];
 #pragma unroll
@@ -68,11 +72,10 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
     if (chosen >> slot & 1)
       parts[slot] =
           *reinterpret_cast<const uint4*>(a.o + (part0 + slot * a.group) * kDim + lane * 8);
-  float o[8] = {}, sum = 0;
+  float o[8] = {};
 #pragma unroll
   for (int slot = 0; slot < kMostSlots; ++slot) {
     const float w = __shfl_sync(0xffffffff, weight, slot, kMergeLanes);
-    sum += w;
     if (w == 0) continue;  // not chosen, or no key counted: its o may hold anything
     const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&parts[slot]);
 #pragma unroll
@@ -91,7 +94,7 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
       o, static_cast<Out*>(a.out.o) + token * a.out.o_token + head_q * a.out.o_head + lane * 8);
   if (lane == 0 && a.out.lse != nullptr)
     a.out.lse[token * a.out.lse_token + head_q * a.out.lse_head] =
-        empty ? -INFINITY : fmaf(log2f(sum), kLn2, max);
+        empty ? -INFINITY : (max + log2f(sum)) * kLn2;
 }
 
 /// blockIdx.y is the KV head; along x the (query row, head of the group) pairs of the window.

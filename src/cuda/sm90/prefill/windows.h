@@ -30,6 +30,12 @@ static_assert(sizeof(Task) == 16);
 using Entry = uint16_t;
 inline constexpr int64_t kMostWindowTokens = (1 << 16) / kMostSlots;
 
+/// The softmax behind a row of a partial result, which is not divided by `sum`.
+struct PartSoftmax {
+  float max;  ///< of the scores in units of log2; -inf: the row sees no key of the block
+  float sum;  ///< of exp2(score - max)
+};
+
 /// A window's partial results take no more than this: 1.25 GiB.
 inline constexpr int64_t kPartBytes = int64_t{5} << 28;
 /// Windows whose lists one launch builds.
@@ -49,7 +55,7 @@ struct Windows {
   int64_t chosen;    ///< u16 [round,Hkv,W]: bit s = slot s is in the lists
   int64_t entries;   ///< Entry [round,Hkv,W*K], by blocks
   int64_t tasks;     ///< Task [round,Hkv,W*K], largest first
-  int64_t lse;       ///< f32 [Hkv,W,K,G]
+  int64_t softmax;   ///< PartSoftmax [Hkv,W,K,G]
   int64_t o;         ///< bf16 [Hkv,W,K,G,D]
   int64_t bytes;     ///< of all
 };
@@ -57,7 +63,8 @@ struct Windows {
 /// For any call within `limits`.
 constexpr Windows windows(const Problem& problem, const Limits& limits) {
   const int64_t heads_kv = problem.heads_kv, heads_q = problem.heads_q, topk = problem.topk;
-  const int64_t part_bytes = heads_q * topk * int64_t{kDim * 2 + 4};  // of a token
+  const int64_t part_bytes =
+      heads_q * topk * int64_t{kDim * 2 + sizeof(PartSoftmax)};  // of a token
   const int64_t most = std::clamp<int64_t>(kPartBytes / part_bytes, 1, kMostWindowTokens);
   const int64_t count = (limits.max_tokens + most - 1) / most;
   Windows w{};
@@ -79,7 +86,7 @@ constexpr Windows windows(const Problem& problem, const Limits& limits) {
   w.chosen = place(lists * w.tokens * 2);
   w.entries = place(lists * slots * int64_t{sizeof(Entry)});
   w.tasks = place(lists * slots * int64_t{sizeof(Task)});
-  w.lse = place(slots * heads_q * 4);
+  w.softmax = place(slots * heads_q * int64_t{sizeof(PartSoftmax)});
   w.o = place(slots * heads_q * kDim * 2);
   w.bytes = end;
   return w;
