@@ -44,8 +44,8 @@ TEST(PrefillOrder, AutoAsksTheDeviceOnlyWhereItMatters) {
 // random ones.
 TEST(PrefillOrder, ScatteredListsGoKvOuter) {
   EXPECT_FALSE(prefers_kv_outer({.executed = 1560, .useful = 1000}));
-  EXPECT_FALSE(prefers_kv_outer({.executed = 2199, .useful = 1000}));
-  EXPECT_TRUE(prefers_kv_outer({.executed = 2200, .useful = 1000}));
+  EXPECT_FALSE(prefers_kv_outer({.executed = 2099, .useful = 1000}));
+  EXPECT_TRUE(prefers_kv_outer({.executed = 2100, .useful = 1000}));
   EXPECT_TRUE(prefers_kv_outer({.executed = 3900, .useful = 1000}));
   EXPECT_FALSE(prefers_kv_outer({.executed = 0, .useful = 0})) << "no lists at all";
 }
