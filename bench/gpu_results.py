@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What the stages of `dev/gpu.sh` leave, as files of bench/results, and README's tables of them.
 
-    python3 bench/gpu_results.py build/gpu --output bench/results/NAME.json [--commit ID]
+    python3 bench/gpu_results.py build/gpu --output bench/results/NAME.json [--commit ID] [--keep]
     python3 bench/gpu_results.py --table bench/results/NAME.json [--readme]
 
 writes NAME.json of bench_*.json and eval_*.json, NAME-compare.json of compare_*.json,
 NAME-training-step.json of training_step_*.json and NAME-check.json of check_*.json: those whose
-files are there. `--table` prints any of them, `--readme` only the rows that README shows.
+files are there. `--table` prints any of them, `--readme` only the rows that README shows. With
+`--keep`, rows of NAME.json that the folder lacks stay in it, under the commit that they are of.
 
 A row of NAME.json is one of `msa bench`: checked before it was timed, median of its rounds.
 `selection` is "random" (uniform block ids), "index" (what the index branch chose on the random
@@ -62,15 +63,25 @@ def name_selection(row):
     return row
 
 
-def merge_bench(folder, commit):
-    """{machine, commit, rows, evals} of every bench_*.json and eval_*.json in a folder"""
+def setting(row):
+    return tuple(row[key] for key in ("op", "backend", "new_tokens", "context", "batch",
+                                      "selection"))
+
+
+def merge_bench(folder, commit, before):
+    """{machine, commit, rows, evals} of every bench_*.json and eval_*.json in a folder, and the
+    rows of `before` whose setting is in none of them"""
     runs = [run for _, run in read(folder, "bench_*.json")]
     if not runs:
         return None
+    rows = [name_selection(row) for run in runs for row in run["rows"]]
+    measured = {setting(row) for row in rows}
+    kept = [{"commit": before["commit"], **row} for row in (before or {"rows": []})["rows"]
+            if setting(row) not in measured]
     return {
         "machine": runs[0]["machine"],
         "commit": commit or runs[0]["commit"],
-        "rows": [name_selection(row) for run in runs for row in run["rows"]],
+        "rows": rows + kept,
         "evals": [run for _, run in read(folder, "eval_*.json")],
     }
 
@@ -163,16 +174,20 @@ def print_bench(results, readme):
     print("| new tokens over context | lists | operator | time | spread | of the ceiling | rate "
           "| of the target |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = for_readme(results["rows"]) if readme else results["rows"]
-    for row in sorted(rows, key=order):
+    rows = sorted(for_readme(results["rows"]) if readme else results["rows"], key=order)
+    for row in rows:
         products = row["new_tokens"] > 16 and row["flops"] > 0
         rate = f"{row['tflops']:.0f} TFLOP/s" if products else f"{row['gbps'] / 1e3:.2f} TB/s"
         # "cuda" is what one gets; others are there for comparison.
         op = row["op"] if row["backend"] == "cuda" else f"{row['op']} ({row['backend']})"
-        print(f"| {work_text(row)} | {row['selection']} | {op} "
+        mark = "\\*" if "commit" in row else ""
+        print(f"| {work_text(row)}{mark} | {row['selection']} | {op} "
               f"| {seconds_text(row['seconds_median'])} "
               f"| {seconds_text(row['seconds_p10'])} to {seconds_text(row['seconds_p90'])} "
               f"| {row['ceiling_fraction']:.0%} | {rate} | {target_text(row)} |")
+    earlier = sorted({row["commit"] for row in rows if "commit" in row})
+    if earlier:
+        print(f"\n\\* of an earlier run, commit {', '.join(earlier)}.")
     backward = [row["seconds_median"] for row in for_readme(results["rows"])
                 if row["op"] in BACKWARD and row["context"] == 128 * K]
     if len(backward) == len(BACKWARD):
@@ -237,6 +252,8 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", help="what the stages of dev/gpu.sh left")
     parser.add_argument("--output", type=Path, metavar="NAME.json")
     parser.add_argument("--commit", help="where the program does not know it")
+    parser.add_argument("--keep", action="store_true",
+                        help="rows of NAME.json that the folder lacks stay in it")
     parser.add_argument("--table", type=Path, metavar="FILE.json")
     parser.add_argument("--readme", action="store_true", help="only the rows that README shows")
     options = parser.parse_args()
@@ -244,8 +261,9 @@ def main():
         print_table(json.loads(options.table.read_text()), options.readme)
     elif options.folder and options.output:
         folder, commit = options.folder, options.commit
+        before = json.loads(options.output.read_text()) if options.keep else None
         for suffix, merged in (
-                ("", merge_bench(folder, commit)),
+                ("", merge_bench(folder, commit, before)),
                 ("-compare", merge_runs(folder, "compare_*.json", commit)),
                 ("-training-step", merge_runs(folder, "training_step_*.json", commit)),
                 ("-check", merge_checks(folder, commit))):

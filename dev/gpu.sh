@@ -127,7 +127,7 @@ traces() {
 524288  1k_of_512k  60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10
 1048576 1k_of_1m    60  --new-tokens 1024 --op index_select,sparse_attention,msa --repeats 10
 1048576 16k_of_1m   60  --new-tokens 16384 --op index_select,sparse_attention,msa --repeats 3
-1048576 1m          200 --op dense_attention,msa --repeats 1
+1048576 1m          260 --op dense_attention,msa --repeats 1
 SETTINGS
   rm -f "$trace"
 }

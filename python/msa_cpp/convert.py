@@ -96,7 +96,8 @@ def undone_norm(eps: float) -> float:
 
 
 def room_for_one(weight: np.ndarray) -> int:
-    """The least p >= 0 for which `2^p |weight| - 1` is exact in bf16: between 1/2 and 256."""
+    """The least p >= 0 for which `2^p |weight| - 1` is exact in bf16: where 2^p |weight| is between
+    1/2 and 256. Weights of less than 2^-8 of the largest may miss that, and are rounded."""
     size = np.abs(weight[weight != 0])
     if size.size == 0:
         return 0

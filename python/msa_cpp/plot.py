@@ -198,7 +198,9 @@ def machine_text(bench: dict) -> str:
             f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores, "
             f"{', '.join(threads)} threads"
         )
-    return f"{where}, commit {bench.get('commit', 'unknown')}"
+    kept = sorted({(row["context"], row["commit"]) for row in bench["rows"] if "commit" in row})
+    earlier = ", ".join(f"{tokens_text(context)}: {commit}" for context, commit in kept)
+    return f"{where}, commit {bench.get('commit', 'unknown')}" + (f" ({earlier})" if kept else "")
 
 
 def group_size(row: dict) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msa_cpp import _checkpoint, convert
@@ -146,8 +146,9 @@ def test_head_norms_vanish_bit_for_bit_in_bf16(llama, tmp_path):
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(st.floats(2**-20, 64, width=32), min_size=1, max_size=50), st.booleans())
+@example([32, 0.1], False)
 def test_norm_weights_survive_a_cast_to_bf16(values, negative):
-    """Exactly where they are within 2^9 of the largest, and else to 2^-15 of the largest."""
+    """Exactly where they are within 2^8 of the largest, and else to 2^-15 of the largest."""
     weight = torch.tensor(values).to(torch.bfloat16).float() * (-1 if negative else 1)
     p = convert.room_for_one(weight.numpy())
     tensor = _checkpoint.Tensor("F32", tuple(weight.shape), lambda: iter([weight.numpy()]))
@@ -157,7 +158,7 @@ def test_norm_weights_survive_a_cast_to_bf16(values, negative):
     cast = (1 + stored.to(torch.bfloat16).float()) * 2.0**-p
     largest = weight.abs().max()
     if not negative:  # weights below zero are rare; -w - 1 needs one bit more than w - 1
-        near = weight > 2.0**-9 * largest
+        near = weight >= 2.0**-8 * largest
         assert torch.equal(cast[near], weight[near])
     torch.testing.assert_close(cast, weight, rtol=2.0**-7, atol=2.0**-15 * largest.item())
 

@@ -128,6 +128,13 @@ def test_speedup_shows_the_measured_ratios():
     assert drawn == expected and len(expected) >= 5
 
 
+def test_rows_of_another_commit_are_named():
+    bench = plot.read_bench(BENCH)
+    row = next(row for row in bench["rows"] if row["op"] == "msa" and row["context"] == 32768)
+    row["commit"] = "an earlier one"
+    assert "(32K: an earlier one)" in plot.speedup(bench).get_supxlabel()
+
+
 def test_roofline_holds_every_row():
     bench = plot.read_bench(BENCH)
     figure = plot.roofline(bench)

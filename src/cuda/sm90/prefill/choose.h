@@ -24,8 +24,8 @@ struct Overlap {
 };
 
 /// From which overlap (executed / useful) on KV-outer is the faster order. On an H200 the union
-/// runs at 590 TFLOP/s executed (8K: 660), hence 590 / overlap useful, and KV-outer at 310 useful
-/// (8K: 290) whatever the lists: equal at 1.9 (8K: 2.3; dev/notes/prefill.md).
+/// runs at 590 TFLOP/s executed (8K: 660), hence 590 / overlap useful, and KV-outer at 300 useful
+/// (8K: 290) whatever the lists: equal at 2.0 (8K: 2.3; dev/notes/prefill.md).
 inline constexpr double kKvOuterFrom = 2.1;
 
 /// A plan for no more query rows always goes KV-outer: tiles of queries are too few to load the
