@@ -145,8 +145,9 @@ Status Workload::bind_rows(Op op, const Params& params, const Rows<Params>& rows
     const TensorView pages = batch().page_table;
     std::mutex mutex;
     Status failed;
-    threads_.parallel_for(count, [&](int64_t i, int) {
-      // The first and the last row, and others between them at odd places.
+    threads_.parallel_for(count, [&](int64_t task, int) {
+      // The first and the last row, and others between them at odd places; the longest begin.
+      const int64_t i = count - 1 - task;
       int64_t row = count > 1 ? i * (tokens() - 1) / (count - 1) : 0;
       if (i > 0 && i + 1 < count) row = std::min(tokens() - 1, row + i * 37 % 61);
       const Sample sample(row / setting_.new_tokens, position(row), setting_.context, pages);
