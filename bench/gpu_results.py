@@ -261,6 +261,8 @@ def main():
         print_table(json.loads(options.table.read_text()), options.readme)
     elif options.folder and options.output:
         folder, commit = options.folder, options.commit
+        if options.keep and not options.output.exists():
+            parser.error(f"--keep: there is no {options.output}")
         before = json.loads(options.output.read_text()) if options.keep else None
         for suffix, merged in (
                 ("", merge_bench(folder, commit, before)),
