@@ -21,7 +21,6 @@
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
-#include "cuda/tile/store_rows.cuh"
 
 namespace msa::cuda::sm90::prefill {
 

@@ -14,7 +14,7 @@ bool fits(const Problem& problem);
 bool fits(const SparseAttentionParams& params);
 
 /// Scratch bytes for any call within limits. In KV-outer order about 1.1 GiB from 4,096 tokens of
-/// MiniMax-M3's shape on, 266 KB a token below; never 2 GiB.
+/// MiniMax-M3's shape on, 270 KB a token below; never 2 GiB.
 int64_t workspace_bytes(const Problem& problem, const Limits& limits, Order order);
 
 /// Arguments passed check(), and fits(); `order` is the one the workspace was sized for. Enqueued

@@ -2,7 +2,7 @@
 // lie in the workspace; plain arithmetic, no CUDA.
 //
 // A window is a number of neighbouring query rows of the batch. Every (query, slot) of it leaves a
-// partial result, 266 KB per token with 64 heads and K 16, which is why there are windows at all.
+// partial result, 270 KB per token with 64 heads and K 16, which is why there are windows at all.
 #pragma once
 
 #include <algorithm>
