@@ -136,8 +136,8 @@ SETTINGS
 in_python() {  # NAME SECONDS ARGUMENTS...
   local name=$1 limit=$2
   shift 2
-  step "$name" "$limit" env PYTHONPATH="$BIN/python" MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" \
-    "${PYTHON:-python3}" "$@"
+  step "$name" "$limit" env PYTHONPATH="$BIN/python${PYTHONPATH:+:$PYTHONPATH}" \
+    MSA_TEST_DEVICE=cuda MSA_CLI="$BIN/msa" "${PYTHON:-python3}" "$@"
 }
 
 pytest() {  # SECONDS FILE...

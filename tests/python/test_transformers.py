@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the cores are shared with
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", "5.23", reason="transformers is not installed")
 pytest.importorskip("msa_cpp", reason="msa_cpp is not installed")
 pytest.importorskip(
     "transformers.models.minimax_m3_vl", reason="this transformers has no minimax_m3_vl"
