@@ -194,21 +194,35 @@ def print_bench(results, readme):
 
 
 def print_compare(results):
-    """A line per setting: what torch's SDPA needs beside msa and our dense attention"""
-    contenders = {"msa": "msa", "dense": "dense", "sdpa cudnn": "cuDNN", "sdpa flash": "flash"}
-    print(f"{results['machine']['gpu']}, torch {results['machine']['torch']}, "
-          f"commit {results['commit']}.\n")
-    print("| new tokens over context | lists |", " | ".join(contenders.values()),
-          "| msa over the faster of torch's |")
-    print("|---|---|" + "---|" * (len(contenders) + 1))
+    """A line per setting: msa beside dense attention, ours and torch's, and beside the engines'
+    functions; in brackets how many times longer than msa the fastest of each kind takes"""
+    kinds = {"dense": {"dense": "dense", "sdpa cudnn": "cuDNN", "sdpa flash": "flash"},
+             "engines": {"vllm": "vLLM", "sglang": "SGLang"}}
     settings = {}
     for row in (row for run in results["runs"] for row in run["rows"]):
-        settings.setdefault((work_text(row), row["selection"]), {})[row["contender"]] = row
+        if "seconds_median" in row:
+            found = settings.setdefault((work_text(row), row["selection"]), {})
+            found[row["contender"]] = row["seconds_median"]
+    measured = {name for found in settings.values() for name in found}
+    kinds = {kind: {name: title for name, title in names.items() if name in measured}
+             for kind, names in kinds.items()}
+    titles = [title for names in kinds.values() for title in names.values()]
+    machine = results["machine"]
+    versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "vllm", "sglang")
+                if name in machine]
+    print(f"{machine['gpu']}, {', '.join(versions)}, commit {results['commit']}.\n")
+    print("| new tokens over context | lists | msa |", " | ".join(titles), "|")
+    print("|---|---|---|" + "---|" * len(titles))
     for (work, lists), found in settings.items():
-        seconds = {name: found[name]["seconds_median"] for name in contenders}
-        faster = min(seconds["sdpa cudnn"], seconds["sdpa flash"]) / seconds["msa"]
-        print(f"| {work} | {lists} |", " | ".join(seconds_text(s) for s in seconds.values()),
-              f"| {faster:.2f}x |")
+        cells = [seconds_text(found["msa"])]
+        for names in kinds.values():
+            fastest = min((found[name] for name in names if name in found), default=None)
+            for name in names:
+                text = seconds_text(found[name]) if name in found else ""
+                if name in found and found[name] == fastest:
+                    text += f" ({fastest / found['msa']:.2f}x)"
+                cells.append(text)
+        print(f"| {work} | {lists} |", " | ".join(cells), "|")
 
 
 def print_training_steps(results):

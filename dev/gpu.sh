@@ -10,7 +10,8 @@
 # python/msa_cpp (and what they need); without it they are built into build/cuda, the Python package
 # where nanobind is. `python`, `gradients` and `compare` run in $PYTHON (default python3), which
 # needs what scripts/requirements-test.txt lists, for the experiments torch, NumPy and safetensors
-# alone; `compare` includes vLLM and SGLang where they are installed.
+# alone; `python` and `compare` include vLLM and SGLang where they are installed, or their functions
+# where dev/engine_modules.py has put them on PYTHONPATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -203,45 +203,50 @@ class Work:
         if self.case.device == "cpu":
             return calls
         if (functions := originals(vllm)) is not None:
-            calls["vllm"] = self.as_vllm(functions)
+            calls["vllm"] = refusing(self.as_vllm(functions))
         if (functions := originals(sglang)) is not None:
-            calls["sglang"] = self.as_sglang(functions)
+            calls["sglang"] = refusing(self.as_sglang(functions))
         return calls
 
     def as_sglang(self, functions: Any) -> Call:
-        """The calls of SGLang's Triton path; its caches are ours, slot by slot."""
+        """The calls of SGLang's Triton path as its backend makes them: pages of a block, K and V
+        apart, slot by slot; draft tokens are rows of their own."""
         c = self.case
         slots = self.kv_cache.transpose(1, 2).flatten(0, 1)  # [slots,Hkv,2*D]
-        k, v = slots[..., :DIM], slots[..., DIM:]
+        k, v = slots[..., :DIM].contiguous(), slots[..., DIM:].contiguous()
         index_k = self.index_cache.flatten(0, 1)[:, None]
         within = torch.arange(BLOCK, dtype=torch.int32, device=self.q.device)
         table = (self.page_table[..., None] * BLOCK + within).flatten(1)
-        slot_ids = torch.arange(c.batch, device=self.q.device)
-        lengths = dict(cu_seqlens=self.cu_seqlens_q, seq_lens=self.seq_lens,
-                       prefix_lens=self.prefix_lens, max_seqlen_q=c.new_tokens)
-        common = dict(sink=None, req_to_token=table, slot_ids=slot_ids)
+        requests = torch.arange(c.batch, device=self.q.device)
+        common = dict(sink=None, req_to_token=table)
+
+        drafts = torch.arange(1, c.new_tokens + 1, device=self.q.device, dtype=torch.int32)
+        rows = dict(slot_ids=requests.repeat_interleave(c.new_tokens), page_size=BLOCK,
+                    seq_lens=(self.prefix_lens[:, None] + drafts).flatten(), block_size=BLOCK)
 
         def decode() -> tuple[Any, Any]:
             _, ids, _ = functions.flash_decode_with_topk_idx(
-                q=self.idx_q, k_cache=index_k, v_cache=None, seq_lens=self.seq_lens,
-                max_seqlen=c.context, block_size=BLOCK, topk=c.topk, init_blocks=0, local_blocks=1,
-                disable_index_value=True, **common)
+                q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen=c.context, topk=c.topk,
+                init_blocks=0, local_blocks=1, disable_index_value=True, **rows, **common)
             ids = ids if self.given_ids is None else self.given_ids
             return ids, functions.flash_decode_with_gqa_share_sparse(
-                q=self.q, k_cache=k, v_cache=v, seq_lens=self.seq_lens, block_size=BLOCK,
-                topk_idx=ids, **common)
+                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, **rows, **common)
+
+        chunks = dict(slot_ids=requests, seq_lens=self.seq_lens, prefix_lens=self.prefix_lens,
+                      cu_seqlens=self.cu_seqlens_q, max_seqlen_q=c.new_tokens, block_size_q=1,
+                      block_size_k=BLOCK, cu_seqblocks_q=self.cu_seqlens_q,
+                      max_seqblock_q=c.new_tokens)
 
         def prefill() -> tuple[Any, Any]:
             _, ids = functions.flash_prefill_with_topk_index(
-                q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen_k=c.context,
-                block_size_q=1, block_size_k=BLOCK, topk=c.topk, init_blocks=0, local_blocks=1,
-                disable_index_value=True, **lengths, **common)
+                q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen_k=c.context, topk=c.topk,
+                init_blocks=0, local_blocks=1, disable_index_value=True, page_size=BLOCK,
+                all_seqblock_q=self.q.shape[0], **chunks, **common)
             ids = ids if self.given_ids is None else self.given_ids
             return ids, functions.flash_prefill_with_gqa_share_sparse(
-                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, block_size_q=1, block_size_k=BLOCK,
-                **lengths, **common)
+                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, **chunks, **common)
 
-        return decode if c.new_tokens == 1 else prefill
+        return decode if c.new_tokens <= DECODE_TOKENS else prefill
 
     # ---- the verdict
 
@@ -307,9 +312,19 @@ def originals(adapter: Any) -> Any:
         except ImportError:
             return None
         for ours in functions:
-            function = getattr(held, ours.__name__)
-            found[ours.__name__] = getattr(function, "__wrapped__", function)
+            found[ours.__name__] = adapter._engine.original(getattr(held, ours.__name__))
     return type(adapter._engine.name, (), {k: staticmethod(f) for k, f in found.items()})
+
+
+def refusing(call: Call) -> Call:
+    """A call of somebody else's code, which may fail in any way: the bench goes on without it."""
+    def run() -> tuple[Any, Any]:
+        try:
+            return call()
+        except Exception as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    return run
 
 
 # ---- lists, clocks, rows
@@ -437,7 +452,8 @@ def machine(device: str) -> dict[str, Any]:
              "torch": torch.__version__, "msa_cpp": msa_cpp.__version__}
     if device != "cpu":
         known["gpu"] = torch.cuda.get_device_name()
-    return known
+    others = ("triton", "vllm", "sglang")
+    return known | {name: sys.modules[name].__version__ for name in others if name in sys.modules}
 
 
 def tsv(rows: list[dict[str, Any]]) -> str:

@@ -108,12 +108,17 @@ def test_the_calls_of_sglang(monkeypatch):
     """Its caches are ours seen slot by slot; its functions need a GPU, so ours stand for them."""
     from msa_cpp.compat import sglang
 
-    server = types.ModuleType("sglang.srt.server_args")
-    server.get_global_server_args = lambda: types.SimpleNamespace(page_size=128)
-    monkeypatch.setitem(sys.modules, "sglang.srt.server_args", server)
-    for new_tokens in (1, 30):
+    server = types.ModuleType("sglang.srt.runtime_context")
+    server.get_schedule = lambda: types.SimpleNamespace(page_size=128)
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", server)
+    for new_tokens in (1, 4, 30):
         work = bench.Work(bench.Case(500, new_tokens, 2, 4, 2, 3, "f32", "cpu", "index"), 0, None)
         work.check(*work.as_sglang(sglang)())
+
+
+def test_a_contender_of_somebody_else_may_fail_in_any_way():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: .*by zero"):
+        bench.refusing(lambda: 1 // 0)()
 
 
 def test_bad_input():

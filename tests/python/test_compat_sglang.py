@@ -82,12 +82,12 @@ def attend_decode(s, slots, ids, **changes):
 
 @pytest.fixture
 def server(monkeypatch):
-    """The server's arguments, as sglang.srt.server_args holds them."""
-    module = types.ModuleType("sglang.srt.server_args")
-    arguments = types.SimpleNamespace(page_size=BLOCK)
-    module.get_global_server_args = lambda: arguments
-    monkeypatch.setitem(sys.modules, "sglang.srt.server_args", module)
-    return arguments
+    """The settings of a running server, as sglang.srt.runtime_context holds them."""
+    module = types.ModuleType("sglang.srt.runtime_context")
+    schedule = types.SimpleNamespace(page_size=BLOCK)
+    module.get_schedule = lambda: schedule
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", module)
+    return schedule
 
 
 @pytest.mark.parametrize("page_size", [128, 256])
@@ -149,7 +149,13 @@ def test_small_pages_are_not_served(server):
     server.page_size = 1
     with pytest.raises(NotImplementedError, match="page_size: got 1"):
         attend_decode(s, slots, s.ids(), page_size=0)  # the call does not say, the server does
-    del sys.modules["sglang.srt.server_args"]
+    def not_published():
+        raise ValueError("config namespace 'schedule' not published")
+
+    sys.modules["sglang.srt.runtime_context"].get_schedule = not_published
+    with pytest.raises(NotImplementedError, match="page_size: got 1"):
+        attend_decode(s, slots, s.ids(), page_size=0)
+    del sys.modules["sglang.srt.runtime_context"]
     with pytest.raises(NotImplementedError, match="page_size: got 1"):
         select_decode(s, slots, page_size=1)
 

@@ -1,5 +1,6 @@
 """msa_cpp.compat.vllm against plain torch, and patch() against stand-ins of vLLM's modules."""
 
+import importlib.util
 import inspect
 import logging
 import re
@@ -342,7 +343,7 @@ def test_the_page_about_serving(vllm, caplog):
 
 
 def test_without_the_engine():
-    if "vllm" in sys.modules:
+    if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed")
     with pytest.raises(ImportError, match="vllm"):
         ours.patch()

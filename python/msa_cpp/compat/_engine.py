@@ -64,6 +64,10 @@ class Engine:
         self._patched.clear()
         self._said.clear()
 
+    def original(self, function: Callable) -> Callable:
+        """The engine's own function behind a replacement, or the function itself."""
+        return next((original for original, shim in self._patched if shim is function), function)
+
     def _known(self) -> str:
         return f"known is {self.name} {', '.join(self.versions)}"
 

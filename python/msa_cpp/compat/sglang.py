@@ -162,10 +162,15 @@ class _Pages:
 
 
 def _page_size_of_the_server() -> int:
-    module = sys.modules.get("sglang.srt.server_args")
+    """As the running server has it; 1 outside of one."""
+    module = sys.modules.get("sglang.srt.runtime_context")
     if module is None:
         return 1
-    return int(module.get_global_server_args().page_size or 1)
+    try:
+        schedule = module.get_schedule()
+    except ValueError:  # "not published": no server has been configured in this process
+        return 1
+    return int(schedule.page_size or 1)
 
 
 def _refuse(**arguments: Any) -> None:

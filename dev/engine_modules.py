@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""The Triton functions of vLLM and SGLang without the engines, to be measured beside ours:
+
+    python3 dev/engine_modules.py FOLDER
+    PYTHONPATH=FOLDER dev/gpu.sh compare
+
+Takes the Python files of the engines' wheels (by pip), and what they import beside torch and what
+comes with it. The engines themselves pin a version of torch and install many GB; their sparse
+attention runs on any torch and Triton that know its instructions. Two files are left empty, since
+these functions use neither: the package of the model, which imports all of the engine, and vLLM's
+compiled operators. With the engines installed as they want to be, nothing of this is needed.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ENGINES = ("vllm==0.33.0", "sglang==0.5.23")
+NEEDS = ("aiohttp", "apache-tvm-ffi==0.1.11", "ipython", "msgspec", "orjson", "pillow", "psutil",
+         "pybase64", "pydantic", "pyzmq", "regex", "requests", "starlette", "tqdm")
+EMPTY = ("vllm/_C_stable_libtorch.py", "vllm/models/minimax_m3/__init__.py")
+
+
+def wanted(path: str) -> bool:
+    """Python, the names of the distributions, which vLLM looks up, and the CUDA that SGLang
+    compiles when it is first called."""
+    return path.endswith((".py", ".dist-info/METADATA")) or (
+        path.startswith("sglang/kernels/jit/") and path.endswith((".cuh", ".h", ".hpp", ".cu")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where modules go; it must not exist yet")
+    folder = parser.parse_args().folder
+    if folder.exists():
+        parser.error(f"folder: {folder} exists already")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    with tempfile.TemporaryDirectory() as wheels:
+        subprocess.run([*pip, "download", "--no-deps", "--only-binary=:all:", "-d", wheels,
+                        *ENGINES], check=True)
+        for wheel in Path(wheels).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder, filter(wanted, archive.namelist()))
+    subprocess.run([*pip, "install", "--target", str(folder), *NEEDS], check=True)
+    for name in EMPTY:
+        (folder / name).write_text("")
+
+
+if __name__ == "__main__":
+    main()
