@@ -177,6 +177,7 @@ code_11m() {
 }
 
 # Ours beside cuDNN, FlashAttention and the engines, interleaved; on random and on trained lists.
+# Without the engines, whose Triton tries its variants first, it takes a minute and a half.
 compare() {
   local name limit flags trace=$OUT/trace_compare
   step eval_compare 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \
@@ -186,12 +187,12 @@ compare() {
     in_python "compare_$name" "$limit" -m msa_cpp.bench --device cuda ${flags//TRACE/$trace} \
       --json "$OUT/compare_$name.json" --tsv "$OUT/compare_$name.tsv"
   done <<'SETTINGS'
-prefill       90 --context 8192,32768 --selection TRACE
-prefill_128k  90 --context 131072 --selection random --repeats 3
-extend        60 --context 131072 --new-tokens 1024
-decode        60 --context 32768,131072 --new-tokens 1
-decode_batch  60 --context 32768 --new-tokens 1 --batch 32
-verify        60 --context 131072 --new-tokens 4 --batch 8
+prefill       150 --context 8192,32768 --selection TRACE
+prefill_128k  150 --context 131072 --selection random --repeats 3
+extend        120 --context 131072 --new-tokens 1024
+decode        120 --context 32768,131072 --new-tokens 1
+decode_batch  90  --context 32768 --new-tokens 1 --batch 32
+verify        90  --context 131072 --new-tokens 4 --batch 8
 SETTINGS
   rm -f "$trace"
 }

@@ -16,7 +16,7 @@ is scattered, and the call is handed back.
 What differs: of equal scores the lower block wins. What is handed back to SGLang's own functions,
 with one line in the log: pages smaller than a block, sinks, index values, scores other than "max",
 several queries per selection, `loc_mapping` and `hisparse_slots`, dense main attention, 8-bit
-caches, and what no backend here computes.
+caches, scales other than 1 in attention, and what no backend here computes.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def flash_prefill_with_gqa_share_sparse(
     q [T,Hq,D]; k_cache, v_cache [slots,Hkv,D]; topk_idx int32 [Hkv,T,K] in any order, -1 behind.
     """
     _refuse(sink=sink, loc_mapping=loc_mapping)
+    _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     _refuse_other("block_size_q", block_size_q, 1)
     pages = _Pages(req_to_token, slot_ids, block_size_k, page_size, req_to_token.shape[1])
     return msa_cpp.sparse_attention(
@@ -118,6 +119,7 @@ def flash_decode_with_gqa_share_sparse(
 ) -> torch.Tensor:
     """Attention of one new token per row over its blocks: [B,Hq,D] of the dtype of q."""
     _refuse(sink=sink, hisparse_slots=hisparse_slots)
+    _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     pages = _Pages(req_to_token, slot_ids, block_size, page_size, req_to_token.shape[1])
     return attend(
         q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_q_len=1,
@@ -182,6 +184,11 @@ def _refuse(**arguments: Any) -> None:
 def _refuse_other(name: str, value: Any, supported: Any) -> None:
     if value != supported:
         raise NotImplementedError(f"{name}: got {value!r}, supported is {supported!r}")
+
+
+def _refuse_scales(**scales: float | None) -> None:
+    for name, scale in scales.items():
+        _refuse_other(name, 1.0 if scale is None else scale, 1.0)
 
 
 def _refuse_index_options(score_type: str, disable_index_value: bool) -> None:
