@@ -12,13 +12,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from msa_arrays import DEVICE  # noqa: E402
 from msa_cpp.bench import originals  # noqa: E402
-from msa_cpp.compat import sglang, vllm  # noqa: E402
+from msa_cpp.compat import install, sglang, uninstall, vllm  # noqa: E402
 from msa_serving import BLOCK, Serving  # noqa: E402
 from test_compat_sglang import Slots  # noqa: E402
 
 needs_triton = pytest.mark.skipif(DEVICE == "cpu", reason="the engines' Triton needs a GPU")
 VLLM = "vllm.models.minimax_m3.common"
-SGLANG = "sglang.srt.layers.attention.minimax_sparse_ops.minimax_sparse"
+VLLM_MSA = "vllm.models.minimax_m3.nvidia"
+SGLANG = "sglang.srt.layers.attention.minimax_sparse_ops"
 
 
 def module_or_skip(name):
@@ -46,7 +47,8 @@ def test_patch_and_unpatch_in_every_module_of_the_engine(patched):
     functions = originals(patched)
     theirs = [getattr(functions, f.__name__) for group in patched._engine.modules.values()
               for f in group]
-    for name in (f"{VLLM}.indexer", f"{VLLM}.sparse_attention", SGLANG):  # import them by name
+    importers = f"{VLLM}.indexer", f"{VLLM}.sparse_attention", f"{SGLANG}.minimax_sparse"
+    for name in importers:  # by name
         if name.startswith(patched._engine.name):
             module_or_skip(name)
 
@@ -94,52 +96,104 @@ def error_norm(got, want):
     return ((got - want).norm() / want.norm()).item()
 
 
-def test_a_step_of_vllms_layers(monkeypatch):
-    engine_or_skip(vllm)
-    indexer, sparse = (module_or_skip(f"{VLLM}.{name}")
-                       for name in ("indexer", "sparse_attention"))
-    s = mixed()
-    decodes, first = 2, 4  # requests, and tokens of them
-    buffer = torch.full((s.tokens + 5, s.heads_kv, s.topk), 77, dtype=torch.int32, device=DEVICE)
-    decode = dict(seq_lens=s.seq_lens[:decodes], block_table=s.block_table[:decodes],
-                  decode_query_len=2)
-    prefill = dict(cu_seqlens_q=s.cu_seqlens_q[decodes:] - first, seq_lens=s.seq_lens[decodes:],
-                   context_lens=s.prefix_lens[decodes:], block_table=s.block_table[decodes:],
-                   max_query_len=130, max_seq_len=500)
+class VllmStep:
+    """What vLLM's builders hand its layers for `mixed()`, as far as the layers read it."""
 
-    def metadata(kind, **parts):
-        """With the fields that the layers read; the others stay empty."""
+    def __init__(self, s, monkeypatch):
+        self.s, self.monkeypatch = s, monkeypatch
+        self.decodes, self.first = 2, 4  # requests that decode, and their tokens
+        n = self.decodes
+        self.buffer = torch.full((s.tokens + 5, s.heads_kv, s.topk), 77, dtype=torch.int32,
+                                 device=DEVICE)
+        self.out = s.poison(s.tokens, s.heads_kv * s.group * s.dim, dtype=torch.bfloat16)
+        self.decode = types.SimpleNamespace(
+            seq_lens=s.seq_lens[:n], block_table=s.block_table[:n], max_seq_len=1000,
+            decode_query_len=2, max_decode_query_len=16)
+        self.prefill = types.SimpleNamespace(
+            cu_seqlens_q=s.cu_seqlens_q[n:] - self.first, seq_lens=s.seq_lens[n:],
+            cu_seqlens_k=s.int32([0, *s.kv_lens[n:]]).cumsum(0, dtype=torch.int32),
+            context_lens=s.prefix_lens[n:], block_table=s.block_table[n:], max_query_len=130,
+            max_seq_len=500, total_kv_blocks=sum(s.blocks[n:]))
+
+    def metadata(self, kind, **fields):
         made = object.__new__(kind)
-        made.__dict__.update(num_actual_tokens=s.tokens, num_decodes=decodes,
-                             num_decode_tokens=first, num_prefills=2,
-                             **{name: types.SimpleNamespace(**part)
-                                for name, part in parts.items()})
+        made.__dict__.update(num_actual_tokens=self.s.tokens, num_decodes=self.decodes,
+                             num_decode_tokens=self.first, num_prefills=2, decode=self.decode,
+                             prefill=self.prefill, **fields)
         return made
 
-    context = types.SimpleNamespace(attn_metadata={
-        "index": metadata(indexer.MiniMaxM3IndexerMetadata, prefill=prefill, decode=dict(
-            **decode, max_seq_len=1000, max_decode_query_len=2)),
-        "main": metadata(sparse.MiniMaxM3SparseMetadata, prefill=prefill, decode=decode)})
-    for module in (indexer, sparse):
-        monkeypatch.setattr(module, "get_forward_context", lambda: context)
-    out = s.poison(s.tokens, s.heads_kv * s.group * s.dim, dtype=torch.bfloat16)
-    try:
-        vllm.patch()
-        indexer.MiniMaxM3IndexerTritonImpl.forward(types.SimpleNamespace(
+    def forward(self, indexer, sparse, index_metadata, main_metadata):
+        """Both layers, one after the other; classes of vLLM's, whose state they read is ours."""
+        s = self.s
+        context = types.SimpleNamespace(attn_metadata={"index": index_metadata,
+                                                       "main": main_metadata})
+        for layer in (indexer, sparse):
+            self.monkeypatch.setattr(sys.modules[layer.__module__], "get_forward_context",
+                                     lambda: context)
+        indexer.forward(types.SimpleNamespace(
             index_cache=types.SimpleNamespace(prefix="index", kv_cache=s.index_cache()),
-            num_index_heads=s.heads_kv, index_head_dim=s.dim, topk_indices_buffer=buffer,
-            topk_blocks=s.topk, init_blocks=0, local_blocks=1, num_kv_heads=s.heads_kv),
-            s.idx_q.flatten(1))
-        sparse.MiniMaxM3SparseTritonImpl.forward(types.SimpleNamespace(
-            head_size=s.dim, num_heads=s.heads_kv * s.group, use_fp8_kv=False, scale=0.1,
-            num_kv_heads=s.heads_kv),
-            types.SimpleNamespace(layer_name="main", topk_indices_buffer=buffer),
-            s.q.flatten(1), s.kv_cache(), out)
+            num_index_heads=s.heads_kv, index_head_dim=s.dim, topk_indices_buffer=self.buffer,
+            topk_blocks=s.topk, init_blocks=0, local_blocks=1, num_kv_heads=s.heads_kv,
+            scale=s.dim ** -0.5), s.idx_q.flatten(1))
+        sparse.forward(types.SimpleNamespace(
+            head_size=s.dim, num_heads=s.heads_kv * s.group, use_fp8_kv=False, use_nvfp4_kv=False,
+            use_cutlass_decode=False, scale=0.1, num_kv_heads=s.heads_kv, topk_blocks=s.topk),
+            types.SimpleNamespace(layer_name="main", topk_indices_buffer=self.buffer),
+            s.q.flatten(1), s.kv_cache(), self.out)
+
+    def check(self):
+        s = self.s
+        assert torch.equal(self.buffer[:s.tokens].transpose(0, 1).cpu(), s.ids())
+        assert (self.buffer[s.tokens:] == 77).all()
+        assert error_norm(self.out.view_as(s.q), s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
+
+
+@pytest.fixture
+def vllm_step(monkeypatch):
+    engine_or_skip(vllm)
+    vllm.patch()
+    yield VllmStep(mixed(), monkeypatch)
+    vllm.unpatch()
+
+
+def test_a_step_of_vllms_layers(vllm_step):
+    indexer, sparse = (module_or_skip(f"{VLLM}.{name}")
+                       for name in ("indexer", "sparse_attention"))
+    vllm_step.forward(indexer.MiniMaxM3IndexerTritonImpl, sparse.MiniMaxM3SparseTritonImpl,
+                      vllm_step.metadata(indexer.MiniMaxM3IndexerMetadata),
+                      vllm_step.metadata(sparse.MiniMaxM3SparseMetadata))
+    vllm_step.check()
+
+
+def test_a_step_of_vllms_layers_on_fmha_sm100(vllm_step):
+    """Its layers for Blackwell, whose prefill calls MiniMax's operators: ours, in place of the
+    copy that vLLM brings."""
+    indexer, sparse = (module_or_skip(f"{VLLM_MSA}.{name}_msa")
+                       for name in ("indexer", "sparse_attention"))
+    s, step = vllm_step.s, vllm_step
+    install(vllm=True, shadow=True)
+    try:
+        from vllm.third_party.fmha_sm100.api import _fmha_sm100_plan
+
+        new, all_ = (torch.tensor(x[step.decodes:], dtype=torch.int32)
+                     for x in (s.q_lens, s.kv_lens))
+        plan = _fmha_sm100_plan(new, all_, s.heads_kv, num_kv_heads=1, qo_offset=all_ - new,
+                                page_size=BLOCK, output_maxscore=True, causal=True,
+                                num_kv_splits=1)
+        plan["max_k_tiles"] = indexer.MAX_K_TILES
+        pages = [page for own in s.own_pages[step.decodes:] for page in own]
+        scores = torch.full((s.tokens, s.heads_kv, indexer.MAX_K_TILES), -float("inf"),
+                            device=DEVICE)
+        valid = s.int32([position // BLOCK + 1 for _, _, position in s.rows()])
+        step.forward(
+            indexer.MiniMaxM3IndexerMSAImpl, sparse.MiniMaxM3SparseMSAImpl,
+            step.metadata(indexer.MiniMaxM3IndexerMSAMetadata, unified_scores=scores,
+                          topk_num_valid_pages=valid,
+                          prefill_msa=types.SimpleNamespace(plan=plan, page_table=s.int32(pages))),
+            step.metadata(module_or_skip(f"{VLLM}.sparse_attention").MiniMaxM3SparseMetadata))
     finally:
-        vllm.unpatch()
-    assert torch.equal(buffer[:s.tokens].transpose(0, 1).cpu(), s.ids())
-    assert (buffer[s.tokens:] == 77).all()
-    assert error_norm(out.view_as(s.q), s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
+        uninstall()
+    step.check()
 
 
 @pytest.fixture
@@ -173,7 +227,7 @@ def sglang_batch(new_tokens):
 @pytest.mark.parametrize("new_tokens", [1, 130])
 def test_a_step_of_sglangs_layers(pages_of_a_block, new_tokens):
     engine_or_skip(sglang)
-    module = module_or_skip(SGLANG)
+    module = module_or_skip(f"{SGLANG}.minimax_sparse")
     s = sglang_batch(new_tokens)
     try:
         sglang.patch()
@@ -181,6 +235,43 @@ def test_a_step_of_sglangs_layers(pages_of_a_block, new_tokens):
     finally:
         sglang.unpatch()
     assert error_norm(out, s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
+
+
+@pytest.fixture
+def sglang_msa():
+    """SGLang's path through MiniMax's operators, which finds ours."""
+    engine_or_skip(sglang)
+    module = module_or_skip(f"{SGLANG}.msa")
+    install(shadow=True)
+    module._load_fmha_sm100.cache_clear()
+    yield module
+    module._load_fmha_sm100.cache_clear()
+    uninstall()
+
+
+def test_a_prefill_of_sglang_on_fmha_sm100(sglang_msa):
+    s = sglang_batch(130)
+    slots = Slots(s)
+    out = sglang_msa.msa_sparse_prefill_main(
+        s.q, slots.k, slots.v, s.ids().to(DEVICE), slots.table, slots.slot_ids, s.cu_seqlens_q,
+        s.seq_lens, s.prefix_lens, BLOCK, sm_scale=0.1)
+    assert error_norm(out, s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
+
+
+def test_decodes_of_sglang_on_fmha_sm100(sglang_msa):
+    """One plan and one page table, which every step updates in place."""
+    heads = (64, 4)
+    plan = sglang_msa.build_msa_decode_cg_plan(*heads, BLOCK, 4, 4, device=torch.device(DEVICE))
+    pages = torch.zeros(4 * 8, dtype=torch.int32, device=DEVICE)
+    for lengths in ([400, 131, 130, 500], [1, 900, 512, 77]):
+        s = mixed(q_lens=[1] * 4, kv_lens=lengths)
+        slots = Slots(s)
+        sglang_msa.update_msa_decode_cg_meta(plan, pages, slots.table, slots.slot_ids, s.seq_lens,
+                                             BLOCK, 4, *heads)
+        out = sglang_msa.msa_sparse_decode_main(
+            s.q, slots.k, slots.v, s.ids().to(DEVICE), slots.table, slots.slot_ids, s.seq_lens,
+            BLOCK, sm_scale=0.1, kv_indices=pages, plan=plan)
+        assert error_norm(out, s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
 
 
 def test_sglang_without_a_server_says_what_it_lacks():

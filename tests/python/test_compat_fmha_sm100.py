@@ -125,6 +125,21 @@ def test_sparse_attention_of_a_plan():
     assert torch.equal(private[0], out)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_requests_may_grow_beyond_the_plan_where_lists_are_given(causal):
+    """A decode plan for short requests, whose tensors are then those of longer ones."""
+    first, s = (Serving(q_lens=[1] * 4, kv_lens=kv_lens)
+                for kv_lens in ([128] * 4, [300, 700, 5, 390]))
+    plan, now = (plan_of(x, kv_block_num=3, causal=causal) for x in (first, s))
+    for name in ("kv_segment_lens", "kv_segment_offsets", "kv_page_indptr", "qo_offset"):
+        plan[3][name].copy_(now[3][name])
+    k, v, _, flat = pages(s)
+    spare = torch.cat((flat, flat[:5]))  # a buffer for more pages than there are
+    out, _ = fmha.fmha_sm100(s.q, k, v, plan, kv_indices=spare,
+                             kv_block_indexes=s.ids().transpose(0, 1).to(DEVICE))
+    check_close(out, s.attention(s.ids())[0])
+
+
 @pytest.mark.parametrize("layout", ["HKT", "THK"])
 @pytest.mark.parametrize("given", ["tensor", "int64", "int", None])
 def test_topk_select(layout, given):

@@ -40,9 +40,15 @@ def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
     """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the
     first token of each sequence, which may lie a little before 0. Nothing is read back."""
     rows = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens_q.device)
+    first_of_row = of_each_token(first_positions - cu_seqlens_q[:-1], cu_seqlens_q, rows)
+    return first_of_row.add_(rows).div_(BLOCK, rounding_mode="floor").add_(1)
+
+
+def of_each_token(values: torch.Tensor, cu_seqlens_q: torch.Tensor,
+                  rows: torch.Tensor) -> torch.Tensor:
+    """The value [B] of each token's sequence; rows: 0, 1, 2, ... of the tokens. A copy."""
     sequence = torch.searchsorted(cu_seqlens_q[1:-1], rows, right=True, out_int32=True)
-    position = (first_positions - cu_seqlens_q[:-1]).index_select(0, sequence).add_(rows)
-    return position.div_(BLOCK, rounding_mode="floor").add_(1)
+    return values.index_select(0, sequence)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,

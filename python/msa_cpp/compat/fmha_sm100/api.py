@@ -8,7 +8,8 @@ graph, for example); lengths are read from them when the kernels run:
     qo_offset [B]   the position of the first query of each request; below 0 counts as 0
     max_k_tiles     the columns of max_score; may be set to those of the caller's buffer
 
-The longest lengths that the plan was made for are bounds of later ones.
+Where lists of blocks are given, requests may grow beyond the lengths that the plan was made for, as
+SGLang's decode plans do; else the longest of those is a bound of later ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from .._calls import BLOCK, attend
+from .._calls import BLOCK, NO_BOUND, attend, of_each_token
 
 __all__ = ["_fmha_sm100", "_fmha_sm100_plan", "fmha_sm100", "fmha_sm100_plan",
            "sparse_topk_select"]
@@ -128,15 +129,21 @@ def _fmha_sm100(
             raise NotImplementedError(f"{name}: got {scale}, supported is 1: scales belong to "
                                       "8-bit caches")
     _check_plan(plan_info, q, k)
-    batch = _batch(plan_info, k, kv_indices, page_table, q_offset_override)
+    batch = _lengths(plan_info, k, q_offset_override)
     max_q_len, tiles = plan_info["max_qo_len"], -(-plan_info["max_kv_len"] // BLOCK)
     if kv_block_indexes is not None:
-        ids = kv_block_indexes.transpose(0, 1)
-        if batch.get("page_table") is None or not batch["causal"]:
+        ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), kv_indices,
+                             page_table)
+        batch |= pages
+        if k.dim() == 3 or not batch["causal"]:
             return msa_cpp.sparse_attention(q, k, v, ids, **batch, max_seqlen_q=max_q_len,
                                             softmax_scale=sm_scale, out=out), None
         return attend(q, k, v, ids, **batch, max_q_len=max_q_len, softmax_scale=sm_scale,
                       out=out), None
+    batch["max_seqlen_k"] = plan_info["max_kv_len"]
+    if k.dim() == 4:
+        batch["page_table"] = (page_table if page_table is not None
+                               else _table(kv_indices, plan_info["kv_page_indptr"], max(1, tiles)))
     wanted = output_maxscore and plan_info["max_k_tiles"] > 0
     if not (wanted or output_o):
         raise ValueError("output_o: got False, expected True without max_score")
@@ -211,9 +218,9 @@ def _check_plan(plan: dict[str, Any], q: torch.Tensor, k: torch.Tensor) -> None:
             raise ValueError(f"{name}: got {got}, the plan was made for {planned}")
 
 
-def _batch(plan: dict[str, Any], k: torch.Tensor, kv_indices: torch.Tensor | None,
-           page_table: torch.Tensor | None, q_offset: int | torch.Tensor | None) -> dict[str, Any]:
-    """The arguments of a batched operator, from the tensors of the plan as they are now."""
+def _lengths(plan: dict[str, Any], k: torch.Tensor,
+             q_offset: int | torch.Tensor | None) -> dict[str, Any]:
+    """The lengths of a batched operator, from the tensors of the plan as they are now."""
     if q_offset is None:
         q_offset = plan["qo_offset"]
     elif isinstance(q_offset, int):
@@ -222,27 +229,55 @@ def _batch(plan: dict[str, Any], k: torch.Tensor, kv_indices: torch.Tensor | Non
         q_offset = None
     elif not q_offset.is_cuda:  # where it is, kernels clamp it
         q_offset = q_offset.clamp(min=0)
-    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset,
-                 max_seqlen_k=plan["max_kv_len"])
+    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset)
     if k.dim() == 3:
         return batch | dict(cu_seqlens_k=plan["kv_segment_offsets"])
-    if page_table is None:
-        if kv_indices is None:
-            raise ValueError("kv_indices: not given, expected the pages of k and v, or page_table")
-        page_table = _table(kv_indices, plan["kv_page_indptr"],
-                            max(1, -(-plan["max_kv_len"] // BLOCK)))
-    return batch | dict(seq_lens=plan["kv_segment_lens"], page_table=page_table)
+    return batch | dict(seq_lens=plan["kv_segment_lens"])
 
 
-def _table(kv_indices: torch.Tensor, indptr: torch.Tensor, width: int) -> torch.Tensor:
-    """int32 [B,width] of a flat list of pages; behind a request's own pages anything may stand."""
+def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: torch.Tensor,
+            kv_indices: torch.Tensor | None, page_table: torch.Tensor | None,
+            ) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Lists [Hkv,T,K], and where the blocks lie that they name.
+
+    A flat list of pages is read as the page table of one long sequence that all requests share: the
+    keys of a request begin at its first page in the list, and so do its blocks, its length and its
+    positions. So no table is gathered, and no request has a longest length.
+    """
+    if k.dim() == 3:
+        return ids, dict(max_seqlen_k=k.shape[0])
+    pages: dict[str, Any] = dict(max_seqlen_k=NO_BOUND)
+    if plan["max_qo_len"] == 1 and not batch["causal"]:  # the one token is the last
+        pages |= dict(causal=True, q_offset=None)
+    if page_table is not None:
+        return ids, pages | dict(page_table=page_table)
+    indptr = plan["kv_page_indptr"]
+    flat = _flat_pages(kv_indices, indptr)
+    first = indptr[:-1]
+    rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
+    blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
+    pages |= dict(seq_lens=batch["seq_lens"] + first * BLOCK,
+                  page_table=flat.expand(first.shape[0], -1))
+    if batch["q_offset"] is not None:
+        pages["q_offset"] = batch["q_offset"].clamp(min=0) + first * BLOCK
+    return torch.where(ids < 0, ids, ids + blocks[:, None]), pages
+
+
+def _flat_pages(kv_indices: torch.Tensor | None, indptr: torch.Tensor) -> torch.Tensor:
+    """The pages of all requests, at least one."""
+    if kv_indices is None:
+        raise ValueError("kv_indices: not given, expected the pages of k and v, or page_table")
     if kv_indices.device.type == "cpu" and int(indptr[-1]) > kv_indices.shape[0]:
         raise ValueError(f"kv_indices: got {kv_indices.shape[0]} pages, the plan needs "
                          f"{int(indptr[-1])}")
-    if kv_indices.shape[0] == 0:
-        return kv_indices.new_zeros((indptr.shape[0] - 1, width))
+    return kv_indices if kv_indices.shape[0] else kv_indices.new_zeros(1)
+
+
+def _table(kv_indices: torch.Tensor | None, indptr: torch.Tensor, width: int) -> torch.Tensor:
+    """int32 [B,width] of a flat list of pages; behind a request's own pages anything may stand."""
+    flat = _flat_pages(kv_indices, indptr)
     where = indptr[:-1, None] + torch.arange(width, dtype=torch.int32, device=indptr.device)
-    return kv_indices[where.clamp_(max=kv_indices.shape[0] - 1)]
+    return flat[where.clamp_(max=flat.shape[0] - 1)]
 
 
 def _maxima(plan: dict[str, Any], q: torch.Tensor, max_score: torch.Tensor | None,
