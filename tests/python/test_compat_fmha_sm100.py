@@ -336,3 +336,9 @@ def test_the_folder_for_loaders_of_kernels(inner):
     spec.loader.exec_module(module)
     assert module.sparse_atten_func is fmha.sparse_atten_func
     assert callable(module.build_k2q_csr)
+
+
+def test_kernels_loads_the_folder():
+    kernels = pytest.importorskip("kernels", reason="kernels is not installed")
+    module = kernels.get_local_kernel(compat.kernel_folder())
+    assert module.sparse_atten_func is fmha.sparse_atten_func
