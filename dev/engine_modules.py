@@ -38,15 +38,17 @@ def main() -> None:
     if folder.exists():
         parser.error(f"folder: {folder} exists already")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    with tempfile.TemporaryDirectory() as wheels:
-        subprocess.run([*pip, "download", "--no-deps", "--only-binary=:all:", "-d", wheels,
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        wheels, modules = Path(scratch, "wheels"), Path(scratch, "modules")
+        subprocess.run([*pip, "download", "--no-deps", "--only-binary=:all:", "-d", str(wheels),
                         *ENGINES], check=True)
-        for wheel in Path(wheels).glob("*.whl"):
+        for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder, filter(wanted, archive.namelist()))
-    subprocess.run([*pip, "install", "--target", str(folder), *NEEDS], check=True)
-    for name in EMPTY:
-        (folder / name).write_text("")
+                archive.extractall(modules, filter(wanted, archive.namelist()))
+        subprocess.run([*pip, "install", "--target", str(modules), *NEEDS], check=True)
+        for name in EMPTY:
+            (modules / name).write_text("")
+        modules.rename(folder)  # only when it is whole
 
 
 if __name__ == "__main__":

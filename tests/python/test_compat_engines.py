@@ -14,7 +14,13 @@ from msa_arrays import DEVICE  # noqa: E402
 from msa_cpp.bench import originals  # noqa: E402
 from msa_cpp.compat import install, sglang, uninstall, vllm  # noqa: E402
 from msa_serving import BLOCK, Serving  # noqa: E402
-from test_compat_sglang import Slots  # noqa: E402
+from test_compat_sglang import (  # noqa: E402
+    Slots,
+    attend_decode,
+    attend_prefill,
+    select_decode,
+    select_prefill,
+)
 
 needs_triton = pytest.mark.skipif(DEVICE == "cpu", reason="the engines' Triton needs a GPU")
 VLLM = "vllm.models.minimax_m3.common"
@@ -203,23 +209,6 @@ def pages_of_a_block(monkeypatch):
     monkeypatch.setattr(runtime, "get_schedule", lambda: types.SimpleNamespace(page_size=BLOCK))
 
 
-def sglang_inputs(s, slots):
-    return dict(q=s.q, k_cache=slots.k, v_cache=slots.v, sink=None, idx_q=s.idx_q,
-                idx_k_cache=slots.index, idx_v_cache=None, idx_sink=None,
-                req_to_token=slots.table, slot_ids=slots.slot_ids, block_size_k=BLOCK, topk=s.topk,
-                init_blocks=0, local_blocks=1, sm_scale=0.1, disable_index_value=True,
-                block_size_q=1, page_size=BLOCK)
-
-
-def run_sglang(module, s, slots, new_tokens):
-    if new_tokens == 1:
-        return module.minimax_sparse_decode(
-            **sglang_inputs(s, slots), seq_lens=s.seq_lens, max_seqlen=max(s.kv_lens))[1]
-    return module.minimax_sparse_prefill(
-        **sglang_inputs(s, slots), seq_lens=s.seq_lens, prefix_lens=s.prefix_lens,
-        cu_seqlens=s.cu_seqlens_q, max_seqlen_q=max(s.q_lens), max_seqlen_k=max(s.kv_lens))[1]
-
-
 def sglang_batch(new_tokens):
     return mixed(q_lens=[1] * 4 if new_tokens == 1 else [2, 2, 130, 9])
 
@@ -229,9 +218,20 @@ def test_a_step_of_sglangs_layers(pages_of_a_block, new_tokens):
     engine_or_skip(sglang)
     module = module_or_skip(f"{SGLANG}.minimax_sparse")
     s = sglang_batch(new_tokens)
+    slots = Slots(s)
+    inputs = dict(q=s.q, k_cache=slots.k, v_cache=slots.v, sink=None, idx_q=s.idx_q,
+                  idx_k_cache=slots.index, idx_v_cache=None, idx_sink=None,
+                  req_to_token=slots.table, slot_ids=slots.slot_ids, seq_lens=s.seq_lens,
+                  block_size_q=1, block_size_k=BLOCK, topk=s.topk, init_blocks=0, local_blocks=1,
+                  sm_scale=0.1, disable_index_value=True, page_size=BLOCK)
     try:
         sglang.patch()
-        out = run_sglang(module, s, Slots(s), new_tokens)
+        if new_tokens == 1:
+            _, out = module.minimax_sparse_decode(**inputs, max_seqlen=max(s.kv_lens))
+        else:
+            _, out = module.minimax_sparse_prefill(
+                **inputs, prefix_lens=s.prefix_lens, cu_seqlens=s.cu_seqlens_q,
+                max_seqlen_q=max(s.q_lens), max_seqlen_k=max(s.kv_lens))
     finally:
         sglang.unpatch()
     assert error_norm(out, s.attention(s.ids(), 0.1)[0]) < 2.0 ** -7
@@ -342,18 +342,9 @@ def test_sglangs_functions(pages_of_a_block, functions, new_tokens):
     slots = Slots(s)
     for cache in (slots.k, slots.v, slots.index):
         cache.nan_to_num_(0)
-    batch = dict(sink=None, req_to_token=slots.table, slot_ids=slots.slot_ids, seq_lens=s.seq_lens)
-    index = dict(q=s.idx_q, k_cache=slots.index, v_cache=None, topk=s.topk, init_blocks=0,
-                 local_blocks=1, disable_index_value=True, page_size=BLOCK, **batch)
-    main = dict(q=s.q, k_cache=slots.k, v_cache=slots.v, sm_scale=0.1, **batch)
-    if new_tokens == 1:
-        ids = functions.flash_decode_with_topk_idx(max_seqlen=500, block_size=BLOCK, **index)[1]
-        out = functions.flash_decode_with_gqa_share_sparse(topk_idx=ids, block_size=BLOCK,
-                                                           page_size=BLOCK, **main)
-    else:
-        chunks = dict(cu_seqlens=s.cu_seqlens_q, prefix_lens=s.prefix_lens, max_seqlen_q=130,
-                      block_size_q=1, block_size_k=BLOCK)
-        ids = functions.flash_prefill_with_topk_index(max_seqlen_k=500, **chunks, **index)[1]
-        out = functions.flash_prefill_with_gqa_share_sparse(topk_idx=ids, **chunks, **main)
+    select, attend = ((select_decode, attend_decode) if new_tokens == 1
+                      else (select_prefill, attend_prefill))
+    ids = select(s, slots, functions)[1]
     check_choice(s, ids)
+    out = attend(s, slots, ids, functions, sm_scale=0.1)
     assert error_norm(out, s.attention(ids.cpu(), 0.1)[0]) < 2.0 ** -7

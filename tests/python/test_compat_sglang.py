@@ -48,8 +48,8 @@ def drafts(**changes):
     return Serving(**{**dict(q_lens=[1] * 4, kv_lens=[400, 131, 700, 1]), **changes})
 
 
-def select_prefill(s, slots, **changes):
-    return ours.flash_prefill_with_topk_index(**{**dict(
+def select_prefill(s, slots, functions=ours, **changes):
+    return functions.flash_prefill_with_topk_index(**{**dict(
         q=s.idx_q, k_cache=slots.index, v_cache=None, sink=None, req_to_token=slots.table,
         slot_ids=slots.slot_ids, cu_seqlens=s.cu_seqlens_q, seq_lens=s.seq_lens,
         prefix_lens=s.prefix_lens, max_seqlen_q=max(s.q_lens), max_seqlen_k=max(s.kv_lens),
@@ -57,24 +57,24 @@ def select_prefill(s, slots, **changes):
         local_blocks=s.local_blocks, disable_index_value=True, page_size=BLOCK), **changes})
 
 
-def attend_prefill(s, slots, ids, **changes):
-    return ours.flash_prefill_with_gqa_share_sparse(**{**dict(
+def attend_prefill(s, slots, ids, functions=ours, **changes):
+    return functions.flash_prefill_with_gqa_share_sparse(**{**dict(
         q=s.q, k_cache=slots.k, v_cache=slots.v, sink=None, req_to_token=slots.table,
         slot_ids=slots.slot_ids, topk_idx=ids.to(DEVICE), block_size_q=1, block_size_k=BLOCK,
         cu_seqlens=s.cu_seqlens_q, seq_lens=s.seq_lens, prefix_lens=s.prefix_lens,
         max_seqlen_q=max(s.q_lens), sm_scale=0.1), **changes})
 
 
-def select_decode(s, slots, **changes):
-    return ours.flash_decode_with_topk_idx(**{**dict(
+def select_decode(s, slots, functions=ours, **changes):
+    return functions.flash_decode_with_topk_idx(**{**dict(
         q=s.idx_q, sink=None, k_cache=slots.index, v_cache=None, req_to_token=slots.table,
         seq_lens=s.seq_lens.long(), max_seqlen=max(s.kv_lens), slot_ids=slots.slot_ids,
         block_size=BLOCK, topk=s.topk, init_blocks=s.init_blocks, local_blocks=s.local_blocks,
         disable_index_value=True, page_size=BLOCK), **changes})
 
 
-def attend_decode(s, slots, ids, **changes):
-    return ours.flash_decode_with_gqa_share_sparse(**{**dict(
+def attend_decode(s, slots, ids, functions=ours, **changes):
+    return functions.flash_decode_with_gqa_share_sparse(**{**dict(
         q=s.q, sink=None, k_cache=slots.k, v_cache=slots.v, req_to_token=slots.table,
         seq_lens=s.seq_lens.long(), slot_ids=slots.slot_ids, block_size=BLOCK,
         topk_idx=ids.to(DEVICE), page_size=BLOCK), **changes})
@@ -149,6 +149,7 @@ def test_small_pages_are_not_served(server):
     server.page_size = 1
     with pytest.raises(NotImplementedError, match="page_size: got 1"):
         attend_decode(s, slots, s.ids(), page_size=0)  # the call does not say, the server does
+
     def not_published():
         raise ValueError("config namespace 'schedule' not published")
 

@@ -258,7 +258,7 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
     blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
     pages |= dict(seq_lens=batch["seq_lens"] + first * BLOCK,
                   page_table=flat.expand(first.shape[0], -1))
-    if batch["q_offset"] is not None:
+    if batch["q_offset"] is not None:  # below 0 counts as 0 before the shift, not behind it
         pages["q_offset"] = batch["q_offset"].clamp(min=0) + first * BLOCK
     return torch.where(ids < 0, ids, ids + blocks[:, None]), pages
 
