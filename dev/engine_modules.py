@@ -19,8 +19,11 @@ import zipfile
 from pathlib import Path
 
 ENGINES = ("vllm==0.33.0", "sglang==0.5.23")
-NEEDS = ("aiohttp", "apache-tvm-ffi==0.1.11", "ipython", "msgspec", "orjson", "pillow", "psutil",
-         "pybase64", "pydantic", "pyzmq", "regex", "requests", "starlette", "tqdm")
+NEEDS = ("aiohttp", "apache-tvm-ffi==0.1.11", "cachetools", "cbor2", "cloudpickle", "fastapi",
+         "ipython", "llguidance", "msgspec", "openai", "openai-harmony", "opentelemetry-api",
+         "orjson", "partial-json-parser", "pillow", "prometheus-client", "psutil", "py-cpuinfo",
+         "pybase64", "pydantic", "pyzmq", "regex", "requests", "starlette", "tqdm", "uvloop")
+ALONE = ("xgrammar",)  # it would bring a torch of its own
 EMPTY = ("vllm/_C_stable_libtorch.py", "vllm/models/minimax_m3/__init__.py")
 
 
@@ -45,7 +48,8 @@ def main() -> None:
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(modules, filter(wanted, archive.namelist()))
-        subprocess.run([*pip, "install", "--target", str(modules), *NEEDS], check=True)
+        for needs in (NEEDS, ("--no-deps", *ALONE)):
+            subprocess.run([*pip, "install", "--target", str(modules), *needs], check=True)
         for name in EMPTY:
             (modules / name).write_text("")
         modules.rename(folder)  # only when it is whole
