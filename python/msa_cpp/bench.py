@@ -9,7 +9,7 @@ One layer of random data over a paged cache as vLLM holds it. The contenders:
     msa             index, selection and attention: what a sparse layer costs
     index, sparse   its two parts
     dense           our dense attention
-    adapter         msa through msa_cpp.compat.vllm
+    adapter...      msa through msa_cpp.compat: the calls of vllm, of sglang and of fmha_sm100
     sdpa...         torch's dense attention: on a GPU cuDNN and FlashAttention
     vllm, sglang    the engines' own functions, where they can be imported and a GPU runs them
 
@@ -36,6 +36,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ._checkpoint import read_header
 from ._command import InputError, Parser, device_here, exit_code
-from .compat import sglang, vllm
-from .compat._calls import BLOCK, DECODE_TOKENS, attend
+from .compat import fmha_sm100, sglang, vllm
+from .compat._calls import BLOCK, DECODE_TOKENS, attend, valid_blocks
 from .plot import read_trace
 
 DIM = 128
@@ -138,8 +139,11 @@ class Work:
                                                  max_seqlen_q=c.new_tokens, **self.batch())
 
         return {"msa": msa, "index": lambda: (self.select(self.ids), None),
-                "sparse": lambda: sparse(self.chosen), "dense": dense,
-                "adapter": self.as_vllm(vllm)}
+                "sparse": lambda: sparse(self.chosen), "dense": dense}
+
+    def adapters(self) -> dict[str, Call]:
+        return {"adapter vllm": self.as_vllm(vllm), "adapter sglang": self.as_sglang(sglang),
+                "adapter fmha": self.as_fmha()}
 
     def as_vllm(self, functions: Any) -> Call:
         """The calls of vLLM's Triton path."""
@@ -167,6 +171,34 @@ class Work:
             return self.lists(), self.out
 
         return decode if c.new_tokens <= DECODE_TOKENS else prefill
+
+    def as_fmha(self) -> Call:
+        """The calls of a layer over MiniMax's operators, with the plans and buffers of a step."""
+        c = self.case
+        pages = dict(kv_indices=self.page_table.flatten())
+        k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
+        index_k = self.index_cache[:, None]
+        lengths = self.seq_lens - self.prefix_lens, self.seq_lens
+        scored = fmha_sm100.fmha_sm100_plan(*lengths, c.heads_kv, 1, page_size=BLOCK,
+                                            output_maxscore=True)
+        listed = fmha_sm100.fmha_sm100_plan(*lengths, c.heads_q, c.heads_kv, page_size=BLOCK,
+                                            kv_block_num=c.topk)
+        scores = torch.full((self.q.shape[0], c.heads_kv, scored[3]["max_k_tiles"]), -math.inf,
+                            device=self.q.device)
+        valid = valid_blocks(self.cu_seqlens_q, self.prefix_lens, self.q.shape[0])
+        given_ids = None if self.given_ids is None else self.given_ids.transpose(0, 1)
+
+        def call() -> tuple[Any, Any]:
+            fmha_sm100.fmha_sm100(self.idx_q, index_k, index_k, scored, max_score=scores,
+                                  output_o=False, **pages)
+            chosen = fmha_sm100.sparse_topk_select(scores, c.topk, valid, force_end_blocks=1,
+                                                   max_score_layout="THK")
+            ids = chosen if given_ids is None else given_ids
+            out, _ = fmha_sm100.fmha_sm100(self.q, k, v, listed, kv_block_indexes=ids,
+                                           out=self.out, **pages)
+            return ids.transpose(0, 1), out
+
+        return call
 
     def torch_dense(self) -> dict[str, Call]:
         """torch's attention on contiguous copies [B,H,S,D], a call per backend."""
@@ -208,12 +240,17 @@ class Work:
             calls["sglang"] = refusing(self.as_sglang(functions))
         return calls
 
+    @cached_property
+    def slots(self) -> list[torch.Tensor]:
+        """K and V as SGLang has them: apart, [slots,Hkv,D]"""
+        both = self.kv_cache.transpose(1, 2).flatten(0, 1)
+        return [both[..., :DIM].contiguous(), both[..., DIM:].contiguous()]
+
     def as_sglang(self, functions: Any) -> Call:
         """The calls of SGLang's Triton path as its backend makes them: pages of a block, K and V
         apart, slot by slot; draft tokens are rows of their own."""
         c = self.case
-        slots = self.kv_cache.transpose(1, 2).flatten(0, 1)  # [slots,Hkv,2*D]
-        k, v = slots[..., :DIM].contiguous(), slots[..., DIM:].contiguous()
+        k, v = self.slots
         index_k = self.index_cache.flatten(0, 1)[:, None]
         within = torch.arange(BLOCK, dtype=torch.int32, device=self.q.device)
         table = (self.page_table[..., None] * BLOCK + within).flatten(1)
@@ -236,6 +273,8 @@ class Work:
                       cu_seqlens=self.cu_seqlens_q, max_seqlen_q=c.new_tokens, block_size_q=1,
                       block_size_k=BLOCK, cu_seqblocks_q=self.cu_seqlens_q,
                       max_seqblock_q=c.new_tokens)
+        # SGLang's function does not take the size; ours asks the server, and there is none.
+        told = dict(page_size=BLOCK) if functions is sglang else {}
 
         def prefill() -> tuple[Any, Any]:
             _, ids = functions.flash_prefill_with_topk_index(
@@ -244,7 +283,7 @@ class Work:
                 all_seqblock_q=self.q.shape[0], **chunks, **common)
             ids = ids if self.given_ids is None else self.given_ids
             return ids, functions.flash_prefill_with_gqa_share_sparse(
-                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, **chunks, **common)
+                q=self.q, k_cache=k, v_cache=v, topk_idx=ids, **chunks, **common, **told)
 
         return decode if c.new_tokens <= DECODE_TOKENS else prefill
 
@@ -397,7 +436,7 @@ def cuda_clock(calls: list[Call]) -> Callable[[], float]:
 
 
 def contenders(work: Work) -> dict[str, Call]:
-    return {**work.ours(), **work.torch_dense(), **work.engines()}
+    return {**work.ours(), **work.adapters(), **work.torch_dense(), **work.engines()}
 
 
 def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
@@ -429,7 +468,7 @@ def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
             row["verdict"] = f"failed: {error}"
         except (NotImplementedError, RuntimeError) as error:
             row["verdict"] = f"refused: {str(error).splitlines()[0]}"
-        print(f"{name:12} {row['verdict']}", file=sys.stderr)
+        print(f"{name:14} {row['verdict']}", file=sys.stderr)
 
     # Every round in another order: a GPU that comes from dense attention is at its power limit.
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
@@ -468,7 +507,7 @@ def lines_of(rows: list[dict[str, Any]]) -> str:
         if "seconds_median" not in row:
             continue
         ratio = f"  {row['ratio']:.3g}x msa" if "ratio" in row else ""
-        text.append(f"{row['contender']:12} {row['batch']} x {row['new_tokens']} over "
+        text.append(f"{row['contender']:14} {row['batch']} x {row['new_tokens']} over "
                     f"{row['context']}: {row['seconds_median'] * 1e3:.4g} ms "
                     f"({row['seconds_p10'] * 1e3:.4g} to {row['seconds_p90'] * 1e3:.4g}){ratio}")
     return "\n".join(text)

@@ -13,21 +13,22 @@ from msa_cpp import bench  # noqa: E402
 from msa_cpp._command import InputError  # noqa: E402
 
 SMALL = ["--device", "cpu", "--shape", "4,2", "--topk", "3", "--repeats", "2"]
+ADAPTERS = ["adapter vllm", "adapter sglang", "adapter fmha"]
 
 
 def test_rows_of_a_prefill_and_their_files(tmp_path):
     said = bench.body([*SMALL, "--context", "400,600", "--json", str(tmp_path / "rows.json"),
                        "--tsv", str(tmp_path / "rows.tsv")])
     result = json.loads((tmp_path / "rows.json").read_text())
-    names = ["msa", "index", "sparse", "dense", "adapter", "sdpa"]
+    names = ["msa", "index", "sparse", "dense", *ADAPTERS, "sdpa"]
     assert [row["contender"] for row in result["rows"]] == 2 * names
     for row in result["rows"]:
         assert row["verdict"] == "ok" and 0 < row["seconds_p10"] <= row["seconds_p90"]
         assert 0 <= row["max_error"] <= bench.TOLERANCE["f32"]
         assert row["ratio"] > 0 and row["context"] in (400, 600) and row["dtype"] == "f32"
-    assert said.count("\n") == 11 and "adapter" in said and result["machine"]["threads"] >= 1
+    assert said.count("\n") == 15 and "adapter fmha" in said and result["machine"]["threads"] >= 1
     lines = (tmp_path / "rows.tsv").read_text().splitlines()
-    assert len(lines) == 13 and len({line.count("\t") for line in lines}) == 1
+    assert len(lines) == 17 and len({line.count("\t") for line in lines}) == 1
 
 
 @pytest.mark.parametrize("new_tokens", ["1", "4", "40"])
@@ -35,7 +36,7 @@ def test_rows_of_a_prefill_and_their_files(tmp_path):
 def test_decode_and_extends_in_batches(new_tokens, dtype):
     said = bench.body([*SMALL, "--context", "700", "--new-tokens", new_tokens, "--batch", "2",
                        "--selection", "random", "--dtype", dtype])
-    assert said.count(f"2 x {new_tokens} over 700") == 6
+    assert said.count(f"2 x {new_tokens} over 700") == 8
 
 
 def test_lists_of_a_trace(tmp_path):
