@@ -247,8 +247,8 @@ class Work:
         return [both[..., :DIM].contiguous(), both[..., DIM:].contiguous()]
 
     def as_sglang(self, functions: Any) -> Call:
-        """The calls of SGLang's Triton path as its backend makes them: pages of a block, K and V
-        apart, slot by slot; draft tokens are rows of their own."""
+        """The calls of SGLang's Triton path as its backend makes them on CUDA: pages of a block, K
+        and V apart, slot by slot; several new tokens are a chunk, draft tokens too."""
         c = self.case
         k, v = self.slots
         index_k = self.index_cache.flatten(0, 1)[:, None]
@@ -257,9 +257,7 @@ class Work:
         requests = torch.arange(c.batch, device=self.q.device)
         common = dict(sink=None, req_to_token=table)
 
-        drafts = torch.arange(1, c.new_tokens + 1, device=self.q.device, dtype=torch.int32)
-        rows = dict(slot_ids=requests.repeat_interleave(c.new_tokens), page_size=BLOCK,
-                    seq_lens=(self.prefix_lens[:, None] + drafts).flatten(), block_size=BLOCK)
+        rows = dict(slot_ids=requests, page_size=BLOCK, seq_lens=self.seq_lens, block_size=BLOCK)
 
         def decode() -> tuple[Any, Any]:
             _, ids, _ = functions.flash_decode_with_topk_idx(
@@ -285,7 +283,7 @@ class Work:
             return ids, functions.flash_prefill_with_gqa_share_sparse(
                 q=self.q, k_cache=k, v_cache=v, topk_idx=ids, **chunks, **common, **told)
 
-        return decode if c.new_tokens <= DECODE_TOKENS else prefill
+        return decode if c.new_tokens == 1 else prefill
 
     # ---- the verdict
 
@@ -421,13 +419,14 @@ def cuda_clock(calls: list[Call]) -> Callable[[], float]:
 
     for call in calls:  # what compiles or tunes itself has done so
         call()
-    rounds = math.ceil(GRAPH_SECONDS / (seconds(calls[0]) * len(calls)))
-    if rounds <= 1:
+    duration = seconds(calls[0])
+    if duration >= GRAPH_SECONDS:
         def measure() -> float:
             calls[0]()
             return seconds(calls[0])
 
         return measure
+    rounds = math.ceil(GRAPH_SECONDS / (duration * len(calls)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls * rounds:

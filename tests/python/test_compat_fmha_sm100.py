@@ -126,16 +126,31 @@ def test_sparse_attention_of_a_plan():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_requests_may_grow_beyond_the_plan_where_lists_are_given(causal):
+@pytest.mark.parametrize("longer", [[300, 700, 5, 390], [700]])
+def test_requests_may_grow_beyond_the_plan_where_lists_are_given(longer, causal):
     """A decode plan for short requests, whose tensors are then those of longer ones."""
-    first, s = (Serving(q_lens=[1] * 4, kv_lens=kv_lens)
-                for kv_lens in ([128] * 4, [300, 700, 5, 390]))
+    first, s = (Serving(q_lens=[1] * len(longer), kv_lens=kv_lens)
+                for kv_lens in ([128] * len(longer), longer))
     plan, now = (plan_of(x, kv_block_num=3, causal=causal) for x in (first, s))
     for name in ("kv_segment_lens", "kv_segment_offsets", "kv_page_indptr", "qo_offset"):
         plan[3][name].copy_(now[3][name])
     k, v, _, flat = pages(s)
     spare = torch.cat((flat, flat[:5]))  # a buffer for more pages than there are
     out, _ = fmha.fmha_sm100(s.q, k, v, plan, kv_indices=spare,
+                             kv_block_indexes=s.ids().transpose(0, 1).to(DEVICE))
+    check_close(out, s.attention(s.ids())[0])
+
+
+@pytest.mark.parametrize("spare", [0, 5])
+def test_scores_and_lists_of_one_request(spare):
+    """Whose list of pages is its table."""
+    s = Serving(q_lens=[40], kv_lens=[700])
+    k, v, index, flat = pages(s)
+    flat = torch.cat((flat, flat[:spare]))
+    _, scores = fmha.fmha_sm100(s.idx_q, index, index, score_plan(s), kv_indices=flat,
+                                output_o=False)
+    assert torch.equal(scores.transpose(1, 2)[..., :6].cpu(), s.scores()[..., :6])
+    out, _ = fmha.fmha_sm100(s.q, k, v, plan_of(s, kv_block_num=3), kv_indices=flat,
                              kv_block_indexes=s.ids().transpose(0, 1).to(DEVICE))
     check_close(out, s.attention(s.ids())[0])
 

@@ -242,7 +242,8 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
 
     A flat list of pages is read as the page table of one long sequence that all requests share: the
     keys of a request begin at its first page in the list, and so do its blocks, its length and its
-    positions. So no table is gathered, and no request has a longest length.
+    positions. So no table is gathered, and no request has a longest length. One request alone has
+    its list for a table.
     """
     if k.dim() == 3:
         return ids, dict(max_seqlen_k=k.shape[0])
@@ -254,12 +255,14 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
     indptr = plan["kv_page_indptr"]
     flat = _flat_pages(kv_indices, indptr)
     first = indptr[:-1]
+    if first.shape[0] == 1:
+        return ids, pages | dict(page_table=flat[None])
     rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
     blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
-    pages |= dict(seq_lens=batch["seq_lens"] + first * BLOCK,
-                  page_table=flat.expand(first.shape[0], -1))
+    shift = first * BLOCK
+    pages |= dict(seq_lens=batch["seq_lens"] + shift, page_table=flat.expand(first.shape[0], -1))
     if batch["q_offset"] is not None:  # below 0 counts as 0 before the shift, not behind it
-        pages["q_offset"] = batch["q_offset"].clamp(min=0) + first * BLOCK
+        pages["q_offset"] = batch["q_offset"].clamp(min=0) + shift
     return torch.where(ids < 0, ids, ids + blocks[:, None]), pages
 
 
@@ -276,6 +279,8 @@ def _flat_pages(kv_indices: torch.Tensor | None, indptr: torch.Tensor) -> torch.
 def _table(kv_indices: torch.Tensor | None, indptr: torch.Tensor, width: int) -> torch.Tensor:
     """int32 [B,width] of a flat list of pages; behind a request's own pages anything may stand."""
     flat = _flat_pages(kv_indices, indptr)
+    if indptr.shape[0] == 2 and flat.shape[0] >= width:
+        return flat[None, :width]
     where = indptr[:-1, None] + torch.arange(width, dtype=torch.int32, device=indptr.device)
     return flat[where.clamp_(max=flat.shape[0] - 1)]
 
