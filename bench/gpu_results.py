@@ -194,10 +194,12 @@ def print_bench(results, readme):
 
 
 def print_compare(results):
-    """A line per setting: msa beside dense attention, ours and torch's, and beside the engines'
-    functions; in brackets how many times longer than msa the fastest of each kind takes"""
+    """A line per setting: msa beside dense attention, ours and torch's, beside the engines'
+    functions and through their adapters; in brackets how many times longer than msa the fastest of
+    each kind takes"""
     kinds = {"dense": {"dense": "dense", "sdpa cudnn": "cuDNN", "sdpa flash": "flash"},
-             "engines": {"vllm": "vLLM", "sglang": "SGLang"}}
+             "engines": {"vllm": "vLLM", "sglang": "SGLang"},
+             "adapters": {"adapter vllm": "ours in vLLM", "adapter sglang": "ours in SGLang"}}
     settings = {}
     for row in (row for run in results["runs"] for row in run["rows"]):
         if "seconds_median" in row:
