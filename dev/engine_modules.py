@@ -40,6 +40,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     if folder.exists():
         parser.error(f"folder: {folder} exists already")
+    if not folder.parent.is_dir():
+        parser.error(f"folder: {folder.parent} is not a directory")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         wheels, modules = Path(scratch, "wheels"), Path(scratch, "modules")

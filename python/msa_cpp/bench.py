@@ -516,17 +516,19 @@ def body(arguments: list[str] | None = None) -> str:
     parser = Parser(prog="python -m msa_cpp.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--context", default="8192", help="key lengths, separated by commas")
     parser.add_argument("--new-tokens", type=int, help="per sequence (default: all are new)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--shape", default="m3", help="m3, code-11m or HQ,HKV")
-    parser.add_argument("--topk", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=1, help="sequences (default 1)")
+    parser.add_argument("--shape", default="m3", help="m3 (default), code-11m or HQ,HKV")
+    parser.add_argument("--topk", type=int, default=16, help="blocks per query (default 16)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, else f32")
     parser.add_argument("--device", type=device_here, choices=("cpu", "cuda"),
-                        default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--selection", default="index", help="index, random, or a trace FILE")
-    parser.add_argument("--contenders", default="", help="only these, separated by commas")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--tsv", type=Path)
+                        default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="default: cuda where there is a GPU")
+    parser.add_argument("--selection", default="index", help="index (default), random, or a trace FILE")
+    parser.add_argument("--contenders", default="",
+                        help='only these rows, separated by commas, as "msa,adapter vllm,vllm"')
+    parser.add_argument("--repeats", type=int, default=10, help="rounds (default 10)")
+    parser.add_argument("--json", type=Path, help="file for the machine and the rows")
+    parser.add_argument("--tsv", type=Path, help="file for the rows")
     options = parser.parse_args(arguments)
     try:
         heads_q, heads_kv = SHAPES.get(options.shape) or map(int, options.shape.split(","))
