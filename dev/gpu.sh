@@ -177,7 +177,7 @@ code_11m() {
 }
 
 # Ours beside cuDNN, FlashAttention and the engines, interleaved; on random and on trained lists.
-# Without the engines, whose Triton tries its variants first, it takes a minute and a half.
+# With the engines, whose Triton tries its variants first, it takes less than five minutes.
 compare() {
   local name limit flags trace=$OUT/trace_compare
   step eval_compare 60 "$BIN/msa" eval --backend cuda --model models/code-11m --quiet \

@@ -523,7 +523,8 @@ def body(arguments: list[str] | None = None) -> str:
     parser.add_argument("--device", type=device_here, choices=("cpu", "cuda"),
                         default="cuda" if torch.cuda.is_available() else "cpu",
                         help="default: cuda where there is a GPU")
-    parser.add_argument("--selection", default="index", help="index (default), random, or a trace FILE")
+    parser.add_argument("--selection", default="index",
+                        help="index (default), random, or a trace FILE")
     parser.add_argument("--contenders", default="",
                         help='only these rows, separated by commas, as "msa,adapter vllm,vllm"')
     parser.add_argument("--repeats", type=int, default=10, help="rounds (default 10)")
