@@ -36,7 +36,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ class Case:
 
 
 class Work:
-    """The tensors of a case, and its contenders: name -> call."""
+    """The tensors of a case, and its contenders: name -> call. What a contender alone needs, other
+    layouts and large buffers, is made by its first call: not all are asked for, nor fit."""
 
     def __init__(self, case: Case, seed: int, given_ids: torch.Tensor | None) -> None:
         self.case, dtype, device = case, DTYPES[case.dtype], case.device
@@ -183,15 +184,18 @@ class Work:
                                             output_maxscore=True)
         listed = fmha_sm100.fmha_sm100_plan(*lengths, c.heads_q, c.heads_kv, page_size=BLOCK,
                                             kv_block_num=c.topk)
-        scores = torch.full((self.q.shape[0], c.heads_kv, scored[3]["max_k_tiles"]), -math.inf,
-                            device=self.q.device)
         valid = valid_blocks(self.cu_seqlens_q, self.prefix_lens, self.q.shape[0])
         given_ids = None if self.given_ids is None else self.given_ids.transpose(0, 1)
 
+        @cache
+        def scores() -> torch.Tensor:
+            return torch.full((self.q.shape[0], c.heads_kv, scored[3]["max_k_tiles"]), -math.inf,
+                              device=self.q.device)
+
         def call() -> tuple[Any, Any]:
-            fmha_sm100.fmha_sm100(self.idx_q, index_k, index_k, scored, max_score=scores,
+            fmha_sm100.fmha_sm100(self.idx_q, index_k, index_k, scored, max_score=scores(),
                                   output_o=False, **pages)
-            chosen = fmha_sm100.sparse_topk_select(scores, c.topk, valid, force_end_blocks=1,
+            chosen = fmha_sm100.sparse_topk_select(scores(), c.topk, valid, force_end_blocks=1,
                                                    max_score_layout="THK")
             ids = chosen if given_ids is None else given_ids
             out, _ = fmha_sm100.fmha_sm100(self.q, k, v, listed, kv_block_indexes=ids,
@@ -200,13 +204,18 @@ class Work:
 
         return call
 
-    def torch_dense(self) -> dict[str, Call]:
-        """torch's attention on contiguous copies [B,H,S,D], a call per backend."""
+    @cached_property
+    def contiguous(self) -> list[torch.Tensor]:
+        """q, k and v as torch's attention has them: [B,H,S,D]"""
         c = self.case
-        q = self.q.view(c.batch, c.new_tokens, c.heads_q, DIM).transpose(1, 2).contiguous()
+        q = self.q.view(c.batch, c.new_tokens, c.heads_q, DIM).transpose(1, 2)
         both = self.kv_cache[self.page_table.long()]  # [B,pages,Hkv,128,2*D]
         both = both.transpose(1, 2).reshape(c.batch, c.heads_kv, -1, 2 * DIM)[:, :, :c.context]
-        k, v = both[..., :DIM].contiguous(), both[..., DIM:].contiguous()
+        return [x.contiguous() for x in (q, both[..., :DIM], both[..., DIM:])]
+
+    def torch_dense(self) -> dict[str, Call]:
+        """torch's attention on contiguous copies, a call per backend."""
+        c = self.case
         mask = {"is_causal": True}
         if c.new_tokens == 1:
             mask = {}
@@ -214,7 +223,7 @@ class Work:
             mask = {"attn_mask": causal_lower_right(c.new_tokens, c.context)}
 
         def dense() -> tuple[Any, Any]:
-            out = scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
+            out = scaled_dot_product_attention(*self.contiguous, enable_gqa=True, **mask)
             return None, out.transpose(1, 2).reshape_as(self.q)
 
         if c.device == "cpu":
@@ -250,16 +259,15 @@ class Work:
         """The calls of SGLang's Triton path as its backend makes them on CUDA: pages of a block, K
         and V apart, slot by slot; several new tokens are a chunk, draft tokens too."""
         c = self.case
-        k, v = self.slots
         index_k = self.index_cache.flatten(0, 1)[:, None]
         within = torch.arange(BLOCK, dtype=torch.int32, device=self.q.device)
         table = (self.page_table[..., None] * BLOCK + within).flatten(1)
         requests = torch.arange(c.batch, device=self.q.device)
         common = dict(sink=None, req_to_token=table)
-
         rows = dict(slot_ids=requests, page_size=BLOCK, seq_lens=self.seq_lens, block_size=BLOCK)
 
         def decode() -> tuple[Any, Any]:
+            k, v = self.slots
             _, ids, _ = functions.flash_decode_with_topk_idx(
                 q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen=c.context, topk=c.topk,
                 init_blocks=0, local_blocks=1, disable_index_value=True, **rows, **common)
@@ -275,6 +283,7 @@ class Work:
         told = dict(page_size=BLOCK) if functions is sglang else {}
 
         def prefill() -> tuple[Any, Any]:
+            k, v = self.slots
             _, ids = functions.flash_prefill_with_topk_index(
                 q=self.idx_q, k_cache=index_k, v_cache=None, max_seqlen_k=c.context, topk=c.topk,
                 init_blocks=0, local_blocks=1, disable_index_value=True, page_size=BLOCK,

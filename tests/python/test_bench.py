@@ -39,6 +39,23 @@ def test_decode_and_extends_in_batches(new_tokens, dtype):
     assert said.count(f"2 x {new_tokens} over 700") == 8
 
 
+def test_contenders_that_are_not_asked_for_make_nothing_large(monkeypatch):
+    """The written scores of a prefill of 1M tokens alone would take 137 GB."""
+    work = bench.Work(bench.Case(300, 300, 1, 4, 2, 3, "f32", "cpu", "index"), 0, None)
+
+    def full(*size, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "full", full)
+        calls = bench.contenders(work)
+        assert not {"slots", "contiguous"} & work.__dict__.keys()
+        with pytest.raises(MemoryError):
+            calls["adapter fmha"]()
+    for name in ("adapter fmha", "adapter vllm", "sdpa"):
+        work.check(*calls[name]())
+
+
 def test_lists_of_a_trace(tmp_path):
     """Four KV heads from two layers of two."""
     path = tmp_path / "trace.safetensors"

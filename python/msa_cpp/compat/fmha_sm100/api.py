@@ -131,8 +131,13 @@ def _fmha_sm100(
     _check_plan(plan_info, q, k)
     batch = _lengths(plan_info, k, q_offset_override)
     max_q_len, tiles = plan_info["max_qo_len"], -(-plan_info["max_kv_len"] // BLOCK)
+    flat = None
+    if k.dim() == 4 and page_table is None:
+        flat = _flat_pages(kv_indices, plan_info["kv_page_indptr"])
+        if plan_info["kv_segment_lens"].shape[0] == 1 and flat.shape[0] >= tiles:
+            page_table = flat[None]  # one request's list is its table
     if kv_block_indexes is not None:
-        ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), kv_indices,
+        ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), flat,
                              page_table)
         batch |= pages
         if k.dim() == 3 or not batch["causal"]:
@@ -143,7 +148,7 @@ def _fmha_sm100(
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
     if k.dim() == 4:
         batch["page_table"] = (page_table if page_table is not None
-                               else _table(kv_indices, plan_info["kv_page_indptr"], max(1, tiles)))
+                               else _table(flat, plan_info["kv_page_indptr"], max(1, tiles)))
     wanted = output_maxscore and plan_info["max_k_tiles"] > 0
     if not (wanted or output_o):
         raise ValueError("output_o: got False, expected True without max_score")
@@ -236,14 +241,13 @@ def _lengths(plan: dict[str, Any], k: torch.Tensor,
 
 
 def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: torch.Tensor,
-            kv_indices: torch.Tensor | None, page_table: torch.Tensor | None,
+            flat: torch.Tensor | None, page_table: torch.Tensor | None,
             ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Lists [Hkv,T,K], and where the blocks lie that they name.
 
     A flat list of pages is read as the page table of one long sequence that all requests share: the
     keys of a request begin at its first page in the list, and so do its blocks, its length and its
-    positions. So no table is gathered, and no request has a longest length. One request alone has
-    its list for a table.
+    positions. So no table is gathered, and no request has a longest length.
     """
     if k.dim() == 3:
         return ids, dict(max_seqlen_k=k.shape[0])
@@ -252,11 +256,7 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
         pages |= dict(causal=True, q_offset=None)
     if page_table is not None:
         return ids, pages | dict(page_table=page_table)
-    indptr = plan["kv_page_indptr"]
-    flat = _flat_pages(kv_indices, indptr)
-    first = indptr[:-1]
-    if first.shape[0] == 1:
-        return ids, pages | dict(page_table=flat[None])
+    first = plan["kv_page_indptr"][:-1]
     rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
     blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
     shift = first * BLOCK
@@ -276,11 +276,8 @@ def _flat_pages(kv_indices: torch.Tensor | None, indptr: torch.Tensor) -> torch.
     return kv_indices if kv_indices.shape[0] else kv_indices.new_zeros(1)
 
 
-def _table(kv_indices: torch.Tensor | None, indptr: torch.Tensor, width: int) -> torch.Tensor:
+def _table(flat: torch.Tensor, indptr: torch.Tensor, width: int) -> torch.Tensor:
     """int32 [B,width] of a flat list of pages; behind a request's own pages anything may stand."""
-    flat = _flat_pages(kv_indices, indptr)
-    if indptr.shape[0] == 2 and flat.shape[0] >= width:
-        return flat[None, :width]
     where = indptr[:-1, None] + torch.arange(width, dtype=torch.int32, device=indptr.device)
     return flat[where.clamp_(max=flat.shape[0] - 1)]
 
