@@ -10,28 +10,31 @@
 namespace msa {
 namespace {
 
-/// One row of `merge`: a = max lse_i; lse = a + ln sum exp(lse_i - a); o = sum exp(lse_i - lse)
-/// o_i. Precondition: f32 everywhere; the arguments passed check() (core/check.h).
+/// One row of `merge`: a = max lse_i; s = sum exp(lse_i - a); lse = a + ln s;
+/// o = sum exp(lse_i - a) / s o_i. Precondition: f32 everywhere; the arguments passed check()
+/// (core/check.h).
 void merge_row(const MergeParams& m, int64_t t, int64_t h) {
   const int64_t parts = m.o_parts.shape[0], dim = m.o_parts.shape[3];
   constexpr float kNone = -std::numeric_limits<float>::infinity();
 
   float a = kNone;
-  for (int64_t i = 0; i < parts; ++i) a = std::max(a, *m.lse_parts.at<float>(i, t, h));
+  for (int64_t i = 0; i < parts; ++i) {
+    const float lse = *m.lse_parts.at<float>(i, t, h);
+    if (lse > a || std::isnan(lse)) a = lse;  // NaN stays
+  }
   float sum = 0;
   if (a != kNone)
     for (int64_t i = 0; i < parts; ++i) sum += std::exp(*m.lse_parts.at<float>(i, t, h) - a);
-  const float lse = a == kNone ? kNone : a + std::log(sum);
 
   float* o = m.o.at<float>(t, h);
   std::fill_n(o, dim, 0.0f);
-  for (int64_t i = 0; i < parts && lse != kNone; ++i) {
-    const float weight = std::exp(*m.lse_parts.at<float>(i, t, h) - lse);
+  for (int64_t i = 0; i < parts && a != kNone; ++i) {
+    const float weight = std::exp(*m.lse_parts.at<float>(i, t, h) - a) / sum;
     if (weight == 0) continue;  // a part without keys may hold anything
     const float* part = m.o_parts.at<float>(i, t, h);
     for (int64_t d = 0; d < dim; ++d) o[d] += weight * part[d];
   }
-  if (m.lse.given()) *m.lse.at<float>(t, h) = lse;
+  if (m.lse.given()) *m.lse.at<float>(t, h) = a == kNone ? kNone : a + std::log(sum);
 }
 
 class SkeletonBackend final : public PartialBackend {

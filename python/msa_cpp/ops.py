@@ -37,7 +37,8 @@ would need it is an error that names the stride or the dtype.
   `backends()`; "auto" takes the best one.
 
 Integer metadata live on the device of the tensors. Rows without a visible key give zeros, an LSE of
--inf and ids of -1. Work on CUDA tensors is enqueued on torch's current stream.
+-inf and ids of -1. NaN and infinities in keys and values that a query may not see leave its row
+alone; logits may be as large as 2^126. Work on CUDA tensors is enqueued on torch's current stream.
 
 **Errors** name the argument, what was given and what is supported, and leave outputs untouched:
 TypeError for what is no array or of a wrong dtype, ValueError for shapes, strides, devices and
@@ -125,8 +126,8 @@ def select_blocks(
     """The ids of the blocks to attend to: the forced ones, then the best-scored ones.
 
     Exactly ``min(topk, num_valid_blocks)`` ids in ascending order, then -1. Forced blocks count
-    among them: the last `local_blocks` valid ones, then the first `init_blocks`. Of equal scores
-    the lower id wins; NaN counts as -inf. Selection is independent per head.
+    among them: the last `local_blocks` valid ones and those with ids below `init_blocks`. Of equal
+    scores the lower id wins; NaN counts as -inf. Selection is independent per head.
 
     Args:
         scores: float32 ``[Hi,T,blocks]`` of any strides.
@@ -172,6 +173,9 @@ def index_select(
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
 ) -> Array:
     """`index_scores` and `select_blocks` in one pass; no score matrix is ever written.
+
+    The last of the `local_blocks` forced ones is the block of the query's position, and without
+    `causal` the last block of the given keys, also of a shard.
 
     Args:
         q_idx: ``[T,Hi,Di]``, float32, bfloat16 or float16.
@@ -226,7 +230,8 @@ def sparse_attention(
         q: ``[T,Hq,D]``, float32, bfloat16 or float16.
         k, v: ``[S,Hkv,D]`` or pages ``[P,Hkv,Bk,D]``, of the same dtype.
         block_ids: int32 ``[Hkv,T,K]``: blocks of the query's own sequence in any order, none
-            twice; -1 ends a list. The head stride may be 0: one list for all heads.
+            twice (an error on a CPU; on a GPU it counts once); -1 ends a list. The head stride may
+            be 0: one list for all heads.
         softmax_scale: factor of the logits; default ``1/sqrt(D)``.
         k_scale, v_scale: places of the 8-bit caches to come; only None is supported.
         out: ``[T,Hq,D]`` of the dtype of q, or float32.
@@ -419,8 +424,8 @@ def merge(
 ) -> Array | tuple[Array, Array]:
     """Combines attention over disjoint sets of keys (shards, splits) exactly.
 
-    ``a = max_i lse_i; lse = a + ln sum_i exp(lse_i - a); out = sum_i exp(lse_i - lse) o_i``. Parts
-    with an LSE of -inf count nothing.
+    ``a = max_i lse_i; lse = a + ln sum_i exp(lse_i - a)``, and out is the mean of the parts with
+    weights ``exp(lse_i - a)``. Parts with an LSE of -inf count nothing.
 
     Args:
         o_parts: ``[parts,T,Hq,D]``, float32, bfloat16 or float16, parts >= 1.
@@ -545,6 +550,7 @@ def block_mass(
 
     ``mass[r,t,j] = mean over heads h of group r of the sum over visible tokens s of block j of
     exp(q[t,h] . k[s] * scale - lse[t,h])``: the oracle that recall and kept mass are measured by.
+    From ``|lse| = 2^24`` on, logits within ``2^-21 |lse|`` of it count as equal to it.
 
     Args:
         q: ``[T,Hq,D]``, float32, bfloat16 or float16.

@@ -313,8 +313,8 @@ Status for_each_list(const TensorView& ids, const Batch& batch, int64_t block_si
   return {};
 }
 
-/// The first slot of list[0,n) whose block an earlier one names, or n. Ids are looked for only where
-/// another one has left the mark that they share.
+/// The first slot of list[0,n) whose block an earlier one names, or n. Ids are looked for only
+/// where another one has left the mark that they share.
 int64_t repeated_slot(const int32_t* list, int64_t n) {
   constexpr size_t kMarks = 4096;  // lists of 512K tokens in blocks of 128 share none
   std::bitset<kMarks> marks;

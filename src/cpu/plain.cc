@@ -113,8 +113,7 @@ void merge(const Plan&, const MergeParams& a, Queue queue) {
         const int64_t to = a.o.offset(t, h, d0);
         for (int64_t d = 0; d < n; ++d) store_f32(a.o.data, a.o.dtype, to + d, o[d]);
       }
-      if (a.lse.given())
-        *a.lse.at<float>(t, h) = top == -kInfinity ? top : top + std::log(sum);
+      if (a.lse.given()) *a.lse.at<float>(t, h) = top == -kInfinity ? top : top + std::log(sum);
     }
   });
 }

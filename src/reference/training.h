@@ -135,8 +135,7 @@ Distributions<Real> distributions(const Problem& p, const KlParams& a, int64_t t
   const float index_lse = *a.index_lse.at<const float>(t, r);
   Distributions<Real> out;
   if (index_lse == kMinusInfinity) return out;
-  out.log_student =
-      log_probability(index_logit<Real>(p, row(a.q_idx, t, r), k_idx), index_lse);
+  out.log_student = log_probability(index_logit<Real>(p, row(a.q_idx, t, r), k_idx), index_lse);
   const int64_t group = p.group();
   for (int64_t h = r * group; h < (r + 1) * group; ++h) {
     const Real logit = dot<Real>(row(a.q, t, h), k, p.head_dim) * scale;

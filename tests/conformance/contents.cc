@@ -317,8 +317,7 @@ TensorView Instance::make_ids() {
         std::vector<int64_t> candidates(static_cast<size_t>(end - begin));
         std::iota(candidates.begin(), candidates.end(), begin);
         rng_.shuffle(candidates);
-        const int64_t most =
-            std::min<int64_t>(p.topk - (case_.repeated_ids ? 1 : 0), end - begin);
+        const int64_t most = std::min<int64_t>(p.topk - (case_.repeated_ids ? 1 : 0), end - begin);
         candidates.resize(static_cast<size_t>(rng_.chance(75) ? most : rng_.between(0, most)));
         if (rng_.chance(60)) std::sort(candidates.begin(), candidates.end());
         candidates.push_back(-1);

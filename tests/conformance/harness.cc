@@ -65,8 +65,8 @@ Status call(const Plan& plan, const Params& params, HostRange scratch,
   return call_on_device(plan, params, workspace, memory);
 }
 
-/// True when index_select's forced blocks are those of select_blocks: the query's local block is the
-/// last one it sees.
+/// True when index_select's forced blocks are those of select_blocks: the query's local block is
+/// the last one it sees.
 bool ends_at_local_block(const Case& c) {
   if (c.block_offsets) return false;
   if (!c.causal) return true;

@@ -220,6 +220,8 @@ def index_select(p, scores):
         for t in p.rows(b):
             blocks = -(-p.visible(b, t) // p.block_size)
             last = p.position(b, t) // p.block_size  # negative for rows without a key
+            if not p.causal:
+                last = p.first_block(b) + blocks - 1
             for h in range(p.heads_kv):
                 ids[h, t], best[h, t] = select(p, scores[h, t, :blocks], last, p.first_block(b))
     return ids, best

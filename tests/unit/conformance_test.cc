@@ -498,6 +498,9 @@ TEST(Cases, CoverWhatTheyShould) {
     count["q_offset"] += c.q_offsets;
     count["shard"] += c.block_offsets;
     count["shared_ids"] += c.shared_ids;
+    count["repeated_ids"] += c.repeated_ids;
+    count["spoiled"] += c.first_sequence_spoiled() && c.sequences.size() > 1;
+    count["selection without a mask"] += p.op == Op::kIndexSelect && !c.causal;
     count["forced"] += p.init_blocks > 0 || p.local_blocks > 1;
     count["D64"] += p.head_dim == 64;
     count["D128"] += p.head_dim == 128;
@@ -514,10 +517,10 @@ TEST(Cases, CoverWhatTheyShould) {
   }
   EXPECT_EQ(seen["op.dtype.layout"].size(), 3u * 22);
   for (int64_t group = 1; group <= 16; ++group) EXPECT_TRUE(seen["G"].contains(group)) << group;
-  EXPECT_EQ(seen["values"].size(), 9u);
+  EXPECT_EQ(seen["values"].size(), 10u);
   for (int64_t k : {1, 2, 4, 8, 16, 32}) EXPECT_TRUE(seen["K"].contains(k)) << k;
   for (int64_t block : {8, 16, 32, 64, 128}) EXPECT_TRUE(seen["Bk"].contains(block)) << block;
-  EXPECT_GE(count.size(), 17u);
+  EXPECT_GE(count.size(), 20u);
   for (const auto& [what, cases] : count) EXPECT_GE(cases, 40) << what;
 }
 

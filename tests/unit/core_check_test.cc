@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -453,6 +454,23 @@ TEST(Check, IdsOfShardsAndSharedLists) {
   EXPECT_TRUE(call(plan, a).ok());
   *a.ids.at<int32_t>(0, 3, 1) = 2;
   EXPECT_EQ(call(plan, a).message().substr(0, 18), "ids[0,3,1]: got 2,");
+}
+
+TEST(Check, DistinctIdsInAnyOrder) {
+  const Plan plan = plan_for(Op::kSparseAttention, KvLayout::kPacked);
+  Make<Packed> storage;
+  SparseAttentionParams a = storage.sparse_attention();
+  a.batch.block_offset = storage.ints({7, 0});  // any id is legal
+  const auto with = [&](std::array<int32_t, 3> list) {
+    std::copy(list.begin(), list.end(), a.ids.at<int32_t>(0, 1));
+    return call(plan, a).message();
+  };
+  EXPECT_EQ(with({8193, 4097, 1}), "");  // far apart by a round number
+  EXPECT_EQ(with({4097, 8193, 1}), "");
+  EXPECT_EQ(with({9, 4097, -1}), "");
+  EXPECT_EQ(with({4097, 1, 4097}), "ids[0,1,2]: got 4097 a second time, expected distinct blocks");
+  EXPECT_EQ(with({5, 5, -1}), "ids[0,1,1]: got 5 a second time, expected distinct blocks");
+  EXPECT_EQ(with({5, -1, 5}), "");  // behind the end
 }
 
 TEST(Check, DecodeTakesSixteenTokens) {

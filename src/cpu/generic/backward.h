@@ -144,7 +144,7 @@ struct BackwardKeySide {
   float* rows;                         // [kReaders,ld]
   float *q_cols, *d_o_cols, *q, *d_o;  // panels of readers: as columns, as depths
   float *s, *dp;                       // [kPiece,kReaders], keys down
-  float *shift, *limit, *shift_of_dp;   // [kReaders]
+  float *shift, *limit, *shift_of_dp;  // [kReaders]
   int64_t seen[kReaders];              // keys of the piece that a column sees, ascending
 
   MSA_INLINE BackwardKeySide(Arena& arena, const Problem& p) {

@@ -92,8 +92,7 @@ void run_index_lse(const Plan& plan, const IndexLseParams& a, Workspace workspac
                          }
                        });
         for (int64_t i = 0; i < nq; ++i)
-          *a.lse.at<float>(s.q_begin + q0 + i, head) =
-              lse_of(w.m[i], w.l[i], c);
+          *a.lse.at<float>(s.q_begin + q0 + i, head) = lse_of(w.m[i], w.l[i], c);
       });
   for (int64_t t = *a.batch.cu_seqlens_q.at<const int32_t>(batch_size(a.batch)); t < a.lse.shape[0];
        ++t)
@@ -281,7 +280,7 @@ struct KlKeySide {
   float* rows;                         // [kReaders,max(D,Di)]
   float *q_cols, *q_idx_cols, *q_idx;  // panels of readers: as columns, as depths
   float *s, *teacher;                  // [kPiece,kReaders], keys down
-  float *shift, *limit;                 // [kReaders]
+  float *shift, *limit;                // [kReaders]
   int64_t seen[kReaders];              // keys of the piece that a column sees, ascending
 
   MSA_INLINE KlKeySide(Arena& arena, const Problem& p) {

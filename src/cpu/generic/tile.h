@@ -311,9 +311,8 @@ bool has_non_finite_as(const BlockRows& rows, int64_t begin, int64_t end, int64_
 template <class Isa>
 bool has_non_finite(DType dtype, const BlockRows& rows, int64_t begin, int64_t end, int64_t dim) {
   bool found = false;
-  with_dtype<Isa>(dtype, [&]<DType T>() {
-    found = has_non_finite_as<Isa, T>(rows, begin, end, dim);
-  });
+  with_dtype<Isa>(dtype,
+                  [&]<DType T>() { found = has_non_finite_as<Isa, T>(rows, begin, end, dim); });
   return found;
 }
 
