@@ -354,8 +354,8 @@ def test_a_step_does_not_wait_for_the_device(route, dtype):
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
-def fails(capsys, *arguments):
-    assert train(*arguments) == 2
+def fails(capsys, *arguments, code=2):
+    assert train(*arguments) == code
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("msa_cpp.train: error: ")
     return err
@@ -440,8 +440,69 @@ def test_a_nan_stops_the_run_by_name(tmp_path):
 
 def test_a_diverging_run_says_so(tmp_path, capsys):
     error = fails(capsys, "--route", "full", "--output", tmp_path, "--steps", 50, "--lr", "1e38",
-                  "--clip", "1e38", *SMALL)
+                  "--clip", "1e38", *SMALL, code=1)
     assert "step " in error and "holds NaN or infinity" in error
+
+
+def test_a_converted_checkpoint_keeps_its_backbone(tmp_path, capsys):
+    """Its weights carry factors of 2^40: only the index branch may learn."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from msa_cpp.convert import convert
+
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2)).save_pretrained(tmp_path / "llama")
+    convert(tmp_path / "llama", tmp_path / "msa", full_attention=[0])
+    capsys.readouterr()
+    command = ("--init", tmp_path / "msa", "--output", tmp_path / "out", "--steps", 2,
+               "--warmup-steps", 1, *SMALL)
+    for route, freeze, given in (("msa-pt", (), "nothing"), ("msa-cpt", (), "nothing"),
+                                 ("full", (), "nothing"), ("msa-pt", ("--freeze", "none"), "none"),
+                                 ("msa-cpt", ("--freeze", "warmup"), "warmup")):
+        error = fails(capsys, "--route", route, *command, *freeze)
+        assert f"--freeze: got {given}, expected all: {tmp_path / 'msa'} comes from" in error
+        assert not (tmp_path / "out").exists()
+    assert train("--route", "msa-cpt", *command, "--freeze", "all") == 0
+    before, after = np_weights(tmp_path / "msa"), np_weights(storage.directory(tmp_path / "out", 2))
+    assert {n for n in after if not torch.equal(before[n].float(), after[n])} == {
+        n for n in after if ".indexer." in n}
+
+
+def test_the_model_is_that_of_config_json(tmp_path, capsys):
+    """RoPE from every place that transformers reads, to the logits; what is not ours, by name."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    m3 = transformers.models.minimax_m3_vl
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.25}
+    outer = {"rope_theta": 300.0, "partial_rotary_factor": 0.25}
+    rest = {k: v for k, v in MINIATURE.items() if k not in ("rope_parameters", "rms_norm_eps",
+                                                            "swiglu_alpha", "swiglu_limit")}
+    tokens, ends = torch.arange(96) % 91, torch.tensor([0, 96], dtype=torch.int32, device=DEVICE)
+    for places in ({"rope_parameters": rope}, {"rope_scaling": rope}, outer,
+                   {"rope_parameters": {"rope_type": "default"}, **outer}):
+        config = rest | places
+        model = Model(config, seed=1).to(DEVICE)
+        assert model.config["rotary_dim"] == 4
+        theirs = m3.modeling_minimax_m3_vl.MiniMaxM3VLForCausalLM(
+            m3.configuration_minimax_m3_vl.MiniMaxM3VLTextConfig(
+                **json.loads(json.dumps(config)), attn_implementation="eager")).eval()
+        theirs.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            attend = Trainer(Options(), model, Facts()).attend("sparse")
+            ours, _ = model(tokens.to(DEVICE), ends, 96, attend)
+            want = theirs(input_ids=tokens[None]).logits[0]
+        torch.testing.assert_close(ours.cpu(), want, rtol=1e-3, atol=1e-4)
+    path = tmp_path / "config.json"
+    for change, says in (
+            ({"use_gemma_norm": False}, "use_gemma_norm: got false, supported is true"),
+            ({"attention_dropout": 0.1}, "attention_dropout: got 0.1, supported is 0"),
+            ({"index_init_blocks": 3}, "index_topk_blocks: got 3, expected at least 4"),
+            ({"sparse_attention_config": {"sparse_topk_blocks": 4}}, "sparse_attention_config: "),
+            ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.type: got")):
+        path.write_text(json.dumps(MINIATURE | change))
+        error = fails(capsys, "--route", "msa-pt", "--config", path, "--output", tmp_path / "out",
+                      *SMALL)
+        assert f"error: {path}: {says}" in error
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_with_nan_is_refused(run, tmp_path, capsys):

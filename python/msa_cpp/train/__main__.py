@@ -26,9 +26,10 @@ import torch
 import torch.distributed as distributed
 
 from .._command import InputError, Parser, device_here, exit_code
+from ..convert import NO_LIMIT
 from . import storage
 from .data import Facts, Source, Text, read_folder
-from .model import MINIATURE, Config, Model, check_config
+from .model import MINIATURE, Config, Model
 from .trainer import ROUTES, Options, Trainer
 
 HELP = {
@@ -123,9 +124,12 @@ def starting_model(arguments: argparse.Namespace, resumed: Path | None) -> Model
     path = resumed / "config.json" if resumed else arguments.config or (
         arguments.init and arguments.init / "config.json")
     config: Config = storage.read_config(path) if path else MINIATURE
-    check_config(config)
     model = Model(config, arguments.seed)
     if weights:
+        if model.config["swiglu_limit"] == NO_LIMIT and arguments.freeze != "all":
+            raise InputError(f"--freeze: got {arguments.freeze or 'nothing'}, expected all: "
+                             f"{weights} comes from msa_cpp.convert, and its weights carry factors "
+                             "of 2^40 that AdamW's steps do not follow")
         storage.load_weights(model, weights)
     return model
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from .._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
 from .._command import InputError
+from .._config import check_fixed, m3_config, reading
 from .model import Config, Model
 
 STEP = re.compile(r"step-(\d{8})")
@@ -88,10 +89,10 @@ def stored(values: torch.Tensor) -> Tensor:
 
 
 def read_config(path: Path) -> Config:
-    config = read_json(path)
-    if config.get("model_type") != "minimax_m3_vl_text":
-        raise InputError(f"{path}: model_type: got {config.get('model_type')!r}, expected "
-                         "minimax_m3_vl_text")
+    """Of a model that this trainer makes, complete. InputError names file and key."""
+    with reading(path):
+        config = m3_config(read_json(path))
+        check_fixed(config, {"attention_dropout": (0,)})
     return config
 
 

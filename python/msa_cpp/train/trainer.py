@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import autograd
-from .._command import InputError
+from .._command import NumericError
 from . import storage
 from .data import NO_TARGET, Examples, Source
 from .metrics import Choose, Recorder
@@ -66,7 +66,7 @@ class Options:
     seed: int = 0
 
 
-class Diverged(InputError):
+class Diverged(NumericError):
     """A loss or gradient that is no number: one line with the step and the first such tensor."""
 
 
@@ -300,7 +300,8 @@ def msa_config(config: Config, options: Options) -> autograd.MsaConfig:
     """The sparse stage's attention."""
     return autograd.MsaConfig(
         block_size=config["index_block_size"], topk=config["index_topk_blocks"],
-        local_blocks=config.get("index_local_blocks", 1) if options.force_local else 0,
+        init_blocks=config["index_init_blocks"],
+        local_blocks=config["index_local_blocks"] if options.force_local else 0,
         kl_support=options.kl_support)
 
 
