@@ -9,8 +9,22 @@
 //   shards    with block_offset the given keys are tokens block_offset[b]*Bk + 0 .. kv_len[b]-1;
 //             block ids stay global, and ids of other shards are skipped. The partial results
 //             combine exactly by `merge` (values) and by the K best scores (ids).
+//   local     the block that ends a query's forced ones: with a causal mask that of its position,
+//             by global id, so maybe one of another shard; without a mask the last of the given keys,
+//             in every shard its own. select_blocks takes the last valid one.
 //   padding   a sequence with kv_len 0 and rows past cu_seqlens_q[B] give zeros, LSE -inf, ids -1;
 //             gradients of keys past cu_seqlens_k[B] are zero.
+//   lists     name a block at most once. A second time is an error where ids lie in host memory; in
+//             device memory it counts nothing, as if the list were the set of its ids.
+//   unseen    a key or value that a query may not see (later, unlisted, past kv_len, of another
+//             sequence) leaves its row of o, lse, scores and ids alone, NaN and infinities included.
+//             Gradients and kl may be NaN anywhere in a sequence that holds a NaN or an infinity, and
+//             never in another one.
+//   logits    may be as large as 2^126. From 2^30 on, in units of log2, two products of f32 lie 64
+//             and more apart: the largest of a row weighs 1, its equals too, all others nothing.
+//   given LSE of block_mass, the gradients and kl: P = exp(logit - lse). From |lse| = 2^24 on, an f32
+//             does not hold the logarithm of the sum: P = exp(min(0, logit - lse + 2^-21 |lse|)), so
+//             that every logit it may stand for has P = 1.
 // Bad contents of metadata and ids that lie in host memory are errors, by name and index.
 #pragma once
 
@@ -42,15 +56,16 @@ struct IndexScoresParams {
 
 /// ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
 /// ascending, -1 in the unused tail; exactly min(K, num_valid_blocks[t]) ids. Ties go to the lower
-/// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, then the
-/// first init_blocks.
+/// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, and those
+/// with ids below init_blocks.
 struct SelectBlocksParams {
   TensorView scores{};            ///< f32 [Hi,T,blocks], any strides
   TensorView num_valid_blocks{};  ///< i32 [T], optional (default: all columns)
   TensorView ids{};               ///< out i32 [Hi,T,K]
 };
 
-/// index_scores and select_blocks in one pass; no score matrix exists.
+/// index_scores and select_blocks in one pass; no score matrix exists. Forced are the local_blocks
+/// blocks that end at the local one, and those with global ids below init_blocks, as far as given.
 struct IndexSelectParams {
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
@@ -87,7 +102,8 @@ struct DenseAttentionParams {
 };
 
 /// Combines attention over disjoint key sets: a = max_i lse_i; lse = a + ln sum exp(lse_i - a);
-/// o = sum exp(lse_i - lse) o_i. Parts with lse -inf count nothing; all -inf gives o 0, lse -inf.
+/// o = sum exp(lse_i - a) o_i / sum exp(lse_i - a). Parts with lse -inf count nothing; all -inf gives
+/// o 0, lse -inf. Parts of equal LSE weigh the same.
 struct MergeParams {
   TensorView o_parts{};    ///< [parts,T,Hq,D]
   TensorView lse_parts{};  ///< f32 [parts,T,Hq]
@@ -97,7 +113,7 @@ struct MergeParams {
 
 /// The inverse of block lists, block -> queries, as CSR per KV head. Blocks of the sequences follow
 /// each other: NB = sum over sequences of ceil(kv_len/Bk). An entry is token*K + slot, ascending
-/// per block.
+/// per block; a block's first slot in a list, where it stands twice.
 struct BlockListsParams {
   TensorView ids{};      ///< i32 [Hkv,T,K]
   Batch batch{};         ///< lengths only

@@ -22,8 +22,4 @@ Status check(const Plan& plan, const AttentionBackwardParams& params);
 Status check(const Plan& plan, const IndexLseParams& params);
 Status check(const Plan& plan, const KlParams& params);
 
-/// No list names a block twice. O(K^2) per list, so only debug builds and the reference ask.
-/// Precondition: the other checks passed.
-Status check_distinct(const Problem& problem, const TensorView& ids, const Batch& batch);
-
 }  // namespace msa

@@ -29,6 +29,12 @@ struct Sequence {
   }
   /// Given blocks with a key visible to query i.
   int64_t visible_blocks(int64_t i) const { return (visible(i) + block_size - 1) / block_size; }
+  /// Global id of query i's local block, the last forced one: that of its position, or the last
+  /// given one where nothing is masked; less than block0 if there is none.
+  int64_t local_block(int64_t i) const {
+    if (!causal) return block0 + blocks() - 1;
+    return pos0 + i < 0 ? -1 : (pos0 + i) / block_size;
+  }
 };
 
 inline int64_t batch_size(const Batch& batch) { return batch.cu_seqlens_q.shape[0] - 1; }

@@ -15,6 +15,16 @@ Real scale_of(float softmax_scale, int64_t dim) {
                             : 1 / std::sqrt(static_cast<Real>(dim));
 }
 
+/// The logarithm of the probability that a given LSE leaves to a logit. A large LSE stands for all
+/// logits near it: each has the probability 1.
+template <class Real>
+Real log_probability(Real logit, float lse) {
+  if (lse == kMinusInfinity) return lse;
+  const Real difference = logit - static_cast<Real>(lse);
+  if (!(std::abs(lse) >= 0x1p24f)) return difference;
+  return std::min<Real>(0, difference + static_cast<Real>(std::abs(lse)) * Real{0x1p-21});
+}
+
 /// o = softmax(q . k * scale) v and lse for query head h, over the visible tokens of the blocks in
 /// `ids`, of all if null. scratch: a logit per token and D sums.
 template <class Real, class Params>
@@ -87,8 +97,8 @@ void block_mass(const Problem& p, const BlockMassParams& a, const Team& team) {
         for (int64_t s = j * p.block_size; s < query.block_end(j); ++s) {
           const Row k = key_row(a.k, query.s, s, r);
           for (int64_t h = r * group; h < (r + 1) * group; ++h) {
-            const Real lse = static_cast<Real>(*a.lse.at<const float>(t, h));
-            mass += std::exp(dot<Real>(row(a.q, t, h), k, p.head_dim) * scale - lse);
+            const Real logit = dot<Real>(row(a.q, t, h), k, p.head_dim) * scale;
+            mass += std::exp(log_probability(logit, *a.lse.at<const float>(t, h)));
           }
         }
         *a.mass.at<float>(r, t, j) = static_cast<float>(mass / static_cast<Real>(group));
@@ -110,7 +120,6 @@ void merge(const Problem& p, const MergeParams& a, const Team& team) {
       const bool empty = max == kMinusInfinity;
       Real sum = 0;
       for (int64_t i = 0; i < parts && !empty; ++i) sum += std::exp(part_lse(i) - max);
-      const Real lse = empty ? max : max + std::log(sum);
 
       for (int64_t d = 0; d < p.head_dim; ++d) {
         Real o = 0;
@@ -118,11 +127,12 @@ void merge(const Problem& p, const MergeParams& a, const Team& team) {
           if (part_lse(i) == kMinusInfinity) continue;  // its o may hold anything
           const float part =
               load_f32(a.o_parts.data, a.o_parts.dtype, a.o_parts.offset(i, t, h, d));
-          o += std::exp(part_lse(i) - lse) * static_cast<Real>(part);
+          o += std::exp(part_lse(i) - max) / sum * static_cast<Real>(part);
         }
         store_f32(a.o.data, a.o.dtype, a.o.offset(t, h, d), static_cast<float>(o));
       }
-      if (a.lse.given()) *a.lse.at<float>(t, h) = static_cast<float>(lse);
+      if (a.lse.given())
+        *a.lse.at<float>(t, h) = static_cast<float>(empty ? max : max + std::log(sum));
     }
   });
 }

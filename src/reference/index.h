@@ -28,7 +28,7 @@ float block_score(Row q, const TensorView& keys, int64_t head, int64_t dim, cons
 struct Forced {
   int64_t init;
   int64_t local;
-  int64_t last_local;  ///< the query's own block
+  int64_t last_local;  ///< the local block
 
   bool operator()(int64_t id) const {
     return id < init || (id > last_local - local && id <= last_local);
@@ -91,8 +91,7 @@ void index_select(const Problem& p, const IndexSelectParams& a, const Team& team
   team.for_each(a.q_idx.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
     const int64_t blocks = query.visible_blocks();
-    const int64_t last_local = query.position() < 0 ? -1 : query.position() / p.block_size;
-    const Forced forced{p.init_blocks, p.local_blocks, last_local};
+    const Forced forced{p.init_blocks, p.local_blocks, query.s.local_block(query.i)};
     float* scores = reinterpret_cast<float*>(scratch);
     int32_t* order = reinterpret_cast<int32_t*>(scores + blocks);
     for (int64_t r = 0; r < p.heads_kv; ++r) {

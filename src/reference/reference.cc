@@ -1,7 +1,6 @@
 // The readable specification as a backend, in fp32 and in fp64.
 #include <thread>
 
-#include "core/check.h"
 #include "core/layer_decode.h"
 #include "core/registry.h"
 #include "core/text.h"
@@ -47,7 +46,6 @@ class ReferenceBackend final : public Backend {
   }
   Status run(const Plan& plan, const SparseAttentionParams& a, Workspace w,
              Queue q) const override {
-    MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
     reference::sparse_attention<Real>(plan.problem, a, team(plan, w, q));
     return {};
   }
@@ -60,7 +58,6 @@ class ReferenceBackend final : public Backend {
     return {};
   }
   Status run(const Plan& plan, const BlockListsParams& a, Workspace w, Queue q) const override {
-    MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
     reference::block_lists(plan.problem, a, team(plan, w, q));
     return {};
   }
@@ -74,17 +71,14 @@ class ReferenceBackend final : public Backend {
   }
   Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace w,
              Queue q) const override {
-    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
     reference::attention_backward<Real>(plan.problem, a, team(plan, w, q));
     return {};
   }
   Status run(const Plan& plan, const IndexLseParams& a, Workspace w, Queue q) const override {
-    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
     reference::index_lse<Real>(plan.problem, a, team(plan, w, q));
     return {};
   }
   Status run(const Plan& plan, const KlParams& a, Workspace w, Queue q) const override {
-    if (a.ids.given()) MSA_TRY(check_distinct(plan.problem, a.ids, a.batch));
     reference::kl<Real>(plan.problem, a, team(plan, w, q));
     return {};
   }

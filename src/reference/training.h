@@ -50,8 +50,8 @@ PairGradient<Real> pair_gradient(const Problem& p, const AttentionBackwardParams
   const Real scale = scale_of<Real>(a.softmax_scale, p.head_dim);
   const Row d_o = row(a.d_o, t, h);
   const Real delta = dot<Real>(row(a.o, t, h), d_o, p.head_dim);
-  const Real probability =
-      std::exp(dot<Real>(row(a.q, t, h), k, p.head_dim) * scale - static_cast<Real>(lse));
+  const Real logit = dot<Real>(row(a.q, t, h), k, p.head_dim) * scale;
+  const Real probability = std::exp(log_probability(logit, lse));
   return {probability, probability * (dot<Real>(d_o, v, p.head_dim) - delta) * scale};
 }
 
@@ -135,13 +135,12 @@ Distributions<Real> distributions(const Problem& p, const KlParams& a, int64_t t
   const float index_lse = *a.index_lse.at<const float>(t, r);
   Distributions<Real> out;
   if (index_lse == kMinusInfinity) return out;
-  out.log_student = index_logit<Real>(p, row(a.q_idx, t, r), k_idx) - static_cast<Real>(index_lse);
+  out.log_student =
+      log_probability(index_logit<Real>(p, row(a.q_idx, t, r), k_idx), index_lse);
   const int64_t group = p.group();
   for (int64_t h = r * group; h < (r + 1) * group; ++h) {
-    const float lse = *a.lse.at<const float>(t, h);
-    if (lse == kMinusInfinity) continue;
-    out.teacher +=
-        std::exp(dot<Real>(row(a.q, t, h), k, p.head_dim) * scale - static_cast<Real>(lse));
+    const Real logit = dot<Real>(row(a.q, t, h), k, p.head_dim) * scale;
+    out.teacher += std::exp(log_probability(logit, *a.lse.at<const float>(t, h)));
   }
   out.teacher /= static_cast<Real>(group);
   return out;

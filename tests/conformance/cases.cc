@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 
 #include "conformance/random.h"
 
@@ -35,19 +36,65 @@ constexpr Share kShares[] = {
     {Op::kLayerDecode, 48, 3, false, true},
 };
 
+/// What chance would rarely make: the same operators again, each case changed.
+struct Special {
+  std::function<void(Case&)> change;
+  std::vector<Share> shares;
+};
+
+std::vector<Special> specials() {
+  const auto giant = [](Case& c) {
+    c.values = Values::kGiant;
+    if (is_training(c.problem.op)) c.f32_outputs = true;  // f16 does not hold such gradients
+  };
+  const auto non_finite = [](Case& c) { c.values = Values::kNonFinite; };
+  const auto repeated = [](Case& c) {
+    c.repeated_ids = true;
+    c.problem.topk = std::max(c.problem.topk, 2);
+  };
+  const auto full = [](Case& c) { c.causal = false; };
+  return {
+      {giant,
+       {{Op::kSparseAttention, 4, 1, true, true},
+        {Op::kSparseDecode, 3, 1, false, true},
+        {Op::kDenseAttention, 4, 1, true, true},
+        {Op::kMerge, 3, 1, true, false},
+        {Op::kBlockMass, 3, 1, true, true},
+        {Op::kSparseAttentionBackward, 3, 1, true, false},
+        {Op::kDenseAttentionBackward, 3, 1, true, false},
+        {Op::kIndexLse, 3, 1, true, false},
+        {Op::kKlBackward, 3, 1, true, false},
+        {Op::kKlLoss, 2, 1, true, false},
+        {Op::kLayerDecode, 2, 1, false, true}}},
+      {non_finite,
+       {{Op::kSparseAttention, 5, 1, true, true},
+        {Op::kSparseDecode, 4, 1, false, true},
+        {Op::kDenseAttention, 5, 1, true, true},
+        {Op::kSparseAttentionBackward, 2, 1, true, false},
+        {Op::kDenseAttentionBackward, 2, 1, true, false},
+        {Op::kKlBackward, 2, 1, true, false},
+        {Op::kKlLoss, 2, 1, true, false}}},
+      {repeated,
+       {{Op::kSparseAttention, 3, 1, true, true},
+        {Op::kSparseDecode, 3, 1, false, true},
+        {Op::kBlockLists, 3, 1, true, true},
+        {Op::kSparseAttentionBackward, 3, 1, true, false},
+        {Op::kIndexLse, 3, 1, true, false},
+        {Op::kKlBackward, 3, 1, true, false},
+        {Op::kKlLoss, 2, 1, true, false}}},
+      {full, {{Op::kIndexSelect, 6, 1, true, true}, {Op::kLayerDecode, 4, 1, false, true}}},
+  };
+}
+
 // Multiply-adds that the fp64 judge spends on a case, half a nanosecond each: nearly all cases are
 // small, one in twenty is large enough to cross the tiles of fast kernels several times.
 constexpr int64_t kSmallWork = 12'000'000;
 constexpr int64_t kLargeWork = 120'000'000;
 
 const char* name_of(Values values) {
-  constexpr std::array names = {"normal", "ties",   "equal",   "zero",     "huge",
-                                "peaked", "rising", "falling", "nonfinite"};
+  constexpr std::array names = {"normal", "ties",   "equal",   "zero",      "huge",
+                                "peaked", "rising", "falling", "nonfinite", "giant"};
   return names[static_cast<size_t>(values)];
-}
-
-bool is_index_op(Op op) {
-  return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect;
 }
 
 bool is_attention_op(Op op) {
@@ -112,7 +159,8 @@ std::vector<SequenceSize> make_sequences(const Case& c, Rng& rng) {
   const Problem& p = c.problem;
   const int64_t block = p.block_size;
   const bool decode = is_decode(p.op);
-  const int64_t count = decode ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
+  int64_t count = decode ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
+  if (c.first_sequence_spoiled()) count += 1;
   const int64_t work = rng.chance(5) ? kLargeWork : kSmallWork;
   const int64_t per_pair = is_training(p.op)       ? 10 * p.heads_q * p.head_dim
                            : is_attention_op(p.op) ? 2 * p.heads_q * p.head_dim
@@ -157,12 +205,14 @@ std::string make_name(const Case& c) {
   if (c.q_offsets) name += "/q_offset";
   if (c.block_offsets) name += "/shard";
   if (c.shared_ids) name += "/shared_ids";
+  if (c.repeated_ids) name += "/repeated_ids";
   if (c.f32_outputs) name += "/f32_out";
   if (c.padded_rows > 0) name += "/padded";
   return name;
 }
 
-Case make_case(const Share& share, DType dtype, KvLayout layout, int variant, uint64_t seed) {
+Case make_case(const Share& share, DType dtype, KvLayout layout, int variant, uint64_t seed,
+               const std::function<void(Case&)>& change) {
   Rng rng(seed);
   Case c;
   c.seed = rng.bits();
@@ -179,12 +229,21 @@ Case make_case(const Share& share, DType dtype, KvLayout layout, int variant, ui
   }
   if (share.op != Op::kAppendPaged) c.block_offsets = rng.chance(14);
   c.shared_ids = rng.chance(12);
+  change(c);
   c.sequences = make_sequences(c, rng);
   c.name = make_name(c) + "#" + std::to_string(variant);
   return c;
 }
 
 }  // namespace
+
+bool is_index_op(Op op) {
+  return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect;
+}
+
+bool Case::first_sequence_spoiled() const {
+  return values == Values::kNonFinite && is_training(problem.op);
+}
 
 int64_t Case::tokens() const {
   int64_t sum = padded_rows;
@@ -195,17 +254,20 @@ int64_t Case::tokens() const {
 std::vector<Case> make_cases(Suite suite) {
   std::vector<Case> cases;
   uint64_t seed = 2606'13392;
-  for (const Share& share : kShares) {
+  const auto add = [&](const Share& share, const std::function<void(Case&)>& change) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (KvLayout layout : {KvLayout::kPacked, KvLayout::kPaged}) {
         if (!(layout == KvLayout::kPacked ? share.packed : share.paged)) continue;
         for (int variant = 0; variant < share.full; ++variant) {
-          const Case c = make_case(share, dtype, layout, variant, ++seed);
+          const Case c = make_case(share, dtype, layout, variant, ++seed, change);
           if (suite == Suite::kFull || variant < share.smoke) cases.push_back(c);
         }
       }
     }
-  }
+  };
+  for (const Share& share : kShares) add(share, [](Case&) {});
+  for (const Special& special : specials())
+    for (const Share& share : special.shares) add(share, special.change);
   return cases;
 }
 

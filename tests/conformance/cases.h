@@ -19,7 +19,9 @@ enum class Values {
   kPeaked,     ///< single keys far above all others
   kRising,     ///< every block raises the running maximum
   kFalling,    ///< the first block decides
-  kNonFinite,  ///< visible index keys and scores with NaN and infinities
+  kNonFinite,  ///< NaN and infinities: in visible index keys and scores, in keys and values of
+               ///< attention; of training the first sequence is nothing else
+  kGiant,  ///< logits of 2^24 and more, exact and far apart; keys of equal logits have equal values
 };
 
 /// One sequence of a batch; offsets count where the case has them.
@@ -41,18 +43,24 @@ struct Case {
   bool q_offsets = false;
   bool block_offsets = false;
   bool shared_ids = false;    ///< one list for all heads: head stride 0
+  bool repeated_ids = false;  ///< every list names a block twice
   bool f32_outputs = false;   ///< o in f32 whatever the dtype
   bool optional = false;      ///< also the outputs a caller may leave out
   bool loose_limits = false;  ///< the plan allows more than the call uses
   uint64_t seed = 0;
 
-  int64_t tokens() const;  ///< T, padded rows included
+  int64_t tokens() const;               ///< T, padded rows included
+  bool first_sequence_spoiled() const;  ///< all NaN, and so may its results be
   bool exact_scores() const {
-    return values == Values::kTies || values == Values::kEqual || values == Values::kZero;
+    return values == Values::kTies || values == Values::kEqual || values == Values::kZero ||
+           values == Values::kGiant;
   }
+  bool exact_softmax() const { return values == Values::kGiant; }
 };
 
-enum class Suite { kSmoke, kFull };  ///< about 230 and about 2,700 cases
+bool is_index_op(Op op);
+
+enum class Suite { kSmoke, kFull };  ///< about 300 and about 3,000 cases
 
 /// Always the same cases in the same order.
 std::vector<Case> make_cases(Suite suite);

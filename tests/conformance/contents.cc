@@ -81,6 +81,7 @@ void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {
   const int64_t rows = tokens_ - case_.padded_rows;
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
+      const float sign = case_.values == Values::kGiant && rng_.chance(50) ? -1.0f : 1.0f;
       for (int64_t d = 0; d < dim; ++d) {
         float x = rng_.normal();
         switch (case_.values) {
@@ -101,16 +102,33 @@ void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {
           case Values::kFalling:
             x = 0.3f * x + direction(d);
             break;
+          case Values::kGiant:
+            x = sign * giant(/*query=*/true) * direction(d);
+            break;
           case Values::kNormal:
           case Values::kNonFinite:
             break;
         }
-        store_f32(q.data, q.dtype, q.offset(t, h, d), x);
+        store_f32(q.data, q.dtype, q.offset(t, h, d), spoiled(t) ? kNaN : x);
       }
-      if (case_.values == Values::kNonFinite && rng_.chance(5))
+      if (case_.values == Values::kNonFinite && is_index_op(problem().op) && rng_.chance(5))
         store_f32(q.data, q.dtype, q.offset(t, h, rng_.between(0, dim - 1)), kNaN);
     }
   }
+}
+
+/// Of kGiant: the multiple of the fixed direction that the key of a token is, -7 .. 7, and what its
+/// value has in a channel. Products of 2^28 to 2^36 times that are exact in f32.
+int64_t Instance::rank(int64_t token) const {
+  return static_cast<int64_t>((static_cast<uint64_t>(token) * 2654435761u + case_.seed) >> 7) % 15 -
+         7;
+}
+float Instance::giant_value(int64_t token, int64_t d) const {
+  return 0.25f * static_cast<float>((rank(token) * 31 + d * 17 + 1000) % 13 - 6);
+}
+float Instance::giant(bool query) const {
+  if (problem().dtype == DType::kF16) return query ? 0x1p15f : 0x1p13f;
+  return static_cast<float>(int64_t{1} << (14 + case_.seed % 5));
 }
 
 /// The gradient of an output [T,Hq,D].
@@ -118,7 +136,7 @@ void Instance::fill_gradient(const TensorView& rows) {
   for (int64_t t = 0; t < tokens_ - case_.padded_rows; ++t)
     for (int64_t h = 0; h < rows.shape[1]; ++h)
       for (int64_t d = 0; d < rows.shape[2]; ++d)
-        store_f32(rows.data, rows.dtype, rows.offset(t, h, d), rng_.normal());
+        store_f32(rows.data, rows.dtype, rows.offset(t, h, d), spoiled(t) ? kNaN : rng_.normal());
 }
 
 void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored) {
@@ -132,6 +150,7 @@ void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool s
         const int64_t offset = key_offset(k, s, token, h);
         for (int64_t d = 0; d < dim; ++d) {
           float x = rng_.normal();
+          if (case_.values == Values::kGiant && !scored) x = giant_value(token, d);
           switch (scored ? case_.values : Values::kNormal) {
             case Values::kTies:
               x = static_cast<float>(rng_.between(-1, 1));
@@ -151,17 +170,44 @@ void Instance::fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool s
             case Values::kFalling:
               x = 0.3f * x + 6 * (1 - place) * direction(d);
               break;
+            case Values::kGiant:
+              x = static_cast<float>(rank(token)) * giant(/*query=*/false) * direction(d);
+              break;
             case Values::kNormal:
             case Values::kZero:
             case Values::kNonFinite:
               break;
           }
-          store_f32(k.data, k.dtype, offset + d, x);
+          const bool spoiled = b == 0 && case_.first_sequence_spoiled();
+          store_f32(k.data, k.dtype, offset + d, spoiled ? kNaN : x);
         }
       }
     }
   }
-  if (scored && case_.values == Values::kNonFinite) break_some_keys(k, dim);
+  if (case_.values != Values::kNonFinite || case_.first_sequence_spoiled()) return;
+  if (is_index_op(problem().op))
+    break_some_keys(k, dim);
+  else
+    break_some_rows(k, heads, dim, scored);
+}
+
+/// NaN in the last key, NaN and infinities in values anywhere: none of the queries that do not see
+/// the token may notice.
+void Instance::break_some_rows(const TensorView& rows, int64_t heads, int64_t dim, bool keys) {
+  for (size_t b = 0; b < case_.sequences.size(); ++b) {
+    const Sequence s = sequence(batch_, static_cast<int64_t>(b), problem().block_size);
+    const int64_t last = s.kv_len - 1;
+    for (int64_t token = 0; token < s.kv_len; ++token) {
+      const bool can = keys ? token == last && token % s.block_size != 0 : rng_.chance(4);
+      if (!can) continue;
+      const float bad = keys ? kNaN : rng_.pick({kNaN, kNaN, kInfinity, -kInfinity});
+      const int64_t offset = key_offset(rows, s, token, rng_.between(0, heads - 1));
+      const bool whole_row = rng_.chance(20);
+      const int64_t first = whole_row ? 0 : rng_.between(0, dim - 1);
+      for (int64_t d = first; d < (whole_row ? dim : first + 1); ++d)
+        store_f32(rows.data, rows.dtype, offset + d, bad);
+    }
+  }
 }
 
 /// NaN and infinities in visible keys: they decide the score of their token only.
@@ -224,6 +270,37 @@ std::array<TensorView, 2> Instance::make_keys_values() {
   return kv;
 }
 
+/// Puts an id of each list into its first free slot too; where no entries say which slot is whose,
+/// also between the others. Returns whether there are such lists now.
+bool Instance::repeat_ids() {
+  if (!case_.repeated_ids || repeats_ids_) return repeats_ids_;
+  std::visit(
+      [&]<class P>(P& a) {
+        if constexpr (requires { a.ids; }) {
+          bool ordered = problem().op == Op::kBlockLists;
+          if constexpr (requires { a.entries; }) ordered = ordered || a.entries.given();
+          if (a.ids.given()) repeat_ids(a.ids, ordered);
+        }
+      },
+      params_);
+  return repeats_ids_;
+}
+
+void Instance::repeat_ids(const TensorView& ids, bool ordered) {
+  const int64_t heads = ids.stride[0] == 0 ? 1 : ids.shape[0];
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t t = 0; t < tokens_ - case_.padded_rows; ++t) {
+      int32_t* list = ids.at<int32_t>(h, t);
+      const int64_t length = std::find(list, list + ids.shape[2], -1) - list;
+      if (length == 0 || length == ids.shape[2]) continue;
+      list[length] = list[rng_.between(0, length - 1)];
+      if (!ordered) std::swap(list[length], list[rng_.between(0, length)]);
+      if (length + 1 < ids.shape[2]) list[length + 1] = -1;
+      repeats_ids_ = true;
+    }
+  }
+}
+
 /// Lists of any length up to K in any order, some with blocks the query does not see or that
 /// another shard holds; behind the first -1 anything may follow.
 TensorView Instance::make_ids() {
@@ -240,7 +317,8 @@ TensorView Instance::make_ids() {
         std::vector<int64_t> candidates(static_cast<size_t>(end - begin));
         std::iota(candidates.begin(), candidates.end(), begin);
         rng_.shuffle(candidates);
-        const int64_t most = std::min<int64_t>(p.topk, end - begin);
+        const int64_t most =
+            std::min<int64_t>(p.topk - (case_.repeated_ids ? 1 : 0), end - begin);
         candidates.resize(static_cast<size_t>(rng_.chance(75) ? most : rng_.between(0, most)));
         if (rng_.chance(60)) std::sort(candidates.begin(), candidates.end());
         candidates.push_back(-1);

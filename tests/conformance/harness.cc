@@ -65,10 +65,12 @@ Status call(const Plan& plan, const Params& params, HostRange scratch,
   return call_on_device(plan, params, workspace, memory);
 }
 
-/// True when index_select's forced blocks are those of select_blocks: the query's own block is the
+/// True when index_select's forced blocks are those of select_blocks: the query's local block is the
 /// last one it sees.
-bool ends_at_own_block(const Case& c) {
-  if (!c.causal || c.q_offsets || c.block_offsets) return false;
+bool ends_at_local_block(const Case& c) {
+  if (c.block_offsets) return false;
+  if (!c.causal) return true;
+  if (c.q_offsets) return false;
   return std::all_of(c.sequences.begin(), c.sequences.end(),
                      [](const SequenceSize& s) { return s.kv_len >= s.q_len; });
 }
@@ -105,6 +107,10 @@ Result Harness::run(Instance& instance, const Expected& expected, const Backend&
   const Problem here = placed(instance.problem(), backend);
   if (const Status status = backend.supports(here); !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
+  if (instance.repeat_ids() && backend.device() == DeviceKind::kCPU) {
+    const std::string failure = refuse_repeated(instance, backend);
+    return {&backend, failure.empty() ? Outcome::kPassed : Outcome::kFailed, failure};
+  }
   Verdict verdict;
   std::string failure = repeat(instance, expected, backend, &verdict);
   if (failure.empty() && instance.problem().op == Op::kIndexSelect)
@@ -135,8 +141,11 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
       return text("writes behind its workspace of ", bytes, " bytes");
     if (instance.input_hash() != inputs) return "writes into its inputs";
     if (first.empty()) {
+      const Case& c = instance.test_case();
       *verdict = judge(expected, instance.params(),
-                       {.exact_scores = instance.test_case().exact_scores(),
+                       {.exact_scores = c.exact_scores(),
+                        .exact_softmax = c.exact_softmax(),
+                        .spoiled = c.first_sequence_spoiled() ? c.sequences[0] : SequenceSize{},
                         .rounds_probabilities = rounds_probabilities(backend, instance.problem())});
       if (!verdict->ok()) return verdict->failure;
     }
@@ -151,9 +160,22 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
   return {};
 }
 
+/// Lists in host memory are looked at before the backend sees them.
+std::string Harness::refuse_repeated(Instance& instance, const Backend& backend) {
+  const Plan plan = bind(backend, instance.problem(), instance.limits());
+  const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
+  const Status status =
+      call(plan, instance.params(), {make_workspace(bytes, &scratch_), bytes}, {}, nullptr);
+  if (status.code() == StatusCode::kInvalidArgument &&
+      status.message().find("a second time") != std::string::npos)
+    return {};
+  return text("a block twice in a list: got ", status.ok() ? "a result" : status.message(),
+              ", expected an error that names it");
+}
+
 /// index_select must choose what the backend's own index_scores and select_blocks choose.
 std::string Harness::two_steps(Instance& instance, const Backend& backend) {
-  if (!ends_at_own_block(instance.test_case())) return {};
+  if (!ends_at_local_block(instance.test_case())) return {};
   const IndexSelectParams fused = std::get<IndexSelectParams>(instance.params());
   const Problem& p = instance.problem();
   const int64_t tokens = fused.q_idx.shape[0];

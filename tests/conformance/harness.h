@@ -36,6 +36,7 @@ class Harness {
   Result run(Instance& instance, const Expected& expected, const Backend& backend);
   std::string repeat(Instance& instance, const Expected& expected, const Backend& backend,
                      Verdict* verdict);
+  std::string refuse_repeated(Instance& instance, const Backend& backend);
   std::string two_steps(Instance& instance, const Backend& backend);
 
   Threads threads_;

@@ -255,9 +255,11 @@ MergeParams Instance::make_merge() {
       const bool nothing = rng_.chance(4);
       for (int64_t i = 0; i < parts; ++i) {
         const bool empty = nothing || rng_.chance(15);  // o stays NaN and infinite there
-        *a.lse_parts.at<float>(i, t, h) = empty                            ? -kInfinity
-                                          : case_.values == Values::kEqual ? 1.5f
-                                                                           : spread * rng_.normal();
+        *a.lse_parts.at<float>(i, t, h) =
+            empty                            ? -kInfinity
+            : case_.values == Values::kEqual ? 1.5f
+            : case_.values == Values::kGiant ? rng_.pick({1.4e11f, 2e11f, 2e11f, -2e11f})
+                                             : spread * rng_.normal();
         for (int64_t d = 0; d < p.head_dim && !empty; ++d)
           store_f32(a.o_parts.data, a.o_parts.dtype, a.o_parts.offset(i, t, h, d), rng_.normal());
       }

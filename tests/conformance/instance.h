@@ -39,6 +39,9 @@ class Instance {
   /// The elements of each output; then the outputs' own elements are poisoned again, and
   /// `untouched` tells whether all of the outputs' memory is as poison_outputs left it.
   std::vector<std::vector<std::byte>> take_outputs(bool* untouched);
+  /// Of a case with repeated ids: lets the lists name a block twice. They come without, so that a
+  /// result for the sets can be made before. Returns whether any list does.
+  bool repeat_ids();
   /// Changes when an input changes.
   uint64_t input_hash() const;
   /// All memory that the arguments lie in.
@@ -74,6 +77,14 @@ class Instance {
   std::array<TensorView, 2> make_inverse_lists(const TensorView& ids);
   TensorView result_of(Op op, const Params& call, const char* output, const TensorView& into);
   void break_some_keys(const TensorView& k, int64_t dim);
+  void break_some_rows(const TensorView& rows, int64_t heads, int64_t dim, bool keys);
+  void repeat_ids(const TensorView& ids, bool ordered);
+  bool spoiled(int64_t row) const {
+    return case_.first_sequence_spoiled() && row < case_.sequences[0].q_len;
+  }
+  int64_t rank(int64_t token) const;
+  float giant_value(int64_t token, int64_t d) const;
+  float giant(bool query) const;
 
   IndexScoresParams make_index_scores();
   SelectBlocksParams make_select_blocks();
@@ -99,6 +110,7 @@ class Instance {
   Batch batch_;
   std::vector<Buffer> inputs_, outputs_;
   std::byte pattern_{};
+  bool repeats_ids_ = false;
   Params params_;
 };
 

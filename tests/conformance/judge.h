@@ -44,6 +44,8 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
 
 struct Conditions {
   bool exact_scores = false;          ///< products and sums are exact in fp32: ties are ties
+  bool exact_softmax = false;  ///< logits too, and so far apart that only the largest count
+  SequenceSize spoiled{};  ///< the first sequence, if its gradients and kl may be anything
   bool rounds_probabilities = false;  ///< the backend multiplies by 16-bit probabilities
 };
 
