@@ -17,7 +17,7 @@
 //   lists     name a block at most once. A second time is an error where ids lie in host memory; in
 //             device memory it counts nothing, as if the list were the set of its ids.
 //   unseen    a key or value that a query may not see (later, unlisted, past kv_len, of another
-//             sequence) leaves its row of o, lse, scores and ids alone, NaN and infinities included.
+//             sequence) leaves its row of o, lse, mass, scores and ids alone, NaN and infinities too.
 //             Gradients and kl may be NaN anywhere in a sequence that holds a NaN or an infinity, and
 //             never in another one.
 //   logits    may be as large as 2^126. From 2^30 on, in units of log2, two products of f32 lie 64
@@ -103,7 +103,7 @@ struct DenseAttentionParams {
 
 /// Combines attention over disjoint key sets: a = max_i lse_i; lse = a + ln sum exp(lse_i - a);
 /// o = sum exp(lse_i - a) o_i / sum exp(lse_i - a). Parts with lse -inf count nothing; all -inf gives
-/// o 0, lse -inf. Parts of equal LSE weigh the same.
+/// o 0, lse -inf. Parts of equal LSE weigh the same; one of LSE NaN makes o and lse NaN.
 struct MergeParams {
   TensorView o_parts{};    ///< [parts,T,Hq,D]
   TensorView lse_parts{};  ///< f32 [parts,T,Hq]

@@ -92,19 +92,20 @@ void merge(const Plan&, const MergeParams& a, Queue queue) {
   for_each_task(queue, tokens, [&](int64_t t, int) {
     for (int64_t h = 0; h < heads; ++h) {
       float top = -kInfinity;
-      for (int64_t i = 0; i < parts; ++i)
-        top = std::max(top, *a.lse_parts.at<const float>(i, t, h));
+      for (int64_t i = 0; i < parts; ++i) {
+        const float part = *a.lse_parts.at<const float>(i, t, h);
+        if (part > top || std::isnan(part)) top = part;  // NaN stays
+      }
       float sum = 0;
       for (int64_t i = 0; i < parts && top != -kInfinity; ++i)
         sum += std::exp(*a.lse_parts.at<const float>(i, t, h) - top);
-      const float lse = top == -kInfinity ? top : top + std::log(sum);
       for (int64_t d0 = 0; d0 < dim; d0 += 64) {  // slices that stay in registers or L1
         float o[64]{};
         const int64_t n = std::min<int64_t>(64, dim - d0);
         for (int64_t i = 0; i < parts; ++i) {
           const float part = *a.lse_parts.at<const float>(i, t, h);
           if (part == -kInfinity) continue;
-          const float weight = std::exp(part - lse);
+          const float weight = std::exp(part - top) / sum;
           const int64_t from = a.o_parts.offset(i, t, h, d0);
           for (int64_t d = 0; d < n; ++d)
             o[d] += weight * load_f32(a.o_parts.data, a.o_parts.dtype, from + d);
@@ -112,7 +113,8 @@ void merge(const Plan&, const MergeParams& a, Queue queue) {
         const int64_t to = a.o.offset(t, h, d0);
         for (int64_t d = 0; d < n; ++d) store_f32(a.o.data, a.o.dtype, to + d, o[d]);
       }
-      if (a.lse.given()) *a.lse.at<float>(t, h) = lse;
+      if (a.lse.given())
+        *a.lse.at<float>(t, h) = top == -kInfinity ? top : top + std::log(sum);
     }
   });
 }

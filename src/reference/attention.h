@@ -116,7 +116,8 @@ void merge(const Problem& p, const MergeParams& a, const Team& team) {
         return static_cast<Real>(*a.lse_parts.at<const float>(i, t, h));
       };
       Real max = kMinusInfinity;
-      for (int64_t i = 0; i < parts; ++i) max = std::max(max, part_lse(i));
+      for (int64_t i = 0; i < parts; ++i)
+        if (part_lse(i) > max || std::isnan(part_lse(i))) max = part_lse(i);  // NaN stays
       const bool empty = max == kMinusInfinity;
       Real sum = 0;
       for (int64_t i = 0; i < parts && !empty; ++i) sum += std::exp(part_lse(i) - max);

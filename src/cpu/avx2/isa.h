@@ -22,6 +22,7 @@ struct Avx2 {
   static MSA_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static MSA_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // NaN in a gives b
+  static MSA_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }  // NaN in b stays NaN
 
   static MSA_INLINE float reduce_max(Vec v) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -36,7 +37,7 @@ struct Avx2 {
 
   /// 2^x for x <= 0; below -126 exactly 0. Degree-5 minimax on [-1/2, 1/2], relative error 8e-8.
   static MSA_INLINE Vec exp2(Vec x) {
-    x = _mm256_max_ps(x, set1(-127.0f));
+    x = _mm256_max_ps(set1(-127.0f), x);  // NaN stays NaN
     const Vec whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vec f = _mm256_sub_ps(x, whole);
     Vec y = fma(set1(0.001327647129073739f), f, set1(0.009675540961325169f));

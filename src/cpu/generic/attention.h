@@ -7,14 +7,16 @@
 // chunk of rows:
 //
 //     S = Q K^T                     panels of keys
-//     m' = max(m, rowmax S); P = exp2(S c - m'); l = l exp2(m - m') + rowsum P     (m in units of
-//     log2) O = O exp2(m - m') + P V      panels of values
+//     m' = max(m, rowmax S)         of the products, exact
+//     P = exp2(S c - m' c);  l = l exp2(m c - m' c) + rowsum P     (c in units of log2)
+//     O = O exp2(m c - m' c) + P V  panels of values
 //
 // Work of 1..16 new tokens (plans with max_q_len <= 16) is split over keys: each split writes a
 // normalised partial result, and a second loop merges them in a fixed order. What is split how
 // depends on the plan alone.
 #pragma once
 
+#include <bit>
 #include <cmath>
 
 #include "cpu/generic/tile.h"
@@ -86,6 +88,31 @@ struct AttentionScratch {
   }
 };
 
+/// What makes exponents of the products s of a row whose largest is `max`: s * factor + shift. The
+/// shift is rounded, and all weights of the row err by the same power of two, up to 2^32 where
+/// max * c is 2^30. From there on, where two products lie 2^6 apart, the factor is the next power
+/// of two instead: the shift is exact, the largest product weighs 1 and the others nothing.
+struct Exponents {
+  float factor, shift;
+  MSA_INLINE Exponents(float max, float c) : factor(c) {
+    if (!(std::fabs(max * c) < 0x1p30f))
+      factor = std::bit_cast<float>((std::bit_cast<uint32_t>(c) + 0x7fffffu) & 0x7f800000u);
+    shift = max == -kInfinity ? 0.0f : -(max * factor);
+  }
+};
+
+/// What makes the exponent of a probability of a product s, given the row's LSE:
+/// min(s * c + shift, limit). An LSE of 2^24 and more stands for all logits that close to it.
+struct Probability {
+  float shift, limit = 128;  // 2^128 is infinity
+  explicit MSA_INLINE Probability(float lse) : shift(-lse * kLog2E) {
+    if (lse == -kInfinity) shift = -kInfinity;  // of nothing
+    if (!(std::fabs(lse) >= 0x1p24f) || std::fabs(lse) == kInfinity) return;
+    shift = (std::fabs(lse) * 0x1p-21f - lse) * kLog2E;
+    limit = 0;
+  }
+};
+
 /// One row against one piece: S becomes P, the running maximum and sum move on, O is rescaled if
 /// need be.
 template <class Isa>
@@ -100,8 +127,9 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
     best = row_max<Isa>(s, cols);
     c = -c;
   }
-  const float m_new = best * c > m ? best * c : m;
-  const Vec factor = Isa::set1(c), shift = Isa::set1(m_new == -kInfinity ? 0.0f : -m_new);
+  const float m_new = best > m ? best : m;
+  const Exponents exponents(m_new, c);
+  const Vec factor = Isa::set1(exponents.factor), shift = Isa::set1(exponents.shift);
   Vec even = Isa::zero(), odd = Isa::zero();
   for (int64_t col = 0; col < cols; col += 2 * Isa::kLanes) {
     const Vec x = Isa::exp2(Isa::fma(Isa::load(s + col), factor, shift));
@@ -112,7 +140,7 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
     Isa::store_p(p + col + Isa::kLanes, y);
   }
   if (m_new > m && l != 0.0f) {
-    const float keep = std::exp2(m - m_new);
+    const float keep = std::exp2(exponents.shift - Exponents(m, c).shift);
     l *= keep;
     const Vec k = Isa::set1(keep);
     for (int64_t d = 0; d < ldo; d += Isa::kLanes) Isa::store(o + d, Isa::mul(Isa::load(o + d), k));
@@ -121,11 +149,51 @@ MSA_INLINE void softmax_row(float* s, typename Isa::Elem* p, int64_t valid, int6
   l += Isa::reduce_add(Isa::add(even, odd));
 }
 
-/// Up to kChunk rows (tile rows row[0..rows), query rows in a) against the packed piece of `deep`
-/// keys. valid[r] keys of it are visible to row r.
+/// LSE of a row whose largest product is m and whose weights add up to l.
+MSA_INLINE float lse_of(float m, float l, float c) {
+  return l == 0.0f ? -kInfinity : m * std::fabs(c) * kLn2 + std::log(l);
+}
+
+/// The values of a piece of n keys in panels of `deep` keys.
 template <class Isa>
-void attend_chunk(const AttentionScratch<Isa>& w, const typename Isa::Elem* a, int64_t rows,
-                  const int32_t* row, const int32_t* valid, int64_t deep, float c, float* raw_max) {
+struct PieceValues {
+  DType dtype;
+  BlockRows rows;
+  int64_t n, dim;
+  typename Isa::Elem* panels;
+  bool careful = false;  ///< NaN or infinities where not every row of the tile may see them
+
+  MSA_INLINE int64_t deep() const { return round_up(n, Isa::kCols); }
+  /// The first `seen` ones, the others zero.
+  void pack(int64_t seen) const { pack_values<Isa>(dtype, rows, seen, deep(), dim, panels); }
+};
+
+/// O of rows [first,last) of a chunk gains P V.
+template <class Isa>
+MSA_INLINE void add_values(const AttentionScratch<Isa>& w, const PieceValues<Isa>& v,
+                           int64_t first, int64_t last, int64_t cols, float* const* o) {
+  const int64_t stride = v.deep() * Isa::kCols;
+  if constexpr (Isa::kScatters) {
+    gemm<Isa>(w.p + first * kPiece, kPiece, last - first, v.panels, stride, cols, w.ldo, o + first,
+              w.ldo, true);
+  } else {  // whole register tiles from the chunk's first row on
+    float* product[Isa::kChunk];
+    for (int64_t r = 0; r < last; ++r) product[r] = w.product + r * w.ldo;
+    gemm<Isa>(w.p, kPiece, last, v.panels, stride, cols, w.ldo, product, w.ldo, false);
+    for (int64_t r = first; r < last; ++r) {
+      for (int64_t d = 0; d < w.ldo; d += Isa::kLanes) {
+        Isa::store(o[r] + d, Isa::add(Isa::load(o[r] + d), Isa::load(product[r] + d)));
+      }
+    }
+  }
+}
+
+/// Up to kChunk rows (tile rows row[0..rows), query rows in a) against a packed piece, of which
+/// valid[r] keys are visible to row r.
+template <class Isa>
+void attend_chunk(const AttentionScratch<Isa>& w, const PieceValues<Isa>& v,
+                  const typename Isa::Elem* a, int64_t rows, const int32_t* row,
+                  const int32_t* valid, float c, float* raw_max) {
   int64_t cols = 0;
   for (int64_t r = 0; r < rows; ++r) cols = most(cols, valid[r]);
   cols = round_up(cols, Isa::kCols);
@@ -139,17 +207,11 @@ void attend_chunk(const AttentionScratch<Isa>& w, const typename Isa::Elem* a, i
     softmax_row<Isa>(s[r], w.p + r * kPiece, valid[r], cols, c, w.m[row[r]], w.l[row[r]], o[r],
                      w.ldo, raw_max == nullptr ? nullptr : raw_max + row[r]);
   }
-  if constexpr (Isa::kScatters) {
-    gemm<Isa>(w.p, kPiece, rows, w.v_panels, deep * Isa::kCols, cols, w.ldo, o, w.ldo, true);
-  } else {
-    float* product[Isa::kChunk];
-    for (int64_t r = 0; r < rows; ++r) product[r] = w.product + r * w.ldo;
-    gemm<Isa>(w.p, kPiece, rows, w.v_panels, deep * Isa::kCols, cols, w.ldo, product, w.ldo, false);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t d = 0; d < w.ldo; d += Isa::kLanes) {
-        Isa::store(o[r] + d, Isa::add(Isa::load(o[r] + d), Isa::load(product[r] + d)));
-      }
-    }
+  if (!v.careful) return add_values<Isa>(w, v, 0, rows, cols, o);
+  for (int64_t first = 0, last = 0; first < rows; first = last) {  // rows that see equally much
+    while (last < rows && valid[last] == valid[first]) ++last;
+    v.pack(valid[first]);
+    add_values<Isa>(w, v, first, last, cols, o);
   }
 }
 
@@ -171,14 +233,17 @@ struct AttentionTile {
     std::memset(w.o, 0, static_cast<size_t>(nq * group * w.ldo * 4));
   }
 
-  /// Packs keys [start, start+n) of given block j.
-  void pack(int64_t j, int64_t start, int64_t n) const {
+  /// Packs keys [start, start+n) of given block j, of which every row that meets them sees `seen`.
+  PieceValues<Isa> pack(int64_t j, int64_t start, int64_t n, int64_t seen) const {
     BlockRows k = block_rows(call.k, s, j, head), v = block_rows(call.v, s, j, head);
     const int64_t skip = (start - j * s.block_size) * size_of(call.k.dtype);
     k.data += skip * k.token_stride;
     v.data += skip * v.token_stride;
     pack_keys<Isa>(call.k.dtype, k, n, call.q.shape[2], w.k_panels);
-    pack_values<Isa>(call.v.dtype, v, n, round_up(n, Isa::kCols), call.q.shape[2], w.v_panels);
+    PieceValues<Isa> values{call.v.dtype, v, n, call.q.shape[2], w.v_panels};
+    values.careful = seen < n && has_non_finite<Isa>(call.v.dtype, v, seen, n, call.q.shape[2]);
+    if (!values.careful) values.pack(n);
+    return values;
   }
 
   /// Keys of the piece at `start` that query i sees.
@@ -199,24 +264,23 @@ struct AttentionTile {
       const int64_t block_end = least((j + 1) * s.block_size, end);
       for (int64_t start = j * s.block_size; start < block_end; start += kPiece) {
         const int64_t n = least(kPiece, block_end - start);
-        pack(j, start, n);
         int64_t i = 0;
         while (valid(i, start, n) == 0) ++i;  // causal: earlier queries see nothing here
-        rows_of(i, start, n, wants_max ? raw : nullptr);
+        rows_of(pack(j, start, n, valid(i, start, n)), i, start, wants_max ? raw : nullptr);
       }
       if (wants_max) store_max(j, raw);
     }
   }
 
-  void rows_of(int64_t first_query, int64_t start, int64_t n, float* raw) const {
+  void rows_of(const PieceValues<Isa>& v, int64_t first_query, int64_t start, float* raw) const {
     for (int64_t r0 = first_query * group; r0 < nq * group; r0 += Isa::kChunk) {
       const int64_t rows = least(Isa::kChunk, nq * group - r0);
       int32_t row[Isa::kChunk], seen[Isa::kChunk];
       for (int64_t r = 0; r < rows; ++r) {
         row[r] = static_cast<int32_t>(r0 + r);
-        seen[r] = valid((r0 + r) / group, start, n);
+        seen[r] = valid((r0 + r) / group, start, v.n);
       }
-      attend_chunk<Isa>(w, w.a + r0 * w.lda, rows, row, seen, round_up(n, Isa::kCols), c, raw);
+      attend_chunk<Isa>(w, v, w.a + r0 * w.lda, rows, row, seen, c, raw);
     }
   }
 
@@ -232,28 +296,29 @@ struct AttentionTile {
     for (int64_t begin = 0, stop = 0; begin < pairs; begin = stop) {
       const int64_t j = w.pairs[begin] >> 32;
       while (stop < pairs && w.pairs[stop] >> 32 == j) ++stop;
-      const int64_t last = w.pairs[stop - 1] & 0xffffffff;
+      const int64_t first = w.pairs[begin] & 0xffffffff, last = w.pairs[stop - 1] & 0xffffffff;
       const int64_t block_end = least((j + 1) * s.block_size, s.visible(q0 + last));
       for (int64_t start = j * s.block_size; start < block_end; start += kPiece) {
         const int64_t n = least(kPiece, block_end - start);
-        pack(j, start, n);
-        gather_rows(w.pairs + begin, (stop - begin) * group, start, n);
+        gather_rows(pack(j, start, n, valid(first, start, n)), w.pairs + begin,
+                    (stop - begin) * group, start);
       }
     }
   }
 
-  void gather_rows(const int64_t* pairs, int64_t total, int64_t start, int64_t n) const {
+  void gather_rows(const PieceValues<Isa>& v, const int64_t* pairs, int64_t total,
+                   int64_t start) const {
     for (int64_t r0 = 0; r0 < total; r0 += Isa::kChunk) {
       const int64_t rows = least(Isa::kChunk, total - r0);
       int32_t row[Isa::kChunk], seen[Isa::kChunk];
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t query = pairs[(r0 + r) / group] & 0xffffffff;
         row[r] = static_cast<int32_t>(query * group + (r0 + r) % group);
-        seen[r] = valid(query, start, n);
+        seen[r] = valid(query, start, v.n);
         std::memcpy(w.gathered + r * w.lda, w.a + row[r] * w.lda,
                     static_cast<size_t>(w.lda) * sizeof(*w.a));
       }
-      attend_chunk<Isa>(w, w.gathered, rows, row, seen, round_up(n, Isa::kCols), c, nullptr);
+      attend_chunk<Isa>(w, v, w.gathered, rows, row, seen, c, nullptr);
     }
   }
 
@@ -274,7 +339,7 @@ struct AttentionTile {
         store_row<Isa, DType::kF16>(x, inverse, dim, out);
       }
       if (lse.given())
-        *lse.at<float>(token, h) = l == 0.0f ? -kInfinity : w.m[r] * kLn2 + std::log(l);
+        *lse.at<float>(token, h) = lse_of(w.m[r], l, c);
     }
   }
 };
@@ -423,11 +488,13 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
           if (lse == -kInfinity) continue;
           hide_invisible(scores[r], most(0, least(s.visible(q0 + query) - start, n)), cols,
                          scale < 0 ? kInfinity : -kInfinity);
+          const Probability of_row(lse);
           typename Isa::Vec sum = Isa::zero();
-          const typename Isa::Vec factor = Isa::set1(scale * kLog2E),
-                                  shift = Isa::set1(-lse * kLog2E);
+          const typename Isa::Vec factor = Isa::set1(scale * kLog2E);
+          const typename Isa::Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
           for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-            sum = Isa::add(sum, Isa::exp2(Isa::fma(Isa::load(scores[r] + col), factor, shift)));
+            const auto x = Isa::fma(Isa::load(scores[r] + col), factor, shift);
+            sum = Isa::add(sum, Isa::exp2(Isa::min(limit, x)));
           }
           *params.mass.at<float>(head, token, j) +=
               Isa::reduce_add(sum) / static_cast<float>(group);

@@ -233,7 +233,7 @@ void select_short(const Plan& plan, const IndexSelectParams& a, Workspace worksp
     const IndexScratch<Isa> w(arena, p, index_tile(p, plan.limits));
     for (int64_t i = 0; i < s.q_len; ++i) {
       const int64_t end = s.visible_blocks(i), token = s.q_begin + i;
-      const Forced forced = forced_blocks(p, (s.pos0 + i) / p.block_size);
+      const Forced forced = forced_blocks(p, s.local_block(i));
       for (int64_t head = 0; head < p.heads_kv; ++head) {
         TopK top = w.top(0, p, count_forced(forced, s.block0, s.block0 + end));
         top.clear();
@@ -266,7 +266,7 @@ void select_fused(const Plan& plan, const IndexSelectParams& a, Workspace worksp
     const IndexScratch<Isa> w(arena, p, tile_q);
     const IndexTile<Isa> tile{a.q_idx, a.k_idx, p, s, q0, least(tile_q, s.q_len - q0), w};
     const auto forced_of = [&](int64_t r) {
-      return forced_blocks(p, (s.pos0 + q0 + r / heads) / p.block_size);
+      return forced_blocks(p, s.local_block(q0 + r / heads));
     };
     const auto top_of = [&](int64_t r) {
       const int64_t end = s.block0 + s.visible_blocks(q0 + r / heads);

@@ -93,7 +93,7 @@ void run_index_lse(const Plan& plan, const IndexLseParams& a, Workspace workspac
                        });
         for (int64_t i = 0; i < nq; ++i)
           *a.lse.at<float>(s.q_begin + q0 + i, head) =
-              w.l[i] == 0.0f ? -kInfinity : w.m[i] * kLn2 + std::log(w.l[i]);
+              lse_of(w.m[i], w.l[i], c);
       });
   for (int64_t t = *a.batch.cu_seqlens_q.at<const int32_t>(batch_size(a.batch)); t < a.lse.shape[0];
        ++t)
@@ -117,17 +117,17 @@ struct KlCall {
     const int32_t queries = *a.batch.cu_seqlens_q.at<const int32_t>(batch_size(a.batch));
     factor = index_scale(p) / (static_cast<float>(queries) * static_cast<float>(p.heads_kv));
   }
-  /// What a product needs to become log2 of a probability; -inf where there is none.
-  MSA_INLINE float shift_of_student(int64_t token, int64_t head) const {
-    const float lse = *a.index_lse.at<const float>(token, head);
-    return lse == -kInfinity ? lse : -lse * kLog2E;
+  MSA_INLINE Probability student(int64_t token, int64_t head) const {
+    return Probability(*a.index_lse.at<const float>(token, head));
   }
-  /// Likewise, of a head's share in the mean; a row without a student has no teacher.
-  MSA_INLINE float shift_of_teacher(int64_t token, int64_t h) const {
-    const float lse = *a.lse.at<const float>(token, h);
-    if (lse == -kInfinity || shift_of_student(token, h / p.group()) == -kInfinity)
-      return -kInfinity;
-    return -lse * kLog2E - std::log2(static_cast<float>(p.group()));
+  /// Of a head's share in the mean; a row without a student has no teacher.
+  MSA_INLINE Probability teacher(int64_t token, int64_t h) const {
+    const bool none = *a.index_lse.at<const float>(token, h / p.group()) == -kInfinity;
+    Probability out(none ? -kInfinity : *a.lse.at<const float>(token, h));
+    const float share = std::log2(static_cast<float>(p.group()));
+    out.shift -= share;
+    out.limit -= share;
+    return out;
   }
 };
 
@@ -147,11 +147,12 @@ MSA_INLINE float log2_of(float x) {
 /// terms: [cols].
 template <class Isa>
 MSA_INLINE float divergence(const float* teacher, const float* z, int64_t valid, int64_t cols,
-                            float c, float shift, float* terms) {
+                            float c, Probability student, float* terms) {
   for (int64_t col = 0; col < cols; ++col) {
     const float p = teacher[col];
-    const float term = p * (log2_of(p) - (z[col] * c + shift));
-    terms[col] = p > 0 && col < valid ? term : 0;
+    const float x = z[col] * c + student.shift;
+    const float term = p * (log2_of(p) - (student.limit < x ? student.limit : x));
+    terms[col] = p != 0 && col < valid ? term : 0;  // NaN stays NaN
   }
   typename Isa::Vec sum = Isa::zero();
   for (int64_t col = 0; col < cols; col += Isa::kLanes) sum = Isa::add(sum, Isa::load(terms + col));
@@ -199,10 +200,10 @@ void teach_rows(const KlCall& call, const int64_t* listed, int64_t rows, int64_t
     for (int64_t r = 0; r < rows; ++r) {
       const float* s = w.s + r * kPiece;
       float* teacher = w.teacher + r * kPiece;
-      const Vec shift =
-          Isa::set1(call.shift_of_teacher(token0 + query_of(listed[r]), head * group + g));
+      const Probability of_row = call.teacher(token0 + query_of(listed[r]), head * group + g);
+      const Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
       for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-        const Vec p = Isa::exp2(Isa::fma(Isa::load(s + col), c, shift));
+        const Vec p = Isa::exp2(Isa::min(limit, Isa::fma(Isa::load(s + col), c, shift)));
         Isa::store(teacher + col, g == 0 ? p : Isa::add(Isa::load(teacher + col), p));
       }
     }
@@ -245,16 +246,18 @@ void write_dq_idx(const KlCall& call, const Sequence& s, int64_t head, int64_t q
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t query = query_of(listed[r]);
             const int64_t valid = most(0, least(s.visible(q0 + query) - start, n));
-            const float shift = call.shift_of_student(token0 + query, head);
+            const Probability of_row = call.student(token0 + query, head);
             float *z = w.s + r * kPiece, *teacher = w.teacher + r * kPiece;
             if (loss) {
               alignas(64) float terms[kPiece];
-              w.kl[query] += divergence<Isa>(teacher, z, valid, cols, call.c_index, shift, terms);
+              w.kl[query] += divergence<Isa>(teacher, z, valid, cols, call.c_index, of_row, terms);
             }
-            const Vec c = Isa::set1(call.c_index), shift_all = Isa::set1(shift);
+            const Vec c = Isa::set1(call.c_index);
+            const Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
             const Vec factor = Isa::set1(call.factor), minus = Isa::set1(-call.factor);
             for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-              const Vec student = Isa::exp2(Isa::fma(Isa::load(z + col), c, shift_all));
+              const Vec student =
+                  Isa::exp2(Isa::min(limit, Isa::fma(Isa::load(z + col), c, shift)));
               Isa::store(z + col,
                          Isa::fma(student, factor, Isa::mul(Isa::load(teacher + col), minus)));
             }
@@ -278,7 +281,7 @@ struct KlKeySide {
   float* rows;                         // [kReaders,max(D,Di)]
   float *q_cols, *q_idx_cols, *q_idx;  // panels of readers: as columns, as depths
   float *s, *teacher;                  // [kPiece,kReaders], keys down
-  float* shift;                        // [kReaders]
+  float *shift, *limit;                 // [kReaders]
   int64_t seen[kReaders];              // keys of the piece that a column sees, ascending
 
   MSA_INLINE KlKeySide(Arena& arena, const Problem& p) {
@@ -293,6 +296,11 @@ struct KlKeySide {
     s = arena.take<float>(kPiece * kReaders);
     teacher = arena.take<float>(kPiece * kReaders);
     shift = arena.take<float>(kReaders);
+    limit = arena.take<float>(kReaders);
+  }
+  MSA_INLINE void set(int64_t col, Probability probability) const {
+    shift[col] = probability.shift;
+    limit[col] = probability.limit;
   }
 };
 
@@ -307,14 +315,15 @@ void teach_tile(const KlCall& call, const Readers& readers, int64_t c0, int64_t 
     for (int64_t col = 0; col < count; ++col) {
       const int64_t token = readers.q_begin + readers.query(c0 + col);
       load_row<Isa>(call.a.q, token, h, w.rows + col * dim);
-      w.shift[col] = call.shift_of_teacher(token, h);
+      w.set(col, call.teacher(token, h));
     }
-    for (int64_t col = count; col < cols; ++col) w.shift[col] = -kInfinity;
+    for (int64_t col = count; col < cols; ++col) w.set(col, Probability(-kInfinity));
     pack_columns<Isa>(w.rows, dim, count, w.q_cols);
     product<Isa>(w.k, dim, n, w.q_cols, dim, cols, w.s, kReaders, false);
     for (int64_t i = 0; i < n * kReaders; i += kReaders) {
       for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-        const Vec p = Isa::exp2(Isa::fma(Isa::load(w.s + i + col), c, Isa::load(w.shift + col)));
+        const Vec x = Isa::fma(Isa::load(w.s + i + col), c, Isa::load(w.shift + col));
+        const Vec p = Isa::exp2(Isa::min(Isa::load(w.limit + col), x));
         float* teacher = w.teacher + i + col;
         Isa::store(teacher, h == head * group ? p : Isa::add(Isa::load(teacher), p));
       }
@@ -332,7 +341,8 @@ void learn_tile(const KlCall& call, int64_t n, int64_t cols, const KlKeySide<Isa
   for (int64_t key = 0; key < n; ++key) {
     float *z = w.s + key * kReaders, *teacher = w.teacher + key * kReaders;
     for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-      const Vec student = Isa::exp2(Isa::fma(Isa::load(z + col), c, Isa::load(w.shift + col)));
+      const Vec x = Isa::fma(Isa::load(z + col), c, Isa::load(w.shift + col));
+      const Vec student = Isa::exp2(Isa::min(Isa::load(w.limit + col), x));
       Isa::store(z + col, Isa::fma(student, factor, Isa::mul(Isa::load(teacher + col), minus)));
     }
     while (blind < cols && w.seen[blind] <= key) ++blind;
@@ -359,11 +369,11 @@ void write_dk_idx(const KlCall& call, const InverseLists& lists, const Sequence&
       for (int64_t col = 0; col < count; ++col) {
         const int64_t query = readers.query(c0 + col), token = s.q_begin + query;
         load_row<Isa>(a.q_idx, token, head, w.rows + col * dim);
-        w.shift[col] = call.shift_of_student(token, head);
+        w.set(col, call.student(token, head));
         w.seen[col] = s.visible(query) - start;
       }
       for (int64_t col = count; col < cols; ++col) {  // in no product
-        w.shift[col] = -kInfinity;
+        w.set(col, Probability(-kInfinity));
         w.seen[col] = n;
       }
       pack_columns<Isa>(w.rows, dim, count, w.q_idx_cols);

@@ -13,7 +13,7 @@
 // The vocabulary an instruction set `Isa` provides:
 //   Elem, Vec          element of A and B; vector of kLanes floats
 //   kLanes kRows kCols kPair kDepthStep kChunk     (kDepthStep: depth granularity of `tile`)
-//   zero set1 load store add mul fma max exp2 reduce_max reduce_add
+//   zero set1 load store add mul fma max min exp2 reduce_max reduce_add
 //   load_as<T>(p)      kLanes elements of dtype T as floats;  store_as<T>(p, v) the way back
 //   load_unit<T>(p)    kLanes*kPair elements of dtype T as one vector of 32-bit units of Elem
 //   interleave(a,b,d)  kPair == 2: kCols elements of two rows zipped into d
@@ -290,6 +290,31 @@ template <class Isa>
 void pack_values(DType dtype, const BlockRows& values, int64_t n, int64_t deep, int64_t dim,
                  typename Isa::Elem* panels) {
   with_dtype<Isa>(dtype, [&]<DType T>() { pack_values_as<Isa, T>(values, n, deep, dim, panels); });
+}
+
+/// Whether rows [begin,end) hold a NaN or an infinity: 0 times that is not 0.
+template <class Isa, DType T>
+bool has_non_finite_as(const BlockRows& rows, int64_t begin, int64_t end, int64_t dim) {
+  alignas(64) std::byte padded[(kMaxHeadDim + 64) * 4];
+  const int64_t width = round_up(dim, Isa::kLanes);
+  for (int64_t i = begin; i < end; ++i) {
+    const std::byte* row = nullptr;
+    readable_rows<T>(rows, i, end, 1, dim, width, padded, &row);
+    typename Isa::Vec sum = Isa::zero();
+    for (int64_t d = 0; d < width; d += Isa::kLanes)
+      sum = Isa::fma(Isa::template load_as<T>(row + d * size_of(T)), Isa::zero(), sum);
+    if (Isa::reduce_add(sum) != 0) return true;
+  }
+  return false;
+}
+
+template <class Isa>
+bool has_non_finite(DType dtype, const BlockRows& rows, int64_t begin, int64_t end, int64_t dim) {
+  bool found = false;
+  with_dtype<Isa>(dtype, [&]<DType T>() {
+    found = has_non_finite_as<Isa, T>(rows, begin, end, dim);
+  });
+  return found;
 }
 
 /// Query heads [head0, head0+heads) of tokens [token0, token0+tokens) as rows of A, heads of a
