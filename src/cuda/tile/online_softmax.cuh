@@ -185,7 +185,7 @@ struct OnlineSoftmax {
     add_quad();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool seen = max[h] != -INFINITY;
+      const bool seen = sum[h] != 0;  // it may be NaN, as a score is
       inverse[h] = seen ? 1 / sum[h] : 0;
       lse[h] = seen ? fmaf(max[h], scale, log2f(sum[h])) * kLn2 : -INFINITY;
     }

@@ -242,7 +242,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
   float max = part_max;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, i));
-  const float weight = part_max == -INFINITY ? 0 : ptx::exp2_fast((part_max - max) * a.scale);
+  const float weight = part_sum == 0 ? 0 : ptx::exp2_fast((part_max - max) * a.scale);
   float sum = weight * part_sum;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffff, sum, i);
@@ -257,7 +257,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
     o[2] += factor * part.z;
     o[3] += factor * part.w;
   }
-  const bool seen = max != -INFINITY;
+  const bool seen = sum != 0;  // it may be NaN, as a score is
   const float inverse = seen ? __fdividef(1, sum) : 0;
   for (float& x : o) x *= inverse;
 

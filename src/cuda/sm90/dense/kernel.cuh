@@ -434,16 +434,17 @@ __global__ void __launch_bounds__(128)
   float4 o{};
   for (int base = first; base <= last; base += 32) {
     const PartSoftmax own = softmax_of(base + lane);
-    const float mine =
-        own.max == -INFINITY ? 0 : own.sum * ptx::exp2_fast((own.max - max) * args.scale);
+    const float mine =  // may be NaN
+        own.sum == 0 ? 0 : own.sum * ptx::exp2_fast((own.max - max) * args.scale);
     for (int begin = 0; begin < 32 && base + begin <= last; begin += kAtOnce) {
       float w[kAtOnce];
       float4 x[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         w[i] = __shfl_sync(0xffffffff, mine, begin + i);
-        const int cta = w[i] > 0 ? base + begin + i : first;  // what nobody wrote is not read
+        const int cta = w[i] != 0 ? base + begin + i : first;  // what nobody wrote is not read
         x[i] = reinterpret_cast<const float4*>(args.o_parts + part(cta) * kDim)[lane];
+        if (w[i] == 0) x[i] = {};
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
@@ -452,7 +453,7 @@ __global__ void __launch_bounds__(128)
       }
     }
   }
-  const float inverse = weight > 0 ? 1 / weight : 0;
+  const float inverse = weight == 0 ? 0 : 1 / weight;
   o.x *= inverse, o.y *= inverse, o.z *= inverse, o.w *= inverse;
   if (args.o.data != nullptr) {
     const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o.x, o.y),
@@ -462,7 +463,7 @@ __global__ void __launch_bounds__(128)
     reinterpret_cast<float4*>(args.o_wide.at(t, head))[lane] = o;
   }
   if (lane == 0 && args.lse.data != nullptr)
-    *args.lse.at(t, head) = weight > 0 ? fmaf(max, args.scale, log2f(weight)) * kLn2 : -INFINITY;
+    *args.lse.at(t, head) = weight == 0 ? -INFINITY : fmaf(max, args.scale, log2f(weight)) * kLn2;
 }
 
 }  // namespace msa::cuda::sm90::dense

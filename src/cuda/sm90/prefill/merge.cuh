@@ -65,11 +65,12 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, step));
-  const bool empty = max == -INFINITY;
-  const float weight = empty ? 0 : ptx::exp2_fast((own.max - max) * a.scale);
-  float sum = weight * own.sum;
+  const bool counts = own.sum != 0;
+  const float weight = counts ? ptx::exp2_fast((own.max - max) * a.scale) : -1;
+  float sum = counts ? weight * own.sum : 0;
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  const bool empty = sum == 0;
 
   uint4 parts[kMostSlots];
 #pragma unroll
@@ -81,7 +82,7 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
 #pragma unroll
   for (int slot = 0; slot < kMostSlots; ++slot) {
     const float w = __shfl_sync(0xffffffff, weight, slot, kMergeLanes);
-    if (w == 0) continue;  // not chosen, or no key counted: its o may hold anything
+    if (w < 0) continue;  // not chosen, or no key counted: its o may hold anything
     const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&parts[slot]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
