@@ -44,19 +44,19 @@ std::string module_name(std::string name) {
 // The place of the first value whose exponent is all ones, which only NaN and infinity have, or -1.
 template <class Bits>
 int64_t find_not_finite(std::span<const std::byte> bytes, Bits exponent) {
-  constexpr size_t kPiece = 4096;  // a loop without an exit vectorises
+  constexpr size_t kPiece = 4096;  // counts in a Bits, without an exit: such a loop vectorises
   const size_t count = bytes.size() / sizeof(Bits);
-  const auto is_finite = [&](size_t i) {
+  const auto is_none = [&](size_t i) {
     Bits value;
     std::memcpy(&value, bytes.data() + i * sizeof(Bits), sizeof(Bits));
-    return (value & exponent) != exponent;
+    return static_cast<Bits>((value & exponent) == exponent);
   };
   for (size_t begin = 0; begin < count; begin += kPiece) {
     const size_t end = std::min(count, begin + kPiece);
-    bool all = true;
-    for (size_t i = begin; i < end; ++i) all &= is_finite(i);
-    if (all) continue;
-    while (is_finite(begin)) ++begin;
+    Bits found = 0;
+    for (size_t i = begin; i < end; ++i) found = static_cast<Bits>(found + is_none(i));
+    if (found == 0) continue;
+    while (is_none(begin) == 0) ++begin;
     return static_cast<int64_t>(begin);
   }
   return -1;
