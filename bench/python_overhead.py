@@ -27,6 +27,7 @@ os.environ["MSA_THREADS"] = "1"
 import numpy as np  # noqa: E402
 
 import msa_cpp  # noqa: E402
+from msa_cpp._files import write_whole  # noqa: E402
 
 F32, I32 = 0, 3
 BLOCK = 16
@@ -254,7 +255,7 @@ def main():
     if args.output is None:
         sys.stdout.write(text)
     else:
-        args.output.write_text(text)
+        write_whole(args.output, text)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +53,7 @@ from ._config import (
     refuse,
     rope_parameters,
 )
+from ._files import whole_folder
 
 HEAD_NORMS = ("qwen3",)  # of these, with a norm of every query and key head
 DEFAULTS = {  # what transformers takes for a key that is not there, by type of model
@@ -349,18 +349,12 @@ def convert(
         done += count
         on_progress(done, total)
 
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp's is private
+    with whole_folder(output) as partial:
         write_checkpoint(partial, tensors, on_bytes)
         (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         for pattern in COMPANIONS:
             for file in source.glob(pattern):
                 shutil.copy(file, partial)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return config
 
 

@@ -235,6 +235,35 @@ def test_shards_in_and_out(tmp_path, tokens, monkeypatch):
     assert logits(load(tmp_path / "msa", torch.float32), tokens[:50]).isfinite().all()
 
 
+def test_an_overlay_is_what_the_index_says(tmp_path):
+    tensors = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    save_file(tensors, tmp_path / "model-1.safetensors")
+    save_file({"a": torch.ones(3)}, tmp_path / "model-2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+
+    def value(**shards):
+        index.write_text(json.dumps({"weight_map": shards}))
+        return _checkpoint.Checkpoint(tmp_path).take("a", (3,)).values().tolist()
+
+    first, second = "model-1.safetensors", "model-2.safetensors"
+    assert value(a=second, b=first) == [1, 1, 1]
+    save_file({"a": torch.ones(3), "c": torch.ones(3)}, tmp_path / second)
+    assert value(a=first, b=first, c=second) == [0, 0, 0]
+    says = f"tensor a: given twice, by {tmp_path / first} and by {tmp_path / second}"
+    with pytest.raises(convert.InputError, match=re.escape(says)):
+        value(b=first, c=second)
+    with pytest.raises(convert.InputError, match="tensor b: missing"):
+        value(a=first, b=second)
+
+
+def test_a_full_disk_leaves_nothing(llama, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    done = run(llama, tmp_path / "msa", "--full-attention", "0", preexec_fn=limit)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"File too large: '{tmp_path / 'msa'}'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_is_bounded(tmp_path):
     """An embedding of 256 MB passes through a process that may take 240 MB in all."""
     config = {

@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 from .._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
 from .._command import InputError
 from .._config import check_fixed, m3_config, reading
+from .._files import whole_folder
 from .model import Config, Model
 
 STEP = re.compile(r"step-(\d{8})")
@@ -42,9 +41,7 @@ def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer
 
     Whatever goes wrong before (a full disk: OSError) leaves the older checkpoints as they were.
     """
-    partial = Path(tempfile.mkdtemp(prefix=".step-", dir=output))
-    try:
-        partial.chmod(0o755)  # mkdtemp's is private
+    with whole_folder(directory(output, step), replace=True) as partial:
         parameters = dict(model.named_parameters())
         write_checkpoint(partial, {name: stored(p) for name, p in parameters.items()})
         (partial / "optimizer").mkdir()
@@ -56,15 +53,6 @@ def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer
         for name, value in (("config", config | {"dtype": "float32"}),
                             ("state", {"step": step, "options": options})):
             (partial / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
-        for file in (*partial.rglob("*"), partial):
-            sync(file)
-        final = directory(output, step)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     for old in steps(output)[:-keep]:
         shutil.rmtree(directory(output, old))
 
@@ -73,14 +61,6 @@ def remove_partial(output: Path) -> None:
     """Removes what a run left that was killed while it saved."""
     for path in output.glob(".step-*"):
         shutil.rmtree(path)
-
-
-def sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def stored(values: torch.Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import autograd
-from .._command import NumericError
+from .._command import InputError, NumericError
+from .._files import naming, write_whole
 from . import storage
 from .data import NO_TARGET, Examples, Source
 from .metrics import Choose, Recorder
@@ -274,7 +275,8 @@ class Trainer:
     def _write(self, entry: dict) -> None:
         self.log.append(entry)
         if self.output and self.rank == 0:
-            with (self.output / "log.jsonl").open("a") as file:
+            log = self.output / "log.jsonl"
+            with naming(log), log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def save(self) -> None:
@@ -293,7 +295,7 @@ class Trainer:
         log = self.output / "log.jsonl"
         if self.rank == 0 and log.exists():
             lines = [x for x in log.read_text().splitlines(True) if x.endswith("\n")]
-            log.write_text("".join(x for x in lines if json.loads(x)["step"] < self.step))
+            write_whole(log, "".join(x for x in lines if json.loads(x)["step"] < self.step))
 
 
 def msa_config(config: Config, options: Options) -> autograd.MsaConfig:
