@@ -297,7 +297,7 @@ def test_the_plan_of_a_decoding_step():
     rng = np.random.default_rng(0)
     args = [rng.standard_normal(s, dtype=np.float32) for s in ((3, 8, 64), (3, 2, 32))]
     keys = [p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,))]
-    kw = {**p.metadata(np.copy), "max_q_len": 2, "topk": 4, "block_size": 8}
+    kw = {**p.metadata(np.copy), "max_seqlen_q": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
     plan = msa_cpp.plan("msa_layer_decode", **sizes)

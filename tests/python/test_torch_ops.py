@@ -57,7 +57,7 @@ def arguments(name, dtype="float32"):
         "index_scores": ((q_idx, k_idx), {**meta, **size, **bounds}),
         "index_select": ((q_idx, k_idx), {**meta, **size, "topk": 3, "with_scores": True}),
         "sparse_attention": ((q, k, v, ids), {**meta, **size, "softmax_scale": 0.3}),
-        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_q_len": 5}),
+        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_seqlen_q": 5}),
         "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
         "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
         **training_arguments(q, k, v, q_idx, k_idx, ids, {**meta, **size}),
@@ -211,7 +211,7 @@ def test_msa_layer_decode_compiles():
     k, v = (kind.raw(p.store(p.normal(33, 2, 16))) for _ in range(2))
     args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
             kind.raw(p.store(p.normal(33, 8))))
-    kwargs = dict(kind.batch(p, decode=True), max_q_len=2, topk=3, block_size=4, return_lse=True)
+    kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4, return_lse=True)
     compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
     same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
 
