@@ -179,7 +179,7 @@ CASES = [
         "max_seqlen_q: not given, expected the longest length in cu_seqlens_q, since lengths in "
         "CUDA memory are not read back",
         {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens", "page_table")}
-        | {"out": None}),
+        | {"out": None, "max_seqlen_q": None}),
     Bad("CUDA tensors without a backend", "dense_attention", NotImplementedError,
         "no backend can compute dense_attention here",
         {n: Device for n in ("q", "k", "v", "out", "lse", "cu_seqlens_q", "seq_lens", "page_table")}
