@@ -18,7 +18,7 @@ def through_torch(first: Any, *others: Any, plan: Any) -> bool:
     if torch is None or not isinstance(first, torch.Tensor):
         return False
     if not (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)
-            or torch.is_autocast_enabled(first.device.type)):
+            or torch.is_autocast_enabled("cuda" if first.is_cuda else "cpu")):
         if not torch.is_grad_enabled():
             return False
         for tensor in (first, *others):
