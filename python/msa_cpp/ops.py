@@ -14,7 +14,8 @@ Bk      block size in tokens, also the page size; K: blocks chosen per (token, K
 **Keys** are packed, ``k, v [S,Hkv,D]`` and ``k_idx [S,Di]`` with `cu_seqlens_k`, or paged,
 ``[P,Hkv,Bk,D]`` and ``[P,Bk,Di]`` with `seq_lens` and `page_table`. Strides are free but for the
 innermost one, so views of interleaved pools are fine. Nothing is ever copied or converted: what
-would need it is an error that names the stride or the dtype.
+would need it is an error that names the stride or the dtype. Only under `torch.autocast` are
+queries and keys of torch cast, as `msa_cpp.torch_ops` says.
 
 **Arguments of every batched operator**
 
