@@ -129,7 +129,7 @@ class Work:
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
 
         def sparse(lists: torch.Tensor) -> tuple[Any, Any]:
-            return lists, attend(self.q, k, v, lists, max_q_len=c.new_tokens, out=self.out,
+            return lists, attend(self.q, k, v, lists, max_seqlen_q=c.new_tokens, out=self.out,
                                  **self.batch())
 
         def msa() -> tuple[Any, Any]:

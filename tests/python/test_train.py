@@ -17,11 +17,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from msa_arrays import DEVICE  # noqa: E402
-from msa_cpp.train import storage  # noqa: E402
+from msa_cpp.autograd import MsaConfig  # noqa: E402
+from msa_cpp.train import metrics, storage  # noqa: E402
 from msa_cpp.train.__main__ import main  # noqa: E402
-from msa_cpp.train.data import Facts, Text, read_folder  # noqa: E402
-from msa_cpp.train.model import MINIATURE, SPARSE, Model, dense  # noqa: E402
-from msa_cpp.train.trainer import Diverged, Options, Trainer  # noqa: E402
+from msa_cpp.train.data import NO_TARGET, Facts, Text, packed, read_folder  # noqa: E402
+from msa_cpp.train.model import MINIATURE, SPARSE, Heads, Model, dense  # noqa: E402
+from msa_cpp.train.trainer import Diverged, Options, Trainer, by_index  # noqa: E402
 
 CLI = os.environ.get("MSA_CLI")
 SMALL = ["--data", "facts", "--batch", "2", "--context", "64", "--log-every", "1", "--device",
@@ -197,6 +198,67 @@ def test_recomputed_activations_and_bf16_change_little():
     assert abs(results["plain"][0] - results["bf16"][0]) < 0.05
 
 
+class Uneven:
+    """Windows with 1 and with 95 targets by turns, of 96 tokens and of 48 and a half as long."""
+
+    vocab_size = 256
+
+    def __init__(self, targets=(1, 95), lengths=((96,), (30, 18))):
+        self.targets, self.lengths = targets, lengths
+
+    def examples(self, number, batch, context):
+        windows = [self.window((number * batch + i) % 2) for i in range(batch)]
+        tokens, targets, lengths = zip(*windows)
+        return packed(np.concatenate(tokens), np.concatenate(targets), sum(lengths, []))
+
+    def window(self, which):
+        rng, lengths = np.random.default_rng(which), [*self.lengths[which]]
+        tokens, targets = rng.integers(2, 255, (2, sum(lengths)))
+        targets[self.targets[which]:] = NO_TARGET
+        return tokens, targets, lengths
+
+
+def first_step(source, route, **options):
+    """Loss, KL and gradient norms of a step, in the form of the log."""
+    options = Options(route=route, steps=1, warmup_steps=0, clip=1e9, index_clip=1e9, lr=0.0,
+                      **options)
+    trainer = Trainer(options, fresh(), source)
+    trainer.run()
+    return trainer.figures
+
+
+@pytest.mark.parametrize("route", ["full", "msa-pt"])
+def test_micro_steps_weigh_by_what_they_count(route):
+    """Two windows at once or one after the other are the same step, loss and gradients alike."""
+    whole = first_step(Uneven(), route, batch=2, accumulate=1)
+    parts = first_step(Uneven(), route, batch=1, accumulate=2)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert whole["grad_norm_backbone"] > 0 and (whole["kl"] > 0) == (route != "full")
+
+
+def test_micro_steps_without_a_target_take_no_part():
+    alone = first_step(Uneven((95, 95)), "full", batch=1, accumulate=1)
+    beside = first_step(Uneven((95, 0)), "full", batch=1, accumulate=2)
+    assert beside == pytest.approx(alone, rel=1e-5)
+    nothing = first_step(Uneven((0, 0)), "full", batch=1, accumulate=2)
+    assert nothing["loss"] == nothing["grad_norm_backbone"] == 0
+
+
+def test_figures_of_a_selection_leave_padding_out():
+    """Rows behind cu_seqlens[-1] have no block to choose, wherever they would stand."""
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE)
+    shapes = ((4, 16), (2, 16), (2, 16), (2, 8), (8,))
+    config = MsaConfig(block_size=4, topk=2)
+    ends = torch.tensor([0, 40, 64], dtype=torch.int32, device=DEVICE)
+    rows = [make(64, *shape) for shape in shapes]
+    heads = Heads(0, *rows, ends, 64)
+    padded = Heads(0, *(torch.cat((x, make(100, *x.shape[1:]))) for x in rows), ends, 164)
+    ids = by_index(config)
+    want, got = (metrics.measure(h, ids(h), config) for h in (heads, padded))
+    assert got == pytest.approx(want, rel=1e-6) and want["kept_mass"] > 0
+
+
 # ---- a run ---------------------------------------------------------------------------------------
 
 
@@ -301,6 +363,56 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
     assert not (output / ".step-half").exists()
     a, b = (np_weights(storage.directory(o, 20)) for o in (run, output))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_goes_on_with_what_it_began_with(texts, tmp_path, capsys):
+    """Other data, weights, model or number of processes make another run, and are named."""
+    output, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(texts, other)
+    (tmp_path / "init.json").write_text(json.dumps(MINIATURE))
+    assert train("--route", "full", "--data", texts, "--output", tmp_path / "dense", "--steps", 1,
+                 *SMALL[2:]) == 0
+    start = storage.directory(tmp_path / "dense", 1)
+    command = ("--route", "msa-pt", "--output", output, "--steps", 4, "--warmup-steps", 2,
+               *SMALL[2:], "--config", tmp_path / "init.json")
+    assert train(*command, "--data", texts, "--init", start, "--save-every", 2) == 0
+    shutil.rmtree(storage.directory(output, 4))
+    capsys.readouterr()
+    files = lambda: {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    kept = files()
+
+    def refused(*arguments):
+        error = fails(capsys, *command, *arguments, "--resume")
+        assert files() == kept
+        return error
+
+    assert f"--data: got facts, but the run began with {texts}" in refused("--data", "facts")
+    (other / "a.txt").write_bytes(b"other")
+    assert f"--data: got {other}, but the run began with {texts}" in refused("--data", other)
+    here = texts / "new.txt"
+    here.write_text("one more")
+    try:
+        assert f"--data: got {texts}, but the run began with {texts} of other contents" in refused(
+            "--data", texts)
+    finally:
+        here.unlink()
+    assert (f"--init: got {storage.directory(tmp_path, 7)}, but the run began with {start}"
+            in refused("--data", texts, "--init", storage.directory(tmp_path, 7)))
+    state = storage.directory(output, 2) / "state.json"
+    was = json.loads(state.read_text())
+    state.write_text(json.dumps(was | {"inputs": was["inputs"] | {"processes": 2}}))
+    kept = files()
+    assert "processes: got 1, but the run began with 2" in refused("--data", texts)
+    state.write_text(json.dumps(was))
+    wide = tmp_path / "wide.json"
+    wide.write_text(json.dumps(MINIATURE | {"index_topk_blocks": 4}))
+    kept = files()
+    assert ("--config: index_topk_blocks: got 4, but the run began with 3"
+            in refused("--data", texts, "--config", wide))
+    shutil.rmtree(other)
+    shutil.copytree(texts, other)  # the same contents elsewhere are the same data
+    assert train(*command, "--data", other, "--init", start, "--resume") == 0
+    assert storage.steps(output) == [2, 4]
 
 
 @pytest.mark.skipif(DEVICE != "cpu" and torch.cuda.device_count() < 2, reason="needs two GPUs")

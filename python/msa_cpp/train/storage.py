@@ -2,7 +2,7 @@
 
     config.json, model*.safetensors   the model, as `msa eval` and transformers load it (f32)
     optimizer/                        AdamW's state, tensors named after the weights
-    state.json                        the step and the options of the run
+    state.json                        the step, the options and the inputs of the run
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ def directory(output: Path, step: int) -> Path:
     return output / f"step-{step:08}"
 
 
-def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, options: dict,
+def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, run: dict,
          keep: int) -> None:
     """Writes step-N under another name, then renames it; then removes all but the last `keep`.
+    run: what state.json says besides the step.
 
     Whatever goes wrong before (a full disk: OSError) leaves the older checkpoints as they were.
     """
@@ -51,7 +52,7 @@ def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer
         } if optimizer.state else {})
         config = {k: v for k, v in model.config.items() if k != "torch_dtype"}
         for name, value in (("config", config | {"dtype": "float32"}),
-                            ("state", {"step": step, "options": options})):
+                            ("state", {"step": step, **run})):
             (partial / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
     for old in steps(output)[:-keep]:
         shutil.rmtree(directory(output, old))
