@@ -12,12 +12,15 @@ checks its result before it is timed; ratios are of interleaved rounds. --pairs 
 
 import argparse
 import json
+import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# The package need not be built here.
+write_whole = runpy.run_path(str(ROOT / "python/msa_cpp/_files.py"))["write_whole"]
 MODEL = Path("models/code-11m")  # commands run in ROOT
 PREFILL = "dense_attention,msa,index_select,sparse_attention"
 GROWTH = [8192, 16384, 32768, 65536, 131072]
@@ -49,9 +52,7 @@ def plan(longest, trace):
 
 def save(result, output):
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(output)
+    write_whole(output, json.dumps(result, indent=1) + "\n")
 
 
 def measure(args):

@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msa_cpp
 from msa_cpp._command import device_here
+from msa_cpp._files import write_whole
 from msa_cpp.autograd import MsaConfig, attend, msa_attention, readers
 from msa_cpp.torch_ops import index_kl
 
@@ -186,7 +187,7 @@ def main():
     if o.json:
         where = cpu_name() if o.device == "cpu" else torch.cuda.get_device_name()
         settings = {k: v for k, v in vars(o).items() if k != "json"}
-        o.json.write_text(json.dumps(
+        write_whole(o.json, json.dumps(
             {"machine": {"device": where, "cores": os.cpu_count(), "torch": torch.__version__,
                          "msa_cpp": msa_cpp.__version__},
              "settings": settings, "errors": errors, "missing": missing, "seconds": rows},

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import msa_cpp
 import msa_cpp.integrations.transformers as integration
+from msa_cpp._files import write_whole
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pair_cpu import cpu_name  # noqa: E402
@@ -200,7 +201,7 @@ def main():
     if options.json:
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
                    "msa_cpp": msa_cpp.__version__, "load_average": os.getloadavg()}
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_whole(options.json, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

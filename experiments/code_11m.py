@@ -26,9 +26,10 @@ from pathlib import Path
 
 import torch
 from arm import arms
-from facts import HERE, machine, progress, seconds_per_step, write_whole
+from facts import HERE, machine, progress, seconds_per_step
 
 from msa_cpp._command import device_here
+from msa_cpp._files import write_whole
 from msa_cpp.train import storage
 from msa_cpp.train.data import SEPARATOR, Text
 from msa_cpp.train.model import Attend, Model, dense, listed
@@ -222,7 +223,7 @@ def main() -> None:
             f"of them warm-up, {options.batch} x {options.context} tokens, {seconds:.0f} s; "
             f"{sequences} sequences per context.\n{text_line}\n\n" + "\n".join(lines) + "\n\n" +
             "\n".join(verdicts) + "\n")
-    stem.with_suffix(".md").write_text(text)
+    write_whole(stem.with_suffix(".md"), text)
     print(text)
 
 

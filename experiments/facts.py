@@ -34,6 +34,7 @@ from arm import Arm, Size, arms, from_scratch
 
 from msa_cpp._checkpoint import read_json
 from msa_cpp._command import InputError, device_here
+from msa_cpp._files import whole_file, write_whole
 from msa_cpp.train.data import Examples, Facts
 from msa_cpp.train.metrics import NAMES, Recorder
 from msa_cpp.train.model import MINIATURE, SPARSE, Attend, Model, dense, listed
@@ -318,7 +319,8 @@ def picture(rows: list[dict], path: Path, title: str) -> None:
     right.set(xlabel="distance, eighths", ylabel="place of the query, eighths",
               title=f"right answers of {shown[0]['arm']}, seed {shown[0]['seed']}")
     drawing.colorbar(image, ax=right)
-    drawing.savefig(path, dpi=90, metadata={"Software": None})
+    with whole_file(path) as file:
+        drawing.savefig(file, format="png", dpi=90, metadata={"Software": None})
 
 
 def machine(device: str) -> str:
@@ -393,13 +395,6 @@ def main() -> None:
     draw(found, stem)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The old file or the new one, whatever happens in between."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def read_found(path: Path) -> dict:
     """What an experiment wrote."""
     found = read_json(path)
@@ -426,7 +421,7 @@ def draw(found: dict, stem: Path) -> None:
     text = (f"{found['machine']}; seeds {', '.join(map(str, found['seeds']))}; "
             f"{found['seconds']:.0f} s. Mean over the seeds (smallest to largest); "
             f"{found['steps']} steps from scratch.\n{missing}\n{table(found['rows'])}")
-    stem.with_suffix(".md").write_text(text)
+    write_whole(stem.with_suffix(".md"), text)
     try:
         picture(found["rows"], stem.with_suffix(".png"), f"facts in a stream, {found['size']}")
     except ImportError:

@@ -23,7 +23,7 @@ using msa::Status;
 using msa::StatusCode;
 using msa::TensorView;
 
-static_assert(static_cast<int>(StatusCode::kInternal) == MSA_INTERNAL);
+static_assert(static_cast<int>(StatusCode::kNumeric) == MSA_NUMERIC);
 static_assert(static_cast<int>(msa::DType::kI32) == MSA_I32);
 static_assert(static_cast<int>(msa::DeviceKind::kCUDA) == MSA_CUDA);
 static_assert(static_cast<int>(msa::Op::kKlLoss) == MSA_OP_KL_LOSS);

@@ -183,20 +183,25 @@ const Words* Cta::exchange(const Words& own) {
   return words;
 }
 
-void Cta::join(uint32_t barrier, uint32_t threads) { join(barriers_[barrier], threads); }
+bool Cta::join(uint32_t barrier, uint32_t threads, bool vote) {
+  return join(barriers_[barrier], threads, vote);
+}
 
 void Cta::join_lanes(uint32_t lanes) {
   join(current->warp->some[lanes], static_cast<uint32_t>(__builtin_popcount(lanes)));
 }
 
-void Cta::join(NamedBarrier& b, uint32_t threads) {
+bool Cta::join(NamedBarrier& b, uint32_t threads, bool vote) {
   const uint64_t generation = b.generation;
+  b.votes[generation % 2] |= vote;
   if (++b.arrived == threads) {
     b.arrived = 0;
     ++b.generation;
+    b.votes[b.generation % 2] = false;
     progress();
   }
   while (b.generation == generation) yield();
+  return b.votes[generation % 2];
 }
 
 void Cluster::run(const std::function<void()>& kernel) {

@@ -57,6 +57,7 @@ using Words = std::array<uint64_t, 4>;
 struct NamedBarrier {
   uint32_t arrived = 0;
   uint64_t generation = 0;
+  bool votes[2] = {};  ///< any of this generation, and of the one before
 };
 
 struct Warp {
@@ -100,7 +101,8 @@ struct Cta {
 
   /// Back to the scheduler, until this fiber's next turn.
   void yield();
-  void join(uint32_t barrier, uint32_t threads);
+  /// Whether any of the threads voted.
+  bool join(uint32_t barrier, uint32_t threads, bool vote = false);
   /// Joins those lanes of the warp.
   void join_lanes(uint32_t lanes);
   uint32_t threads() const { return static_cast<uint32_t>(fibers_.size()); }
@@ -123,7 +125,7 @@ struct Cta {
 
  private:
   void start(Fiber& fiber, char* stack);
-  void join(NamedBarrier& barrier, uint32_t threads);
+  bool join(NamedBarrier& barrier, uint32_t threads, bool vote = false);
   void turn(Fiber& fiber);
   void pass_turn();
 

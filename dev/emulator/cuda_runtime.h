@@ -92,6 +92,7 @@ inline uint32_t __ballot_sync(uint32_t, bool vote) {
   return votes;
 }
 inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, !vote) == 0; }
 inline int __reduce_add_sync(uint32_t, int value) {
   const emulator::Words* words = emulator::cta->exchange({emulator::to_word(value)});
   int sum = 0;
@@ -128,6 +129,7 @@ inline float __uint_as_float(uint32_t bits) {
 inline uint32_t __float_as_uint(float x) {
   return emulator::from_word<uint32_t>(emulator::to_word(x));
 }
+using std::isinf;
 using std::isnan;
 template <class A, class B>
 constexpr auto min(A a, B b) {

@@ -110,10 +110,14 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
                                      {"huge", Values::kHuge},
                                      {"peaked", Values::kPeaked},
                                      {"rising", Values::kRising},
-                                     {"falling", Values::kFalling}})
+                                     {"falling", Values::kFalling},
+                                     {"giant", Values::kGiant}})
     add_one(
         Op::kLayerDecode, name, 16, 8, {{5, 1500}, {4, 1100}},
         [values](Case& c) { c.values = values; }, false);
+  add_one(
+      Op::kSparseDecode, "no numbers", 16, 8, {{5, 1500}, {4, 1100}},
+      [](Case& c) { c.values = Values::kNonFinite; }, false);
   add_one(
       Op::kSparseDecode, "K 32, one list for all heads", 16, 32, {{1, 9000}, {1, 2000}},
       [](Case& c) {

@@ -97,8 +97,16 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
                                      {"huge", Values::kHuge},
                                      {"peaked", Values::kPeaked},
                                      {"rising", Values::kRising},
-                                     {"falling", Values::kFalling}})
+                                     {"falling", Values::kFalling},
+                                     {"giant", Values::kGiant},
+                                     {"no numbers", Values::kNonFinite}})
     add(name, 16, {{9, 900}}, [values](Case& c) { c.values = values; });
+  add("no numbers, whole tiles", 16, {{165, 300}, {20, 20}},
+      [](Case& c) { c.values = Values::kNonFinite; });
+  add("no numbers, one warpgroup, paged", 4, {{12, 261}, {5, 140}}, [&](Case& c) {
+    paged(c);
+    c.values = Values::kNonFinite;
+  });
   return cases;
 }
 

@@ -73,7 +73,7 @@ inline msa::conformance::Case fitting(msa::conformance::Case c, const EmulatedBa
     const msa::Plan plan{.problem = c.problem, .limits = instance.limits()};
     if (backend.fits(instance.params(), plan)) return c;
   }
-  fail("a case that these kernels never take");
+  fail(msa::text("a case that these kernels never take: ", c.name).c_str());
 }
 
 }  // namespace emulator

@@ -111,8 +111,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
                                      {"huge", Values::kHuge},
                                      {"peaked", Values::kPeaked},
                                      {"rising", Values::kRising},
-                                     {"falling", Values::kFalling}})
-    add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}},
+                                     {"falling", Values::kFalling},
+                                     {"giant", Values::kGiant},
+                                     {"no numbers", Values::kNonFinite}})
+    add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}, {17, 90}},
         [values](Case& c) { c.values = values; });
 
   add("ragged", Op::kKlLoss, Support::kListed, 16, 4, kRagged, two_heads, true);
@@ -125,6 +127,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.strided = c.loose_limits = true;
     c.padded_rows = 2;
   });
+  add("giant", Op::kIndexLse, Support::kListed, 16, 4, {{40, 300}},
+      [](Case& c) { c.values = Values::kGiant; });
   add("shard", Op::kIndexLse, Support::kListed, 16, 8, {{30, 700, 700, 3}},
       [](Case& c) { c.q_offsets = c.block_offsets = c.shared_ids = true; });
   add("full, ragged", Op::kIndexLse, Support::kFull, 16, 4, kRagged, two_heads, true);

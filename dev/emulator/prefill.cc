@@ -78,6 +78,18 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.strided = c.shared_ids = c.loose_limits = true;
   });
   add("many sequences", 16, 4, std::vector<SequenceSize>(35, {3, 300}), [](Case&) {});
+  const auto giant = [](Case& c) { c.values = Values::kGiant; };
+  const auto non_finite = [](Case& c) { c.values = Values::kNonFinite; };
+  add("giant logits", 16, 4, {{40, 900}, {3, 3}}, giant);
+  add("giant logits, G 8", 8, 4, {{40, 900}}, giant);
+  add("values that are no numbers", 16, 4, {{150, 700}, {9, 9}}, non_finite);
+  add("values that are no numbers, G 8, paged, f32", 8, 2, {{40, 300}, {60, 900}}, [&](Case& c) {
+    non_finite(c);
+    paged(c);
+    c.problem.heads_kv = 2;
+    c.f32_outputs = true;
+    c.padded_rows = 2;
+  });
   return cases;
 }
 

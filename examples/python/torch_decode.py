@@ -39,7 +39,7 @@ for length in range(prompt + 1, prompt + 4):
     append(1, length)
     msa_cpp.msa_layer_decode(  # index, selection and attention of one new token
         normal(1, heads, dim), normal(1, kv_heads, dim), **cache,
-        page_table=page_table, seq_lens=int32(length), cu_seqlens_q=int32(0, 1), max_q_len=1,
+        page_table=page_table, seq_lens=int32(length), cu_seqlens_q=int32(0, 1), max_seqlen_q=1,
         out=out, ids_out=ids,
     )  # fmt: skip
     own = (length - 1) // block

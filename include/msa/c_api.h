@@ -35,7 +35,8 @@ typedef enum msa_status {
   MSA_UNSUPPORTED = 2,      /* legal, but no (or not this) backend does it */
   MSA_UNAVAILABLE = 3,      /* a backend, device or resource is not there */
   MSA_IO = 4,               /* a file cannot be read or written */
-  MSA_INTERNAL = 5          /* a defect of this library */
+  MSA_INTERNAL = 5,         /* a defect of this library */
+  MSA_NUMERIC = 6           /* valid inputs, but a result that is no finite number */
 } msa_status;
 
 /* One line about the last call of this thread that failed: argument, given value, supported values.

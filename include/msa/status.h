@@ -13,6 +13,7 @@ enum class StatusCode : int {
   kUnavailable = 3,      ///< a backend, device or resource is not there
   kIo = 4,               ///< a file cannot be read or written
   kInternal = 5,         ///< a defect of this library
+  kNumeric = 6,          ///< valid inputs, but a result that is no finite number
 };
 
 /// Outcome of a call. The message names the argument, what was given and what is supported.

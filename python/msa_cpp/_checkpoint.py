@@ -116,8 +116,12 @@ class Checkpoint:
             path = directory / name
             entries, _, data = read_header(path)
             for key, entry in entries.items():
+                if shards is not None and shards.get(key, name) != name:
+                    continue  # the index places it in another shard
                 if key in self._entries:
-                    raise InputError(f"{path}: tensor {key}: given twice")
+                    raise InputError(
+                        f"tensor {key}: given twice, by {self._entries[key][0]} and by {path}"
+                    )
                 self._entries[key] = (path, data + entry["data_offsets"][0], entry)
         for key in shards or ():
             if key not in self._entries:
@@ -152,7 +156,7 @@ class Checkpoint:
                 if len(values) != size:
                     raise InputError(f"{path}: ends inside tensor {name}")
                 if not np.isfinite(values).all():
-                    raise InputError(f"tensor {name}: holds NaN or infinity")
+                    raise InputError(f"{path}: tensor {name}: holds NaN or infinity")
                 yield values
 
         return Tensor(dtype, shape, pieces)

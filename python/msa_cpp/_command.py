@@ -1,4 +1,7 @@
-"""What the commands of this package share: errors are one line on stderr, with exit code 2."""
+"""What the commands of this package share: errors are one line on stderr.
+
+Their exit code is 2 for bad input and 1 where valid input led to what is no number.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from typing import NoReturn
 
 class InputError(ValueError):
     """Bad input: one line that names file, key or tensor, what was given and what is supported."""
+
+
+class NumericError(ArithmeticError):
+    """A computation on valid input made NaN or infinity: one line that says where."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +38,7 @@ def exit_code(name: str, body: Callable[[], str]) -> int:
     """Runs a command and prints what it says."""
     try:
         print(body())
-    except (InputError, OSError) as error:
+    except (InputError, NumericError, OSError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NumericError) else 2
     return 0

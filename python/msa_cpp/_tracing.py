@@ -1,4 +1,4 @@
-"""Calls that torch traces or differentiates, which go through torch.ops.msa_cpp."""
+"""Calls that torch traces, differentiates or casts, which go through torch.ops.msa_cpp."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 
 
 def through_torch(first: Any, *others: Any, plan: Any) -> bool:
-    """Whether torch traces or differentiates the call: then it is a call of torch.ops.msa_cpp.
+    """Whether torch traces, differentiates or casts the call: then it is one of torch.ops.msa_cpp.
 
     Tensor subclasses (fake tensors and the like) have no memory of their own to work on either.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(first, torch.Tensor):
         return False
-    if not (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)):
+    if not (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)
+            or torch.is_autocast_enabled("cuda" if first.is_cuda else "cpu")):
         if not torch.is_grad_enabled():
             return False
         for tensor in (first, *others):
@@ -26,8 +27,9 @@ def through_torch(first: Any, *others: Any, plan: Any) -> bool:
         else:
             return False
     if plan is not None:
-        raise ValueError("plan: given, expected None under torch.compile and for tensors that "
-                         "require gradients; give max_seqlen_q, max_seqlen_k and backend")
+        raise ValueError("plan: given, expected None under torch.compile and torch.autocast and "
+                         "for tensors that require gradients; give max_seqlen_q, max_seqlen_k and "
+                         "backend")
     return True
 
 

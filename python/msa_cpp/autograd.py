@@ -70,7 +70,11 @@ def msa_attention(
 
     Returns o ``[T,Hq,D]`` and the f32 scalar kl, the mean over queries and KV heads of
     ``sum_j P[j] (ln P[j] - ln Pi[j])``: P the mean over the G heads of the attention probabilities,
-    Pi the softmax of ``q_idx . k_idx / sqrt(Di)``. A loss weight (lambda) is the caller's.
+    Pi the softmax of ``q_idx . k_idx / sqrt(Di)``. Rows behind the ``cu_seqlens[B]`` queries are
+    padding: their o is 0, and kl leaves them out. A loss weight (lambda) is the caller's.
+
+    Under `torch.autocast` dtypes may be mixed: all are cast to that of autocast, which is that of o
+    then, and gradients come back in the dtypes that were given.
 
     Errors: those of `msa_cpp.ops`.
     Source: arXiv 2606.13392, training of the index branch.

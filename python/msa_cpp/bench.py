@@ -49,6 +49,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ._checkpoint import read_header
 from ._command import InputError, Parser, device_here, exit_code
+from ._files import write_whole
 from .compat import fmha_sm100, sglang, vllm
 from .compat._calls import BLOCK, DECODE_TOKENS, attend, valid_blocks
 from .plot import read_trace
@@ -128,7 +129,7 @@ class Work:
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
 
         def sparse(lists: torch.Tensor) -> tuple[Any, Any]:
-            return lists, attend(self.q, k, v, lists, max_q_len=c.new_tokens, out=self.out,
+            return lists, attend(self.q, k, v, lists, max_seqlen_q=c.new_tokens, out=self.out,
                                  **self.batch())
 
         def msa() -> tuple[Any, Any]:
@@ -571,9 +572,9 @@ def body(arguments: list[str] | None = None) -> str:
             rows += run(case, options.repeats, [n for n in options.contenders.split(",") if n])
     result = {"machine": machine(options.device), "rows": rows}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(options.json, json.dumps(result, indent=1) + "\n")
     if options.tsv:
-        options.tsv.write_text(tsv(rows))
+        write_whole(options.tsv, tsv(rows))
     failed = [row["contender"] for row in rows if row["verdict"].startswith("failed")]
     if failed:
         print(lines_of(rows))

@@ -33,30 +33,42 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from ._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
 from ._command import InputError, Parser, exit_code
+from ._config import (
+    FIXED,
+    FULL,
+    ROPE_KEYS,
+    SPARSE,
+    check_fixed,
+    integer,
+    m3_config,
+    positive,
+    reading,
+    refuse,
+    rope_parameters,
+)
+from ._files import whole_folder
 
-MODEL_TYPES = ("llama", "mistral", "qwen3")
 HEAD_NORMS = ("qwen3",)  # of these, with a norm of every query and key head
+DEFAULTS = {  # what transformers takes for a key that is not there, by type of model
+    "llama": {"rms_norm_eps": 1e-6},
+    "mistral": {"rms_norm_eps": 1e-6, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen3": {"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128},
+}
+DEFAULT_THETA = 10000.0
 COMPANIONS = (  # files that go along
     "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt chat_template* "
     "generation_config.json LICENSE*"
 ).split()
-FULL, SPARSE = "full_attention", "minimax_m3_sparse"
 FADE = 40  # a factor of 2^40 makes a 1 invisible
 LEAST_EPS = 1e-9  # beside it mean(x^2) vanishes in f32 while the source's q and k are under 5,000
-NO_LIMIT = 2.0**100  # of the clamps
-SIZES = (
-    "vocab_size hidden_size dense_intermediate_size num_hidden_layers num_attention_heads head_dim "
-    "num_key_value_heads index_n_heads index_head_dim index_block_size index_topk_blocks"
-).split()
+NO_LIMIT = 2.0**100  # of the clamps; no other model has it, so it tells a converted one
 INDEX_STD = 0.02  # of the fresh projections; a norm follows them, so only gradients see it
 
 
@@ -118,68 +130,56 @@ def random_normal(shape: tuple[int, int], dtype: str, *seeds: int) -> Tensor:
 # --- configurations -------------------------------------------------------------------------------
 
 
-def refuse(key: str, value: object, why: str) -> NoReturn:
-    given = json.dumps(value)
-    given = given if len(given) <= 60 else given[:60] + "..."
-    raise InputError(f"config.json: {key}: got {given}, {why}")
+def dense_config(config: dict) -> dict:
+    """The configuration of a source, checked and complete; RoPE stands in `rope_parameters` alone.
 
-
-def integer(config: dict, key: str, default: int | None = None, most: int = 1 << 24) -> int:
-    value = default if config.get(key) is None else config[key]
-    if type(value) is not int or not 1 <= value <= most:
-        refuse(key, value, f"expected a whole number from 1 to {most}")
-    return value
-
-
-def positive(config: dict, key: str, default: float) -> float:
-    value = config.get(key, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        refuse(key, value, "expected a number > 0")
-    return float(value)
-
-
-def check_dense(config: dict) -> None:
-    """Refuses by name what M3's layer cannot compute."""
+    Refuses by name what M3's layer cannot compute.
+    """
     model_type = config.get("model_type")
     if model_type == "qwen2":
         refuse("model_type", model_type, "whose biases of q, k and v have no place in M3's layer")
-    if model_type not in MODEL_TYPES:
-        refuse("model_type", model_type, "supported are " + ", ".join(MODEL_TYPES))
-    if config.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", config["hidden_act"], "supported is silu, as in M3's MLP")
-    if config.get("quantization_config") is not None:
-        refuse("quantization_config", config["quantization_config"], "supported are plain weights")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = config.get(key) or {}
-        if not isinstance(rope, dict):
-            refuse(key, rope, "expected an object")
-        for kind in ("rope_type", "type"):
-            if rope.get(kind, "default") != "default":
-                refuse(f"{key}.{kind}", rope[kind], "supported is default, as in the msa command")
-        if rope.get("partial_rotary_factor", 1) != 1:
-            refuse(f"{key}.partial_rotary_factor", rope["partial_rotary_factor"], "supported is 1")
-    window = config.get("sliding_window", 4096 if model_type == "mistral" else None)
-    if window is not None and (model_type == "mistral" or config.get("use_sliding_window")):
+    if model_type not in list(DEFAULTS):
+        refuse("model_type", model_type, "supported are " + ", ".join(DEFAULTS))
+    rest = {key: value for key, value in config.items() if key not in ROPE_KEYS}
+    made = DEFAULTS[model_type] | rest
+    check_fixed(made, FIXED | {"hidden_act": ("silu",)})
+    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
+        integer(made, key)
+    integer(made, "num_hidden_layers", most=1 << 16)
+    heads = made["num_attention_heads"]
+    for key, default in (
+        ("num_key_value_heads", heads),
+        ("head_dim", made["hidden_size"] // heads),
+    ):
+        if made.get(key) is None:
+            made[key] = default
+        integer(made, key)
+    if heads % made["num_key_value_heads"]:
+        least = f"expected a multiple of num_key_value_heads ({made['num_key_value_heads']})"
+        refuse("num_attention_heads", heads, least)
+    if made["head_dim"] % 2:
+        refuse("head_dim", made["head_dim"], "expected an even number")
+    eps = positive(made, "rms_norm_eps")
+    if eps < LEAST_EPS and model_type not in HEAD_NORMS:
+        refuse("rms_norm_eps", eps, f"supported is at least {LEAST_EPS}")
+    window = made.get("sliding_window")
+    if window is not None and (model_type == "mistral" or made.get("use_sliding_window")):
         refuse("sliding_window", window, "supported is null: full attention in every layer")
-    kinds = config.get("layer_types")
+    kinds = made.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != FULL for kind in kinds)):
         refuse("layer_types", kinds, "supported is full attention in every layer")
+    rope = made["rope_parameters"] = rope_parameters(config, DEFAULT_THETA)
+    if rope["partial_rotary_factor"] != 1:
+        refuse("partial_rotary_factor", rope["partial_rotary_factor"], "supported is 1")
+    return made
 
 
 def converted_config(source: dict, full_attention: list[int], topk: int) -> dict:
-    """config.json of the converted model, in the form of transformers' minimax_m3_vl text model."""
-    check_dense(source)
-    layers = integer(source, "num_hidden_layers", most=1 << 16)
-    hidden = integer(source, "hidden_size")
-    heads = integer(source, "num_attention_heads")
-    kv_heads = integer(source, "num_key_value_heads", heads)
-    head_dim = integer(source, "head_dim", hidden // heads)
-    if heads % kv_heads:
-        refuse(
-            "num_attention_heads", heads, f"expected a multiple of num_key_value_heads ({kv_heads})"
-        )
-    if head_dim % 2:
-        refuse("head_dim", head_dim, "expected an even number")
+    """config.json of the converted model, in the form of transformers' minimax_m3_vl text model.
+
+    source: of `dense_config`.
+    """
+    layers = source["num_hidden_layers"]
     if wrong := [layer for layer in full_attention if not 0 <= layer < layers]:
         raise InputError(
             f"full attention in layer {wrong[0]}: expected layers from 0 to {layers - 1}"
@@ -188,33 +188,22 @@ def converted_config(source: dict, full_attention: list[int], topk: int) -> dict
         raise InputError(f"full attention in all {layers} layers: some must be sparse")
     if topk < 1:
         raise InputError(f"topk: got {topk}, expected at least 1")
-    eps = positive(source, "rms_norm_eps", 1e-6)
-    if eps < LEAST_EPS and source["model_type"] not in HEAD_NORMS:
-        refuse("rms_norm_eps", eps, f"supported is at least {LEAST_EPS}")
-    rope = source.get("rope_parameters") or source
+    same = (
+        "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "rms_norm_eps rope_parameters"
+    ).split()
     config = {
         "architectures": ["MiniMaxM3VLForCausalLM"],
         "model_type": "minimax_m3_vl_text",
-        "vocab_size": integer(source, "vocab_size"),
-        "hidden_size": hidden,
-        "dense_intermediate_size": integer(source, "intermediate_size"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "rms_norm_eps": eps,
-        "rotary_dim": head_dim,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": positive(rope, "rope_theta", 10000.0),
-            "partial_rotary_factor": 1.0,
-        },
+        **{key: source[key] for key in same},
+        "dense_intermediate_size": source["intermediate_size"],
+        "rotary_dim": source["head_dim"],
         "swiglu_alpha": 1.0,
         "swiglu_limit": NO_LIMIT,
         "layer_types": [FULL if i in full_attention else SPARSE for i in range(layers)],
         "mlp_layer_types": ["dense"] * layers,
-        "index_n_heads": kv_heads,
-        "index_head_dim": max(128, head_dim),  # at least as many channels as RoPE turns
+        "index_n_heads": source["num_key_value_heads"],
+        "index_head_dim": max(128, source["head_dim"]),  # at least as many channels as RoPE turns
         "index_block_size": 128,
         "index_topk_blocks": topk,
         "index_local_blocks": 1,
@@ -343,7 +332,8 @@ def convert(
         raise InputError(f"{output}: exists already")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such directory")
-    source_config = read_json(source / "config.json")
+    with reading(source / "config.json"):
+        source_config = dense_config(read_json(source / "config.json"))
     config = converted_config(source_config, full_attention, topk)
     checkpoint = Checkpoint(source)
     tensors = converted_tensors(checkpoint, source_config, config, seed)
@@ -359,18 +349,12 @@ def convert(
         done += count
         on_progress(done, total)
 
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp's is private
+    with whole_folder(output) as partial:
         write_checkpoint(partial, tensors, on_bytes)
         (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         for pattern in COMPANIONS:
             for file in source.glob(pattern):
                 shutil.copy(file, partial)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return config
 
 
@@ -382,25 +366,10 @@ def check(directory: str | os.PathLike) -> dict:
     configuration.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
-    if config.get("model_type") != "minimax_m3_vl_text":
-        refuse("model_type", config.get("model_type"), "expected minimax_m3_vl_text")
-    for key in SIZES:
-        integer(config, key)
-    for key, kinds in (("layer_types", (FULL, SPARSE)), ("mlp_layer_types", ("dense",))):
-        given = config.get(key)
-        if (
-            not isinstance(given, list)
-            or len(given) != config["num_hidden_layers"]
-            or any(kind not in kinds for kind in given)
-        ):
-            refuse(key, given, f"expected one of {', '.join(kinds)} for each layer")
-    if SPARSE not in config["layer_types"]:
-        refuse("layer_types", config["layer_types"], f"expected {SPARSE} in some layer")
-    if config["index_n_heads"] != config["num_key_value_heads"]:
-        refuse("index_n_heads", config["index_n_heads"], "expected one per KV head")
-    if config.get("tie_word_embeddings"):
-        refuse("tie_word_embeddings", True, "supported is false")
+    with reading(directory / "config.json"):
+        config = m3_config(read_json(directory / "config.json"))
+        if SPARSE not in config["layer_types"]:
+            refuse("layer_types", config["layer_types"], f"expected {SPARSE} in some layer")
     checkpoint = Checkpoint(directory)
     for name, shape in layout(config).items():
         for _ in checkpoint.take(name, shape).pieces():

@@ -170,7 +170,8 @@ def kl_loss(
 
     ``kl[t,r] = sum P (ln P - ln Pi)`` with the teacher ``P`` the mean over the G heads of
     ``exp(q . k * scale - lse)`` and the student ``Pi = exp(q_idx . k_idx / sqrt(Di) - index_lse)``.
-    The loss is its mean, ``out.mean()`` without padded rows; `kl_backward` has its gradient.
+    The loss is its mean over the ``cu_seqlens_q[B]`` queries, without the padding behind them;
+    `kl_backward` has its gradient.
 
     Args:
         q, k: ``[T,Hq,D]`` and ``[S,Hkv,D]``, float32, bfloat16 or float16.

@@ -14,7 +14,8 @@ Bk      block size in tokens, also the page size; K: blocks chosen per (token, K
 **Keys** are packed, ``k, v [S,Hkv,D]`` and ``k_idx [S,Di]`` with `cu_seqlens_k`, or paged,
 ``[P,Hkv,Bk,D]`` and ``[P,Bk,Di]`` with `seq_lens` and `page_table`. Strides are free but for the
 innermost one, so views of interleaved pools are fine. Nothing is ever copied or converted: what
-would need it is an error that names the stride or the dtype.
+would need it is an error that names the stride or the dtype. Only under `torch.autocast` are
+queries and keys of torch cast, as `msa_cpp.torch_ops` says.
 
 **Arguments of every batched operator**
 
@@ -50,6 +51,7 @@ fine, the GIL is released during the work, and results do not depend on the numb
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -269,12 +271,14 @@ def sparse_attention(
 
 def sparse_decode(
     q: Array, k: Array, v: Array, block_ids: Array, *,
-    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, max_q_len: int | None,
+    page_table: Array, seq_lens: Array, cu_seqlens_q: Array,
     q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
     block_size: int = 128, softmax_scale: float | None = None,
-    k_scale: None = None, v_scale: None = None, max_seqlen_k: int | None = None,
+    k_scale: None = None, v_scale: None = None,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    max_q_len: int | None = None,
 ) -> Array | tuple[Array, Array]:
     """`sparse_attention` for 1 to 16 new tokens per sequence over a paged cache.
 
@@ -284,31 +288,33 @@ def sparse_decode(
         q: ``[T,Hq,D]``, float32, bfloat16 or float16.
         k, v: pages ``[P,Hkv,Bk,D]``, of the same dtype.
         block_ids: int32 ``[Hkv,T,K]``, as in `sparse_attention`.
-        max_q_len: the most new tokens of one sequence, at most 16; None only on the CPU.
+        max_seqlen_q: a bound of the new tokens of one sequence, at most 16.
         out, lse, return_lse, softmax_scale, k_scale, v_scale: as in `sparse_attention`.
 
     The other arguments and the errors are those of the module; more than 16 new tokens are a
-    ValueError. Source: decoding with MSA, arXiv 2606.13392.
+    ValueError. `max_q_len` is a deprecated name of `max_seqlen_q`; both are a TypeError.
+    Source: decoding with MSA, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> pages = np.ones((3, 1, 2, 4), np.float32)  # P = 3, Hkv = 1, Bk = 2, D = 4
     >>> out = msa_cpp.sparse_decode(
     ...     np.ones((1, 2, 4), np.float32), pages, pages, np.array([[[0, 1]]], np.int32),
     ...     page_table=np.array([[2, 0]], np.int32), seq_lens=np.array([3], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), max_q_len=1, block_size=2)
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), block_size=2)
     >>> out.round(3)
     array([[[1., 1., 1., 1.],
             [1., 1., 1., 1.]]], dtype=float32)
     """
     _refuse_scales(k_scale, v_scale)
+    max_seqlen_q = _most_tokens(max_seqlen_q, max_q_len)
     batch = (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset)
     if through_torch(q, k, v, plan=plan):
         o, l = torch_op("sparse_decode")(
             q, k, v, block_ids, cu_seqlens_q, seq_lens, page_table, q_offset, block_offset, causal,
-            block_size, softmax_scale, is_f32(out), max_q_len, max_seqlen_k, backend)
+            block_size, softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
         out, lse = into(out, o), into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k,
+        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                    None)
         out, lse = _core.sparse_decode(
             (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
@@ -318,12 +324,13 @@ def sparse_decode(
 
 def msa_layer_decode(
     q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, *,
-    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, max_q_len: int | None,
+    page_table: Array, seq_lens: Array, cu_seqlens_q: Array,
     topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
-    softmax_scale: float | None = None, max_seqlen_k: int | None = None,
+    softmax_scale: float | None = None,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     ids_out: Array | None = None, workspace: Array | None = None,
-    plan: Plan | None = None, backend: str = "auto",
+    plan: Plan | None = None, backend: str = "auto", max_q_len: int | None = None,
 ) -> Array | tuple[Array, Array]:
     """One decoding step of a sparse layer: `index_select`, then `sparse_decode` of what it chose.
 
@@ -333,7 +340,7 @@ def msa_layer_decode(
         q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
         k_pages, v_pages, k_idx_pages: the cache, ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``, with the
             new tokens already in it (`append_paged`).
-        max_q_len: the most new tokens of one sequence, at most 16; None only on the CPU.
+        max_seqlen_q: a bound of the new tokens of one sequence, at most 16.
         ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
 
     The other arguments and the errors are those of `index_select` and `sparse_decode`.
@@ -345,15 +352,15 @@ def msa_layer_decode(
     >>> out = msa_cpp.msa_layer_decode(
     ...     np.ones((1, 2, 4), np.float32), np.ones((1, 1, 4), np.float32), pages, pages, index,
     ...     page_table=np.array([[2, 0, 1]], np.int32), seq_lens=np.array([5], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), max_q_len=1, topk=2, block_size=2,
-    ...     ids_out=ids)
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, ids_out=ids)
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
+    max_seqlen_q = _most_tokens(max_seqlen_q, max_q_len)
     if through_torch(q, q_idx, k_pages, v_pages, k_idx_pages, plan=plan):
         o, l, ids = torch_op("msa_layer_decode")(
             q, q_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q, seq_lens, page_table, topk,
-            block_size, init_blocks, local_blocks, softmax_scale, is_f32(out), max_q_len,
+            block_size, init_blocks, local_blocks, softmax_scale, is_f32(out), max_seqlen_q,
             max_seqlen_k, backend)
         into(ids_out, ids)
         out, lse = into(out, o), into(lse, l)
@@ -362,7 +369,7 @@ def msa_layer_decode(
             (q, q_idx, k_pages, v_pages, k_idx_pages, out, return_lse if lse is None else lse,
              ids_out),
             (cu_seqlens_q, None, seq_lens, page_table, None, None),
-            (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_q_len,
+            (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_seqlen_q,
              max_seqlen_k, None),
             plan, workspace, backend)
     return (out, lse) if return_lse else out
@@ -585,6 +592,17 @@ def block_mass(
 # ---- what several of them need -------------------------------------------------------------------
 
 _NO_OPTIONS = (None,) * 9
+
+
+def _most_tokens(max_seqlen_q: int | None, max_q_len: int | None) -> int | None:
+    """max_seqlen_q of a decoding step, under either of its names."""
+    if max_q_len is None:
+        return max_seqlen_q
+    if max_seqlen_q is not None:
+        raise TypeError("max_q_len: given beside max_seqlen_q, expected max_seqlen_q alone")
+    warnings.warn("max_q_len is deprecated, its name is max_seqlen_q", DeprecationWarning,
+                  stacklevel=3)
+    return max_q_len
 
 
 def _refuse_scales(k_scale: Any, v_scale: Any) -> None:

@@ -16,7 +16,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ import numpy as np
 
 from ._checkpoint import read_header, read_json
 from ._command import InputError, Parser, exit_code
+from ._files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -348,15 +348,8 @@ def save(figure: Figure, output: str | os.PathLike, dpi: int = 110) -> None:
         raise InputError(f"--output: got {output}, expected a name in .png")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such directory")
-    handle, partial = tempfile.mkstemp(suffix=".png", prefix=f".{output.stem}.", dir=output.parent)
-    try:
-        os.close(handle)
-        figure.savefig(partial, dpi=dpi, metadata={"Software": None})
-        os.chmod(partial, 0o644)  # mkstemp's is private
-        os.replace(partial, output)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with whole_file(output) as file:
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def run(arguments: list[str] | None) -> str:

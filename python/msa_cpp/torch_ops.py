@@ -9,6 +9,11 @@ first output; the others say by name that they have none.
 Arguments mean what they mean in `msa_cpp.ops` and `msa_cpp.gradients`. All operators are functional
 but `append_paged`, which writes into the pages; results that are made on request are empty without
 it.
+
+Under `torch.autocast` queries, keys and values come in any mixture of dtypes, as matrix products of
+torch do, and are cast to the dtype of autocast; with keys in pages, which stay as they are, to that
+of the pages. Gradients come back in the dtypes that were given. A backward computes in the dtypes
+of its forward, whatever autocast is by then.
 """
 
 import inspect
@@ -22,6 +27,9 @@ from . import _core
 
 _library = torch.library.Library("msa_cpp", "DEF")
 _NO_OPTIONS = (None,) * 9
+_CAST = ("q", "k", "v", "q_idx", "k_idx")  # under autocast
+_AUTOCAST = (torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+             | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA))
 
 
 def _no_backward(name: str) -> Callable[..., Any]:
@@ -51,6 +59,28 @@ def _autograd(names: List[str], backward: Callable[..., Dict[str, Tensor]]) -> T
     return gradient, keep
 
 
+def _autocast(name: str, signature: inspect.Signature, device: str) -> Callable[..., Any]:
+    """The kernel of an operator under autocast: its arguments cast, then the operator itself."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        given, dtype, pages = bound.arguments, torch.get_autocast_dtype(device), []
+        if given.get("page_table") is not None:
+            pages = [n for n in ("k_pages", "k_idx_pages") if given.get(n) is not None]
+            pages = pages or [n for n in ("k", "v", "k_idx") if n in given]
+        if pages:
+            dtype = given[pages[0]].dtype
+        for argument in _CAST:
+            x = given.get(argument)
+            if (argument not in pages and isinstance(x, Tensor) and x.device.type == device
+                    and x.is_floating_point() and x.dtype != torch.float64):
+                given[argument] = x.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return getattr(torch.ops.msa_cpp, name).default(*bound.args, **bound.kwargs)
+
+    return kernel
+
+
 def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = (),
               backward: Optional[Callable[..., Dict[str, Tensor]]] = None) -> Callable[..., Any]:
     """Registers the decorated kernel; `fake` gets its arguments as attributes of one object.
@@ -70,6 +100,9 @@ def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = (),
         _library.define(name + torch.library.infer_schema(kernel, mutates_args=mutates))
         _library.impl(name, kernel, "CPU")
         _library.impl(name, kernel, "CUDA")
+        if not name.endswith("_backward"):
+            for device in ("cpu", "cuda"):
+                _library.impl(name, _autocast(name, signature, device), f"Autocast{device.upper()}")
         torch.library.register_fake(f"msa_cpp::{name}", fake_kernel, lib=_library)
         if not mutates:
             gradient, keep = ((_no_backward(name), None) if backward is None
@@ -221,13 +254,13 @@ def sparse_decode(
     q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor,
     page_table: Tensor, q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None,
     causal: bool = True, block_size: int = 128, softmax_scale: Optional[float] = None,
-    out_f32: bool = False, max_q_len: Optional[int] = None, max_seqlen_k: Optional[int] = None,
+    out_f32: bool = False, max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None,
     backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:
     return _core.sparse_decode(
         (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_q_len, max_seqlen_k,
+        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
          None),
         None, None, backend)
 
@@ -238,13 +271,13 @@ def msa_layer_decode(
     q: Tensor, q_idx: Tensor, k_pages: Tensor, v_pages: Tensor, k_idx_pages: Tensor,
     cu_seqlens_q: Tensor, seq_lens: Tensor, page_table: Tensor, topk: int = 16,
     block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
-    softmax_scale: Optional[float] = None, out_f32: bool = False, max_q_len: Optional[int] = None,
-    max_seqlen_k: Optional[int] = None, backend: str = "auto",
+    softmax_scale: Optional[float] = None, out_f32: bool = False,
+    max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor, Tensor]:
     return _core.msa_layer_decode(
         (q, q_idx, k_pages, v_pages, k_idx_pages, _f32_out(q, out_f32), True, True),
         (cu_seqlens_q, None, seq_lens, page_table, None, None),
-        (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_q_len,
+        (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_seqlen_q,
          max_seqlen_k, None),
         None, None, backend)
 
@@ -432,8 +465,9 @@ def index_kl(
     entries: Optional[Tensor] = None, max_seqlen_q: Optional[int] = None,
     max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """The KL loss, the mean of `kl_loss`, and f32 gradients by q_idx and k_idx from the same pass.
+    """The KL loss and f32 gradients by q_idx and k_idx from the same pass.
 
+    The loss is the mean of `kl_loss` over the rows before cu_seqlens_q[B]; those behind are 0.
     Differentiable in q_idx and k_idx alone, whatever q, k and lse depend on.
     """
     batch = (cu_seqlens_q, cu_seqlens_k, None, None, True, block_size)
@@ -441,4 +475,5 @@ def index_kl(
     student = index_lse(q_idx, k_idx, block_ids, *batch, *bounds)
     dq_idx, dk_idx, kl = kl_backward(q, k, lse, q_idx, k_idx, student, block_ids, *batch,
                                      softmax_scale, row_ptr, entries, True, *bounds)
-    return kl.mean(), dq_idx, dk_idx
+    rows = cu_seqlens_q[-1] * kl.shape[1]  # stays on the device
+    return kl.sum() / rows.clamp_min(1), dq_idx, dk_idx

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -54,6 +55,22 @@ struct Norm {
   float eps = 0;
 };
 
+/// A row whose mean square is no finite number, in a norm.
+struct BadRow {
+  int64_t row;
+  int64_t call;  ///< of add_norm or norm_rope, counted from 0
+
+  /// Lower rows have lower keys, and in a row earlier calls.
+  static constexpr uint64_t key(int64_t row, int64_t call) {
+    return static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(call);
+  }
+  static constexpr uint64_t kNone = ~uint64_t{0};
+  static std::optional<BadRow> of(uint64_t key) {
+    if (key == kNone) return std::nullopt;
+    return BadRow{static_cast<int64_t>(key >> 32), static_cast<int64_t>(key & 0xffffffff)};
+  }
+};
+
 class Compute {
  public:
   virtual ~Compute() = default;
@@ -78,13 +95,13 @@ class Compute {
   virtual void matmul(const Matrix& w, const float* x, int64_t rows, float* y) = 0;
   /// y[i] = table[ids[i]]; ids (host) are inside the table.
   virtual void embed(const Buffer& table, std::span<const int32_t> ids, int64_t dim, float* y) = 0;
-  /// x += delta (may be null), then y = norm(x).
+  /// x += delta (may be null), then y = norm(x). Notes rows without a finite mean square.
   virtual void add_norm(const Norm& norm, float* x, const float* delta, int64_t rows, float* y) = 0;
   /// turns [rows,rotary_dim]: cosines then sines of the angles of positions first..first+rows-1.
   virtual void rope_angles(int64_t first, int64_t rows, int32_t rotary_dim, double theta,
                            float* turns) = 0;
   /// y [rows,heads,D] (dtype) = each head of x normed, its first rotary_dim channels turned.
-  /// Uses up x.
+  /// Uses up x. Notes rows without a finite mean square.
   virtual void norm_rope(const Norm& norm, float* x, int64_t rows, int64_t heads,
                          const float* turns, int32_t rotary_dim, void* y, DType dtype) = 0;
   /// y (dtype) = x, count elements.
@@ -101,6 +118,9 @@ class Compute {
   /// nats[i] (host) = -ln softmax(logits[i])[targets[i]].
   virtual void cross_entropy(const float* logits, std::span<const int32_t> targets, int64_t vocab,
                              float* nats) = 0;
+  /// The lowest row that the norms since the last question noted, and the first of these calls to
+  /// note it. Forgets them.
+  virtual std::optional<BadRow> bad_row() = 0;
 };
 
 /// The CPU, with a team of `threads` (0 = all of the machine's).

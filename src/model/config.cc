@@ -12,6 +12,12 @@ namespace {
 
 using nlohmann::json;
 
+// A value for a message, cut where it is long.
+std::string shown(const json& value) {
+  const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true);
+  return text.size() <= 60 ? text : text.substr(0, 60) + "...";
+}
+
 // Reads keys of one JSON object; the first error sticks, and later reads do nothing.
 class Reader {
  public:
@@ -27,7 +33,7 @@ class Reader {
     const bool fits = value.is_number_integer() &&
                       (!value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t{1} << 62);
     if (!fits || value.get<int64_t>() < least || value.get<int64_t>() > most) {
-      status_ = invalid(key, ": got ", value.dump(), ", expected a whole number from ", least,
+      status_ = invalid(key, ": got ", shown(value), ", expected a whole number from ", least,
                         " to ", most);
       return;
     }
@@ -40,7 +46,7 @@ class Reader {
     const json& value = object_[key];
     const double number = value.is_number() ? value.get<double>() : 0;
     if (!std::isfinite(number) || number <= 0) {
-      status_ = invalid(key, ": got ", value.dump(), ", expected a number > 0");
+      status_ = invalid(key, ": got ", shown(value), ", expected a number > 0");
       return;
     }
     *out = number;
@@ -59,7 +65,7 @@ class Reader {
 
  private:
   bool missing(const char* key) {
-    if (has(key)) return false;
+    if (object_.contains(key)) return false;
     status_ = invalid(key, ": missing");
     return true;
   }
@@ -80,7 +86,7 @@ Status parse_layers(const json& list, const char* key, std::string_view off, std
   for (const json& entry : list) {
     const bool is_on = entry == on || entry == 1 || entry == true;
     if (!is_on && entry != off && entry != 0 && entry != false)
-      return invalid(key, ": got ", entry.dump(), ", expected ", off, " or ", on);
+      return invalid(key, ": got ", shown(entry), ", expected ", off, " or ", on);
     out->push_back(is_on);
   }
   return {};
@@ -110,29 +116,66 @@ Status parse_layer_types(const json& text, const json& sparse, Config* config) {
   return {};
 }
 
-// The rotary size comes from partial_rotary_factor alone (`rotary_dim` is not read by the model
-// code either), 1 without one.
+// Refuses what asks for another computation than the one here: `served` has the values that do not,
+// by key. Absent and null are fine as well.
+Status check_fixed(const json& object, const json& served) {
+  for (const auto& [key, values] : served.items()) {
+    if (!object.contains(key) || object[key].is_null()) continue;
+    if (std::ranges::find(values, object[key]) != values.end()) continue;
+    std::string names = values.empty() ? "plain weights: BF16, F16 or F32" : "";
+    for (const json& value : values) names += (names.empty() ? "" : " or ") + shown(value);
+    return error(StatusCode::kUnsupported, key, ": got ", shown(object[key]), ", supported ",
+                 values.empty() ? "are " : "is ", names);
+  }
+  return {};
+}
+
+// Of every level of the file. Both names of `hidden_act` mean the MLP of swiglu_alpha and
+// swiglu_limit.
+Status check_level(const json& level) {
+  static const json served = json::parse(R"({
+    "attention_bias": [false], "attention_output_gate": [false], "compression_config": [],
+    "hidden_act": ["silu", "swigluoai"], "is_causal": [true], "mlp_bias": [false], "n_group": [1],
+    "n_shared_experts": [1], "norm_topk_prob": [true], "per_layer_config": [{}],
+    "qk_norm_type": ["per_head"], "quantization_config": [], "scoring_func": ["sigmoid"],
+    "swiglu_beta": [1], "tie_word_embeddings": [false], "use_gemma_norm": [true],
+    "use_qk_norm": [true], "use_routing_bias": [true]})");
+  MSA_TRY(check_fixed(level, served));
+  const bool window = level.contains("sliding_window") && !level["sliding_window"].is_null();
+  if (window && !(level.contains("use_sliding_window") && level["use_sliding_window"] == false))
+    return error(StatusCode::kUnsupported, "sliding_window: got ", shown(level["sliding_window"]),
+                 ", supported is null: no window");
+  return {};
+}
+
+// RoPE as transformers finds it: a `rope_scaling` that is not empty replaces `rope_parameters`, and
+// what stands in it precedes what stands beside it. `rotary_dim` is read nowhere.
 Status parse_rope(const json& text, Config* config) {
+  static const json nothing = json::object();
+  const json* inner = &nothing;
+  std::string place;
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    if (!text.contains(key) || !text[key].is_object()) continue;
-    for (const char* type : {"rope_type", "type"}) {
-      if (text[key].contains(type) && text[key][type] != "default")
-        return error(StatusCode::kUnsupported, key, ".", type, ": got ", text[key][type].dump(),
-                     ", supported is default");
-    }
+    if (!text.contains(key) || text[key].is_null()) continue;
+    if (!text[key].is_object())
+      return invalid(key, ": got ", shown(text[key]), ", expected an object");
+    if (!text[key].empty()) inner = &text[key], place = key;
   }
-  const json none = json::object();
-  const bool nested = text.contains("rope_parameters") && text["rope_parameters"].is_object();
-  Reader rope(nested ? text["rope_parameters"] : none);
-  Reader flat(text);
+  for (const auto& [key, value] : inner->items()) {
+    if (value.is_object())
+      return error(StatusCode::kUnsupported, place, ".", key, ": got ", shown(value),
+                   ", supported is one RoPE for all layers");
+  }
+  const char* type = inner->contains("rope_type") ? "rope_type" : "type";
+  if (inner->contains(type) && (*inner)[type] != "default")
+    return error(StatusCode::kUnsupported, place, ".", type, ": got ", shown((*inner)[type]),
+                 ", supported is \"default\"");
+  Reader rope(*inner), flat(text);
   double factor = 1;
-  flat.optional_positive("partial_rotary_factor", &factor);
-  rope.optional_positive("partial_rotary_factor", &factor);
-  if (rope.has("rope_theta")) {
-    rope.positive("rope_theta", &config->rope_theta);
-  } else {
-    flat.positive("rope_theta", &config->rope_theta);
-  }
+  if (inner->contains("partial_rotary_factor"))
+    rope.positive("partial_rotary_factor", &factor);
+  else
+    flat.optional_positive("partial_rotary_factor", &factor);
+  (inner->contains("rope_theta") ? rope : flat).positive("rope_theta", &config->rope_theta);
   MSA_TRY(rope.status());
   MSA_TRY(flat.status());
   if (factor > 1) return invalid("partial_rotary_factor: got ", factor, ", expected at most 1");
@@ -141,9 +184,9 @@ Status parse_rope(const json& text, Config* config) {
 }
 
 Status parse_index_branch(const json& text, const json& sparse, Config* config) {
-  if (sparse.contains("sparse_score_type") && sparse["sparse_score_type"] != "max")
-    return error(StatusCode::kUnsupported, "sparse_score_type: got ",
-                 sparse["sparse_score_type"].dump(), ", supported is max");
+  static const json served = json::parse(R"({
+    "sparse_score_type": ["max"], "use_sparse_attention": [true]})");
+  for (const json* place : {&text, &sparse}) MSA_TRY(check_fixed(*place, served));
   Reader module(text), released(sparse);
   const auto read = [&](const char* key, const char* released_key, int64_t least, bool needed,
                         int32_t* out) {
@@ -153,6 +196,16 @@ Status parse_index_branch(const json& text, const json& sparse, Config* config) 
       module.integer(key, least, kMaxCount, out);
     }
   };
+  if (released.has("sparse_disable_index_value")) {
+    std::vector<bool> off;
+    MSA_TRY(parse_layers(sparse["sparse_disable_index_value"], "sparse_disable_index_value", "0",
+                         "1", config->layers.size(), &off));
+    for (size_t i = 0; i < off.size(); ++i) {
+      if (config->layers[i].sparse && !off[i])
+        return error(StatusCode::kUnsupported, "sparse_disable_index_value: got 0 for layer ", i,
+                     ", supported is 1: an index branch without values");
+    }
+  }
   int32_t heads = 0;
   read("index_n_heads", "sparse_num_index_heads", 1, true, &heads);
   read("index_head_dim", "sparse_index_dim", 1, true, &config->index_dim);
@@ -183,8 +236,10 @@ Status parse_text_config(const json& text, Config* config) {
   MSA_TRY(reader.status());
   const json none = json::object();
   const bool released =
-      text.contains("sparse_attention_config") && text["sparse_attention_config"].is_object();
+      text.contains("sparse_attention_config") && !text["sparse_attention_config"].is_null();
   const json& sparse = released ? text["sparse_attention_config"] : none;
+  if (!sparse.is_object())
+    return invalid("sparse_attention_config: got ", shown(sparse), ", expected an object");
   config->layers.resize(static_cast<size_t>(layers));
   MSA_TRY(parse_layer_types(text, sparse, config));
   MSA_TRY(parse_rope(text, config));
@@ -239,26 +294,26 @@ Status validate(const Config& config) {
   return {};
 }
 
-Status parse_config(std::string_view text, Config* out) {
+Status parse_config(std::string_view source, Config* out) {
   *out = {};
   bool too_deep = false;
   const auto watch = [&](int depth, json::parse_event_t, json&) {
     too_deep = too_deep || depth > 16;
     return !too_deep;
   };
-  const json root = json::parse(text, watch, /*allow_exceptions=*/false);
+  const json root = json::parse(source, watch, /*allow_exceptions=*/false);
   if (too_deep || !root.is_object()) return invalid("not valid JSON, expected an object");
-  if (root.contains("model_type") && root["model_type"].is_string() &&
-      !root["model_type"].get_ref<const std::string&>().starts_with("minimax_m3"))
-    return error(StatusCode::kUnsupported, "model_type: got ", root["model_type"].dump(),
+  const json type = root.contains("model_type") ? root["model_type"] : json("minimax_m3_vl");
+  if (!type.is_string() || !type.get_ref<const std::string&>().starts_with("minimax_m3"))
+    return error(StatusCode::kUnsupported, "model_type: got ", shown(type),
                  ", supported are minimax_m3_vl_text and minimax_m3_vl");
-  const bool nested = root.contains("text_config");
-  for (const json& level : {root, nested ? root["text_config"] : root})
-    if (level.is_object() && level.contains("tie_word_embeddings") &&
-        level["tie_word_embeddings"] == true)
-      return error(StatusCode::kUnsupported, "tie_word_embeddings: got true, supported is false");
-  if (nested && !root["text_config"].is_object()) return invalid("text_config: expected an object");
-  return parse_text_config(nested ? root["text_config"] : root, out);
+  const bool nested = root.contains("text_config") && !root["text_config"].is_null();
+  const json& text = nested ? root["text_config"] : root;
+  if (nested && type == "minimax_m3_vl_text")
+    return invalid("text_config: got ", shown(text), ", expected none in a minimax_m3_vl_text");
+  if (!text.is_object()) return invalid("text_config: got ", shown(text), ", expected an object");
+  for (const json* level : {&root, &text}) MSA_TRY(check_level(*level));
+  return parse_text_config(text, out);
 }
 
 }  // namespace msa::model

@@ -56,7 +56,9 @@ Status validate(const Config& config);
 
 /// Reads config.json: the module form of Hugging Face's minimax_m3_vl text model, or the released
 /// checkpoint's form (nested in `text_config`, with `sparse_attention_config` and
-/// `moe_layer_freq`). Errors name the key, what was given and what is supported.
+/// `moe_layer_freq`). Keys are read where transformers reads them, as python/msa_cpp/_config.py
+/// does; tests/config_cases.json holds both to it. Errors name the key, what was given and what is
+/// supported, also where a key asks for a computation that is not here.
 Status parse_config(std::string_view json, Config* out);
 
 }  // namespace msa::model

@@ -3,6 +3,7 @@
 // depend on the number of threads.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -58,11 +59,13 @@ float sum_of_squares(const float* x, int64_t dim) {
   return std::accumulate(lanes.begin(), lanes.end(), 0.0f);
 }
 
-void norm_row(const Norm& norm, float* x) {
+// False where the mean square is no finite number.
+bool norm_row(const Norm& norm, float* x) {
   const float mean = sum_of_squares(x, norm.dim) / static_cast<float>(norm.dim);
   const float scale = 1.0f / std::sqrt(mean + norm.eps);
   const float* weight = norm.weight.f32();
   for (int64_t i = 0; i < norm.dim; ++i) x[i] = x[i] * scale * (1.0f + weight[i]);
+  return std::isfinite(mean);
 }
 
 void turn_row(const float* turns, int32_t rotary_dim, float* x) {
@@ -118,6 +121,26 @@ class CpuMatrix final : public Matrix {
   cpu::LinearWeight weight;
 };
 
+// What bad_row() tells, noted by many threads.
+class BadRows {
+ public:
+  void note(int64_t row) {
+    const uint64_t mine = BadRow::key(row, call_);
+    uint64_t first = first_;
+    while (mine < first && !first_.compare_exchange_weak(first, mine)) {
+    }
+  }
+  void next_call() { ++call_; }
+  std::optional<BadRow> take() {
+    call_ = 0;
+    return BadRow::of(first_.exchange(BadRow::kNone));
+  }
+
+ private:
+  int64_t call_ = 0;
+  std::atomic<uint64_t> first_ = BadRow::kNone;
+};
+
 class CpuCompute final : public Compute {
  public:
   explicit CpuCompute(int threads) : team_(threads) {}
@@ -159,8 +182,9 @@ class CpuCompute final : public Compute {
       if (delta != nullptr)
         for (int64_t i = 0; i < dim; ++i) to[i] += delta[row * dim + i];
       std::copy_n(to, dim, y + row * dim);
-      norm_row(norm, y + row * dim);
+      if (!norm_row(norm, y + row * dim)) bad_rows_.note(row);
     });
+    bad_rows_.next_call();
   }
 
   void rope_angles(int64_t first, int64_t rows, int32_t rotary_dim, double theta,
@@ -185,13 +209,14 @@ class CpuCompute final : public Compute {
     const int64_t dim = norm.dim;
     for_rows(rows, [&](int64_t row) {
       for (int64_t h = row * heads; h < (row + 1) * heads; ++h) {
-        norm_row(norm, x + h * dim);
+        if (!norm_row(norm, x + h * dim)) bad_rows_.note(row);
         turn_row(turns + row * rotary_dim, rotary_dim, x + h * dim);
       }
       const int64_t width = heads * dim;
       convert_row(x + row * width, width, static_cast<std::byte*>(y) + row * width * size_of(dtype),
                   dtype);
     });
+    bad_rows_.next_call();
   }
 
   void convert(const float* x, int64_t count, void* y, DType dtype) override {
@@ -233,6 +258,8 @@ class CpuCompute final : public Compute {
     });
   }
 
+  std::optional<BadRow> bad_row() override { return bad_rows_.take(); }
+
  private:
   template <class Body>
   void for_rows(int64_t rows, const Body& body) {
@@ -243,6 +270,7 @@ class CpuCompute final : public Compute {
   }
 
   Threads team_;
+  BadRows bad_rows_;
 };
 
 }  // namespace

@@ -109,20 +109,35 @@ __device__ float block_max(float value) {
   return top;
 }
 
+/// What CudaCompute::bad_row() tells: the lowest key of a row and `call`.
+struct BadRows {
+  unsigned long long* first;
+  int64_t call;
+
+  /// By every thread of a block, all with the same `mean`. The key is that of BadRow::key, which
+  /// device code may not call.
+  __device__ void note(int64_t row, float mean) const {
+    if (threadIdx.x == 0 && !isfinite(mean))
+      atomicMin(first, static_cast<unsigned long long>(row) << 32 | call);
+  }
+};
+
 __global__ void embed_rows(const float* table, const int32_t* ids, int64_t dim, float* y) {
   const float* from = table + ids[blockIdx.x] * dim;
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) y[blockIdx.x * dim + i] = from[i];
 }
 
 __global__ void add_norm_rows(const float* weight, float eps, int64_t dim, float* x,
-                              const float* delta, float* y) {
+                              const float* delta, float* y, BadRows bad_rows) {
   const int64_t begin = blockIdx.x * dim;
   float squares = 0;
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
     if (delta != nullptr) x[begin + i] += delta[begin + i];
     squares += x[begin + i] * x[begin + i];
   }
-  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(dim) + eps);
+  const float mean = block_sum(squares) / static_cast<float>(dim);
+  bad_rows.note(blockIdx.x, mean);
+  const float scale = rsqrtf(mean + eps);
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
     y[begin + i] = x[begin + i] * scale * (1.0f + weight[i]);
 }
@@ -141,11 +156,14 @@ __global__ void angle_rows(int64_t first, int32_t rotary_dim, double theta, floa
 
 /// One block per (row, head): x [rows,heads,dim].
 __global__ void norm_rope_heads(const float* weight, float eps, int64_t dim, const float* x,
-                                const float* turns, int32_t rotary_dim, void* y, DType dtype) {
+                                const float* turns, int32_t rotary_dim, void* y, DType dtype,
+                                BadRows bad_rows) {
   const int64_t begin = (int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * dim;
   float squares = 0;
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) squares += x[begin + i] * x[begin + i];
-  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(dim) + eps);
+  const float mean = block_sum(squares) / static_cast<float>(dim);
+  bad_rows.note(blockIdx.x, mean);
+  const float scale = rsqrtf(mean + eps);
   const auto normed = [&](int64_t i) { return x[begin + i] * scale * (1.0f + weight[i]); };
   const float* cosines = turns + int64_t{blockIdx.x} * rotary_dim;
   const int32_t half = rotary_dim / 2;
@@ -169,7 +187,9 @@ __global__ void swiglu_rows(const float* x, int64_t n, float alpha, float limit,
   const float* gate = x + 2 * n * blockIdx.x;
   const float* up = gate + n;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    const float g = fminf(gate[i], limit), u = fminf(fmaxf(up[i], -limit), limit);
+    // Comparisons keep NaN, fminf and fmaxf drop it.
+    const float g = gate[i] > limit ? limit : gate[i];
+    const float u = up[i] < -limit ? -limit : up[i] > limit ? limit : up[i];
     y[n * blockIdx.x + i] = (u + 1.0f) * g / (1.0f + expf(-alpha * g));
   }
 }
@@ -231,11 +251,15 @@ class CudaCompute final : public Compute {
     MSA_TRY(cuda::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                              "cudaStreamCreate"));
     MSA_TRY(blas_status(blas_.create(&handle_), "cublasLtCreate"));
-    return Buffer::create(*this, kBlasWorkspace, &blas_workspace_);
+    MSA_TRY(Buffer::create(*this, kBlasWorkspace, &blas_workspace_));
+    MSA_TRY(Buffer::create(*this, sizeof BadRow::kNone, &first_bad_));
+    copy(first_bad_.data(), &BadRow::kNone, sizeof BadRow::kNone);
+    return status_;
   }
   ~CudaCompute() override {
     for (auto& [shape, product] : products_) destroy(product);
     blas_workspace_ = {};
+    first_bad_ = {};
     staged_ = {};
     rounded_ = {};
     if (handle_ != nullptr) blas_.destroy(handle_);
@@ -308,7 +332,8 @@ class CudaCompute final : public Compute {
       start("embed", embed_rows, ids.size(), table.f32(), staged, dim, y);
   }
   void add_norm(const Norm& norm, float* x, const float* delta, int64_t rows, float* y) override {
-    start("add_norm", add_norm_rows, rows, norm.weight.f32(), norm.eps, norm.dim, x, delta, y);
+    start("add_norm", add_norm_rows, rows, norm.weight.f32(), norm.eps, norm.dim, x, delta, y,
+          next_norm());
   }
   void rope_angles(int64_t first, int64_t rows, int32_t rotary_dim, double theta,
                    float* turns) override {
@@ -318,7 +343,8 @@ class CudaCompute final : public Compute {
                  int32_t rotary_dim, void* y, DType dtype) override {
     keep(cuda::launch("norm_rope", norm_rope_heads,
                       {.grid = dim3(unsigned(rows), unsigned(heads)), .block = 128}, stream_,
-                      norm.weight.f32(), norm.eps, norm.dim, x, turns, rotary_dim, y, dtype));
+                      norm.weight.f32(), norm.eps, norm.dim, x, turns, rotary_dim, y, dtype,
+                      next_norm()));
   }
   void convert(const float* x, int64_t count, void* y, DType dtype) override {
     start("convert", convert_elements, cuda::ceil_div(count, kThreads), x, count, y, dtype);
@@ -348,6 +374,13 @@ class CudaCompute final : public Compute {
     start("cross_entropy", cross_entropy_rows, targets.size(), logits, staged, vocab,
           rounded_.f32());
     copy(nats, rounded_.data(), static_cast<int64_t>(targets.size() * 4));
+  }
+  std::optional<BadRow> bad_row() override {
+    norms_ = 0;
+    uint64_t first = BadRow::kNone;
+    copy(&first, first_bad_.data(), sizeof first);
+    if (first != BadRow::kNone) copy(first_bad_.data(), &BadRow::kNone, sizeof BadRow::kNone);
+    return BadRow::of(first);
   }
 
  private:
@@ -419,6 +452,8 @@ class CudaCompute final : public Compute {
     if (p.operation != nullptr) blas_.destroy_product(p.operation);
   }
 
+  BadRows next_norm() { return {static_cast<unsigned long long*>(first_bad_.data()), norms_++}; }
+
   /// Remembers the first error.
   bool keep(Status status) {
     if (status_ && !status) (void)(status_ = std::move(status));
@@ -453,8 +488,10 @@ class CudaCompute final : public Compute {
   cublasLtHandle_t handle_ = nullptr;
   std::map<std::array<int64_t, 3>, Product> products_;  // by n, rows, k
   Buffer blas_workspace_;
-  Buffer staged_;   // ids and rows from the host
-  Buffer rounded_;  // x in dtype_; results on their way to the host
+  Buffer first_bad_;   // the key of a BadRow
+  int64_t norms_ = 0;  // since bad_row()
+  Buffer staged_;      // ids and rows from the host
+  Buffer rounded_;     // x in dtype_; results on their way to the host
   Status status_;
 };
 

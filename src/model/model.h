@@ -69,8 +69,8 @@ class Session {
   virtual ~Session() = default;
 
   /// Appends tokens (in chunks: memory stays flat beyond the caches). logits_last, when not empty,
-  /// receives the vocab logits of the last token. Errors name a token id out of the vocabulary, or
-  /// a full cache.
+  /// receives the vocab logits of the last token. Errors name a token id out of the vocabulary, a
+  /// full cache, or (kNumeric) the layer and the first token that is no finite number.
   virtual Status extend(std::span<const int32_t> tokens, std::span<float> logits_last,
                         const Hooks& hooks = {}) = 0;
   virtual int64_t length() const = 0;
@@ -82,7 +82,7 @@ class Session {
 class Model {
  public:
   /// Reads config.json and the safetensors shards of `directory`. Every name, dtype, shape and
-  /// offset is checked.
+  /// offset is checked, and that the weights are finite numbers.
   static Status load(const std::filesystem::path& directory, const LoadOptions& options,
                      std::unique_ptr<Model>* out);
   virtual ~Model() = default;

@@ -261,6 +261,7 @@ MappedFile::~MappedFile() {
 }
 
 Status SafetensorsFile::open(const std::filesystem::path& path, SafetensorsFile* out) {
+  out->path = path;
   MSA_TRY(MappedFile::open(path, &out->file));
   const Status status = parse_safetensors(out->file->bytes(), &out->entries, &out->metadata);
   if (!status.ok()) return error(status.code(), path.string(), ": ", status.message());
@@ -297,7 +298,7 @@ Status SafetensorsFile::view(std::string_view name, TensorView* out) const {
   return {};
 }
 
-Status write_safetensors(const std::filesystem::path& path,
+Status write_safetensors(std::FILE* stream,
                          std::span<const std::pair<std::string, TensorView>> tensors,
                          const Metadata& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
@@ -318,18 +319,15 @@ Status write_safetensors(const std::filesystem::path& path,
   std::string text = header.dump(-1, ' ', false, json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts aligned
 
-  std::FILE* file = std::fopen(path.c_str(), "wb");
-  if (file == nullptr) return io_error(path, errno_text());
   std::array<unsigned char, 8> length{};
   for (size_t i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(text.size() >> (8 * i));
-  bool ok = std::fwrite(length.data(), 1, 8, file) == 8 &&
-            std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  bool ok = std::fwrite(length.data(), 1, 8, stream) == 8 &&
+            std::fwrite(text.data(), 1, text.size(), stream) == text.size();
   for (const auto& [name, view] : tensors) {
     const auto bytes = static_cast<size_t>(view.numel() * size_of(view.dtype));
-    ok = ok && (bytes == 0 || std::fwrite(view.data, 1, bytes, file) == bytes);
+    ok = ok && (bytes == 0 || std::fwrite(view.data, 1, bytes, stream) == bytes);
   }
-  const bool closed = std::fclose(file) == 0;
-  return ok && closed ? Status() : io_error(path, errno_text());
+  return ok ? Status() : error(StatusCode::kIo, errno_text());
 }
 
 }  // namespace msa::model

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -65,6 +66,7 @@ class MappedFile {
 
 /// A mapped safetensors file: entries stay valid as long as it lives.
 struct SafetensorsFile {
+  std::filesystem::path path;
   std::unique_ptr<MappedFile> file;
   std::vector<TensorEntry> entries;
   Metadata metadata;
@@ -77,9 +79,9 @@ struct SafetensorsFile {
   Status view(std::string_view name, TensorView* out) const;
 };
 
-/// Writes contiguous f32, bf16, f16 or i32 views in the given order. An error may leave part of the
-/// file behind: callers write to a temporary name and rename it.
-Status write_safetensors(const std::filesystem::path& path,
+/// Writes contiguous f32, bf16, f16 or i32 views in the given order. The stream stays open, and
+/// what it buffers is the caller's to flush.
+Status write_safetensors(std::FILE* stream,
                          std::span<const std::pair<std::string, TensorView>> tensors,
                          const Metadata& metadata = {});
 

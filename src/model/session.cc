@@ -1,5 +1,8 @@
 // The layers of the model, applied chunk by chunk to one sequence.
 #include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
 
 #include "core/text.h"
 #include "model/attention.h"
@@ -14,6 +17,13 @@ namespace {
 // Logits exist for as many rows at once as fit into this many floats.
 constexpr int64_t kMaxLogits = int64_t{1} << 22;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
+
+Status check_logits(int64_t token, std::span<const float> logits) {
+  const auto bad = std::ranges::find_if(logits, [](float x) { return !std::isfinite(x); });
+  if (bad == logits.end()) return {};
+  return error(StatusCode::kNumeric, "head, token ", token, ": its logit ", bad - logits.begin(),
+               " is ", *bad);
+}
 
 class ModelSession final : public Session {
  public:
@@ -32,12 +42,15 @@ class ModelSession final : public Session {
   Status extend_timed(std::span<const int32_t> tokens, std::span<float> logits_last,
                       const Hooks& hooks);
   Status forward(std::span<const int32_t> tokens, int64_t done, int64_t total, const Hooks& hooks);
+  Status run_layers(std::span<const int32_t> tokens, int64_t done, int64_t total,
+                    const Hooks& hooks);
   Status attend(size_t layer, int64_t rows, const Hooks& hooks);
   void mlp(const LayerWeights& layer, bool is_moe, int64_t rows);
   void gated(const MlpWeights& weights, const float* x, int64_t rows, float* y);
   void experts(const MoeWeights& weights, int64_t rows);
-  void head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks);
-  void last_logits(int64_t rows, std::span<float> logits_last);
+  Status head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks);
+  Status last_logits(int64_t rows, std::span<float> logits_last);
+  void add_norm(size_t layer, const char* what, const Norm& norm, const float* delta, int64_t rows);
   double hook_seconds() const { return hook_seconds_ + attention_.untimed_seconds(); }
 
   Compute& compute_;
@@ -50,6 +63,12 @@ class ModelSession final : public Session {
   SequenceAttention attention_;
   Timings timings_;
   double hook_seconds_ = 0;
+
+  struct Normed {
+    size_t layer;
+    const char* what;
+  };
+  std::vector<Normed> norms_;  // whose output each norm of the chunk reads
 
   // Activations of one chunk; t rows each.
   Buffer x_;                          // [t,H] the residual stream
@@ -146,47 +165,68 @@ Status ModelSession::extend_timed(std::span<const int32_t> tokens, std::span<flo
     const int64_t rows = std::min(max_chunk_, total - done);
     const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(rows));
     MSA_TRY(forward(chunk, done, total, hooks));
-    head(rows, tokens.subspan(static_cast<size_t>(done) + 1), hooks);
-    length_ += rows;
+    MSA_TRY(head(rows, tokens.subspan(static_cast<size_t>(done) + 1), hooks));
     done += rows;
-    if (done == total && !logits_last.empty()) last_logits(rows, logits_last);
+    if (done == total && !logits_last.empty()) MSA_TRY(last_logits(rows, logits_last));
+    length_ += rows;
   }
   return compute_.wait();
 }
 
-// All layers over one chunk; leaves normed_ ready for the head.
+// All layers over one chunk; leaves normed_ ready for the head. A row that is no finite number
+// anywhere stays so in the residual stream or passes a norm of a head on its way there, so the
+// norms see it; the head's products are checked where they are handed out.
 Status ModelSession::forward(std::span<const int32_t> tokens, int64_t done, int64_t total,
                              const Hooks& hooks) {
+  norms_.clear();
+  const Status status = run_layers(tokens, done, total, hooks);
+  const std::optional<BadRow> bad = compute_.bad_row();
+  if (!status.ok() || !bad) return status;
+  const Normed& from = norms_[static_cast<size_t>(bad->call)];
+  return error(StatusCode::kNumeric, "layer ", from.layer, ", token ", length_ + bad->row, ": its ",
+               from.what, " holds NaN, infinity or a number too large to square");
+}
+
+Status ModelSession::run_layers(std::span<const int32_t> tokens, int64_t done, int64_t total,
+                                const Hooks& hooks) {
   const auto rows = static_cast<int64_t>(tokens.size());
   const auto layers = static_cast<int64_t>(config_.layers.size());
   compute_.rope_angles(length_, rows, config_.rotary_dim, config_.rope_theta, turns_.f32());
   compute_.embed(weights_.embedding, tokens, config_.hidden_size, x_.f32());
-  const float* delta = nullptr;
+  add_norm(0, "embedding", weights_.layers[0].input_norm, nullptr, rows);
   for (int64_t i = 0; i < layers; ++i) {
     const auto layer = static_cast<size_t>(i);
     const LayerWeights& weights = weights_.layers[layer];
-    compute_.add_norm(weights.input_norm, x_.f32(), delta, rows, normed_.f32());
     MSA_TRY(attend(layer, rows, hooks));
-    compute_.add_norm(weights.mlp_norm, x_.f32(), delta_.f32(), rows, normed_.f32());
+    add_norm(layer, "attention", weights.mlp_norm, delta_.f32(), rows);
     mlp(weights, config_.layers[layer].moe, rows);
-    delta = delta_.f32();
+    add_norm(layer, "MLP", i + 1 < layers ? weights_.layers[layer + 1].input_norm : weights_.norm,
+             delta_.f32(), rows);
     if (hooks.on_progress && !hooks.on_progress(done + rows * (i + 1) / layers, total))
       return error(StatusCode::kUnavailable, "interrupted");
   }
-  compute_.add_norm(weights_.norm, x_.f32(), delta, rows, normed_.f32());
   return {};
+}
+
+// x_ += delta, normed_ = norm(x_). `what` of `layer` made delta.
+void ModelSession::add_norm(size_t layer, const char* what, const Norm& norm, const float* delta,
+                            int64_t rows) {
+  norms_.push_back({layer, what});
+  compute_.add_norm(norm, x_.f32(), delta, rows, normed_.f32());
 }
 
 // delta_ = attention of normed_.
 Status ModelSession::attend(size_t layer, int64_t rows, const Hooks& hooks) {
   const LayerWeights& weights = weights_.layers[layer];
-  const auto project = [&](const Matrix& w, const Norm& norm, int64_t heads, void* out) {
+  const auto project = [&](const char* what, const Matrix& w, const Norm& norm, int64_t heads,
+                           void* out) {
+    norms_.push_back({layer, what});
     compute_.matmul(w, normed_.f32(), rows, wide_.f32());
     compute_.norm_rope(norm, wide_.f32(), rows, heads, turns_.f32(), config_.rotary_dim, out,
                        dtype_);
   };
-  project(*weights.q, weights.q_norm, config_.heads_q, q_.data());
-  project(*weights.k, weights.k_norm, config_.heads_kv, k_.data());
+  project("q", *weights.q, weights.q_norm, config_.heads_q, q_.data());
+  project("k", *weights.k, weights.k_norm, config_.heads_kv, k_.data());
   compute_.matmul(*weights.v, normed_.f32(), rows, wide_.f32());
   compute_.convert(wide_.f32(), rows * weights.v->rows(), v_.data(), dtype_);
   SequenceAttention::Chunk chunk{.layer = static_cast<int>(layer),
@@ -197,8 +237,8 @@ Status ModelSession::attend(size_t layer, int64_t rows, const Hooks& hooks) {
                                  .v = v_.data(),
                                  .o = wide_.f32()};
   if (attention_.selects(chunk.layer)) {
-    project(*weights.index_q, weights.index_q_norm, config_.heads_kv, q_idx_.data());
-    project(*weights.index_k, weights.index_k_norm, 1, k_idx_.data());
+    project("index q", *weights.index_q, weights.index_q_norm, config_.heads_kv, q_idx_.data());
+    project("index k", *weights.index_k, weights.index_k_norm, 1, k_idx_.data());
     chunk.q_idx = q_idx_.data();
     chunk.k_idx = k_idx_.data();
   }
@@ -242,8 +282,8 @@ void ModelSession::experts(const MoeWeights& weights, int64_t rows) {
 }
 
 // The hooks that want logits get them piece by piece. `next`: the tokens behind the chunk's first.
-void ModelSession::head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks) {
-  if (!hooks.on_logits && !hooks.on_loss) return;
+Status ModelSession::head(int64_t rows, std::span<const int32_t> next, const Hooks& hooks) {
+  if (!hooks.on_logits && !hooks.on_loss) return {};
   const auto known = std::min(rows, static_cast<int64_t>(next.size()));  // rows with a successor
   const int64_t vocab = config_.vocab_size;
   const int64_t piece = std::min(rows, logits_.bytes() / (vocab * size_of(DType::kF32)));
@@ -257,19 +297,29 @@ void ModelSession::head(int64_t rows, std::span<const int32_t> next, const Hooks
     if (scored > 0)
       compute_.cross_entropy(logits_.f32(), next.subspan(static_cast<size_t>(row), nats.size()),
                              vocab, nats.data());
+    for (size_t i = 0; i < nats.size(); ++i)
+      if (!std::isfinite(nats[i]))
+        return error(StatusCode::kNumeric, "head, token ", length_ + row + static_cast<int64_t>(i),
+                     ": its loss is ", nats[i]);
     const Stopwatch timer(&hook_seconds_);
     if (scored > 0) hooks.on_loss(length_ + row + 1, nats);
     if (!hooks.on_logits) continue;
     TensorView logits = TensorView::contiguous(logits_.data(), DType::kF32, {count, vocab});
     logits.device = compute_.device();
-    hooks.on_logits(length_ + row, HostView(compute_, logits).view());
+    const HostView view(compute_, logits);
+    for (int64_t i = 0; i < count; ++i)
+      MSA_TRY(check_logits(length_ + row + i,
+                           {view.view().at<const float>(i), static_cast<size_t>(vocab)}));
+    hooks.on_logits(length_ + row, view.view());
   }
+  return {};
 }
 
-void ModelSession::last_logits(int64_t rows, std::span<float> logits_last) {
+Status ModelSession::last_logits(int64_t rows, std::span<float> logits_last) {
   compute_.matmul(*weights_.head, normed_.f32() + (rows - 1) * config_.hidden_size, 1,
                   logits_.f32());
   compute_.copy(logits_last.data(), logits_.data(), config_.vocab_size * size_of(DType::kF32));
+  return check_logits(length_ + rows - 1, logits_last);
 }
 
 }  // namespace

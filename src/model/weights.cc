@@ -41,6 +41,40 @@ std::string module_name(std::string name) {
   return name;
 }
 
+// The place of the first value whose exponent is all ones, which only NaN and infinity have, or -1.
+template <class Bits>
+int64_t find_not_finite(std::span<const std::byte> bytes, Bits exponent) {
+  constexpr size_t kPiece = 4096;  // counts in a Bits, without an exit: such a loop vectorises
+  const size_t count = bytes.size() / sizeof(Bits);
+  const auto is_none = [&](size_t i) {
+    Bits value;
+    std::memcpy(&value, bytes.data() + i * sizeof(Bits), sizeof(Bits));
+    return static_cast<Bits>((value & exponent) == exponent);
+  };
+  for (size_t begin = 0; begin < count; begin += kPiece) {
+    const size_t end = std::min(count, begin + kPiece);
+    Bits found = 0;
+    for (size_t i = begin; i < end; ++i) found = static_cast<Bits>(found + is_none(i));
+    if (found == 0) continue;
+    while (is_none(begin) == 0) ++begin;
+    return static_cast<int64_t>(begin);
+  }
+  return -1;
+}
+
+int64_t find_not_finite(const TensorEntry& entry, DType dtype) {
+  if (dtype == DType::kF32) return find_not_finite<uint32_t>(entry.bytes, 0x7f800000);
+  return find_not_finite<uint16_t>(entry.bytes, dtype == DType::kBF16 ? 0x7f80 : 0x7c00);
+}
+
+// "[row,column]" of a place in memory order.
+std::string place_text(const TensorEntry& entry, int64_t place) {
+  std::vector<int64_t> indices(entry.shape.size());
+  for (size_t axis = indices.size(); axis-- > 0; place /= entry.shape[axis])
+    indices[axis] = place % entry.shape[axis];
+  return shape_text(indices);
+}
+
 // The tensors of a checkpoint under their module names; each is taken at most once.
 class Checkpoint {
  public:
@@ -56,8 +90,11 @@ class Checkpoint {
     for (const SafetensorsFile& file : files_) {
       for (const TensorEntry& entry : file.entries) {
         const std::string name = module_name(entry.name);
-        if (!name.empty() && !tensors_.emplace(name, &entry).second)
-          return invalid("tensor ", entry.name, ": given twice");
+        if (name.empty() || is_elsewhere(entry.name, file.path)) continue;
+        const auto [first, is_new] = tensors_.try_emplace(name, Tensor{&file, &entry});
+        if (!is_new)
+          return invalid("tensor ", entry.name, ": given twice, by ",
+                         first->second.file->path.string(), " and by ", file.path.string());
       }
     }
     return {};
@@ -65,31 +102,47 @@ class Checkpoint {
 
   bool has(const std::string& name) const { return tensors_.contains(name); }
 
-  // The entry `name`, checked for shape and a floating dtype.
+  // The entry `name`, checked for shape, a floating dtype and finite values.
   Status take(const std::string& name, std::initializer_list<int64_t> shape,
               const TensorEntry** out, DType* dtype) {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) return invalid("tensor ", name, ": missing in the checkpoint");
-    const TensorEntry& entry = *found->second;
+    const TensorEntry& entry = *found->second.entry;
+    const std::string where =
+        text(found->second.file->path.string(), ": tensor ", entry.name, ": ");
     if (!dtype_of(entry.dtype, dtype) || *dtype == DType::kI32)
-      return error(StatusCode::kUnsupported, "tensor ", entry.name, ": dtype: got ", entry.dtype,
+      return error(StatusCode::kUnsupported, where, "dtype: got ", entry.dtype,
                    ", supported are F32, BF16 and F16");
     if (!std::ranges::equal(entry.shape, shape))
-      return invalid("tensor ", entry.name, ": shape: got ", shape_text(entry.shape), ", expected ",
+      return invalid(where, "shape: got ", shape_text(entry.shape), ", expected ",
                      shape_text(std::vector<int64_t>(shape)));
+    if (const int64_t place = find_not_finite(entry, *dtype); place >= 0)
+      return invalid(where, "element ", place_text(entry, place), " is NaN or infinity");
     *out = &entry;
     taken_.insert(name);
     return {};
   }
 
   Status check_all_taken() const {
-    for (const auto& [name, entry] : tensors_)
+    for (const auto& [name, tensor] : tensors_)
       if (!taken_.contains(name))
-        return invalid("tensor ", entry->name, ": no part of the model that config.json describes");
+        return invalid(tensor.file->path.string(), ": tensor ", tensor.entry->name,
+                       ": no part of the model that config.json describes");
     return {};
   }
 
  private:
+  struct Tensor {
+    const SafetensorsFile* file;
+    const TensorEntry* entry;
+  };
+
+  // True for a tensor that the index places in another shard than `file`.
+  bool is_elsewhere(const std::string& name, const fs::path& file) const {
+    const auto placed = shard_of_.find(name);
+    return placed != shard_of_.end() && placed->second != file.filename();
+  }
+
   Status open_shards(const fs::path& directory) {
     const fs::path index = directory / kIndexFile;
     const auto bad = [&](const auto&... parts) { return invalid(index.string(), ": ", parts...); };
@@ -106,6 +159,7 @@ class Checkpoint {
       if (file.empty() || file.find('/') != std::string::npos || file == "..")
         return bad("weight_map: ", name, ": got ", shard.dump(), ", expected a plain file name");
       names_of[file].push_back(name);
+      shard_of_[name] = file;
     }
     files_.reserve(names_of.size());  // entries keep their addresses
     for (const auto& [shard, names] : names_of) {
@@ -122,7 +176,8 @@ class Checkpoint {
   }
 
   std::vector<SafetensorsFile> files_;
-  std::map<std::string, const TensorEntry*> tensors_;
+  std::map<std::string, Tensor> tensors_;
+  std::map<std::string, std::string> shard_of_;  // as the index has it
   std::set<std::string> taken_;
 };
 

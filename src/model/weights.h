@@ -43,8 +43,9 @@ struct Weights {
 
 /// Loads model.safetensors, or the shards that model.safetensors.index.json names. Accepts the
 /// names of Hugging Face's modules and those of the released checkpoint. Errors: a missing file or
-/// tensor, a tensor no layer asks for, another dtype (f32, bf16 and f16 are read) or shape (both
-/// are named). Files are mapped only while loading.
+/// tensor, a tensor no layer asks for, one that two files hold and the index gives to neither,
+/// another dtype (f32, bf16 and f16 are read) or shape (both are named), NaN or infinity (the first
+/// such tensor is named). Files are mapped only while loading.
 Status load_weights(const std::filesystem::path& directory, const Config& config, Compute& compute,
                     Weights* out);
 

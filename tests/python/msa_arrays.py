@@ -81,7 +81,7 @@ class Kind:
         out = p.metadata(self.raw, **options)
         if self.framework == "torch" and DEVICE != "cpu":
             out["max_seqlen_k"] = max([*p.kv_lens, 0])
-            if not decode:  # else they are given as max_q_len
+            if not decode:  # else the calls give it
                 out["max_seqlen_q"] = max([*p.q_lens, 0])
         return out
 

@@ -4,14 +4,17 @@ MSA_CLI names the command (default: the release build). Needs pytest and nothing
 """
 
 import json
+import mmap
 import os
 import pty
 import random
 import re
+import resource
 import shutil
 import signal
 import struct
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MSA = os.environ.get("MSA_CLI", str(ROOT / "build/release/msa"))
 MODEL = ROOT / "models/code-11m"
+TINY = ROOT / "tests/golden/tiny/module"
 TEXT = MODEL / "sample.txt"
 COMMANDS = ["eval", "generate", "attend", "inspect", "check", "bench", "info"]
 
@@ -36,10 +40,10 @@ def run_ok(*arguments):
     return done.stdout
 
 
-def run_bad(*arguments, says=(), **options):
+def run_bad(*arguments, says=(), code=2, **options):
     """Exit code 2, nothing on stdout, one line on stderr that contains each of `says`."""
     done = run(*arguments, **options)
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.startswith("msa: error: ") and done.stderr.count("\n") == 1, done.stderr
     assert done.stdout == ""
     for part in [says] if isinstance(says, str) else says:
@@ -287,6 +291,15 @@ def test_attend_round_trip(attend, tmp_path, op, dtype, flags):
         assert out["o"][:2] == (dtype, [T, HQ, D]) and out["lse"][:2] == ("F32", [T, HQ])
 
 
+@pytest.mark.parametrize("scale", ["0", "-0.0", "1e-60", "nan", "inf", "1e60"])
+def test_attend_refuses_the_scales_that_python_refuses(attend_bad, scale):
+    attend_bad(attend_inputs(), f"--scale={scale}", says=["--scale"])
+
+
+def test_attend_takes_a_scale_below_zero(attend):
+    run_ok(*attend(attend_inputs(), "--scale=-0.25", "--check"))
+
+
 def test_attend_with_all_blocks_is_dense(attend, tmp_path):
     tensors = attend_inputs()
     run_ok(*attend(tensors, "--op", "dense_attention", "--check"))
@@ -470,6 +483,63 @@ def test_broken_checkpoints(model):
     eval_bad(model / "none", says="none")
 
 
+def place_of(shard, name):
+    """Where the bytes of a tensor begin and end."""
+    raw = shard.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    begin, end = json.loads(raw[8:8 + size])[name]["data_offsets"]
+    return 8 + size + begin, 8 + size + end
+
+
+def edit_tensor(model, name, change):
+    """Replaces the bf16 values of a tensor of code-11m, as 16-bit patterns; returns the shard."""
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    shard = model / index["weight_map"][name]
+    begin, end = place_of(shard, name)
+    raw = shard.read_bytes()
+    values = list(struct.unpack(f"<{(end - begin) // 2}H", raw[begin:end]))
+    change(values)
+    shard.write_bytes(raw[:begin] + struct.pack(f"<{len(values)}H", *values) + raw[end:])
+    return shard
+
+
+def runs_of(model, tmp_path):
+    """Every command that computes with a model."""
+    text = ["--model", model, "--text", TEXT, "--context", 300]
+    return (["eval", *text, "--json", tmp_path / "out.json"],
+            ["eval", *text, "--attention", "dense", "--json", "-"],
+            ["inspect", *text, "--layer", "2", "--output", tmp_path / "map.svg"],
+            ["generate", "--model", model, "--prompt", "def main(", "--tokens", 4])
+
+
+@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80])
+def test_weights_that_are_no_numbers_are_refused(model, tmp_path, bits):
+    name = "model.layers.3.self_attn.v_proj.weight"
+    shard = edit_tensor(model, name, lambda values: values.__setitem__(2 * 256 + 5, bits))
+    for command in runs_of(model, tmp_path):
+        run_bad(*command, says=f"{shard}: tensor {name}: element [2,5] is NaN or infinity")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_an_overflow_is_named_and_exits_with_1(model, tmp_path):
+    """Every weight is finite, no product of them is."""
+    edit_tensor(model, "model.layers.3.self_attn.o_proj.weight",
+                lambda values: values.__setitem__(slice(None), [0x7F00] * len(values)))
+    for command in runs_of(model, tmp_path):
+        run_bad(*command, code=1, says="layer 3, token 0: its attention holds NaN, infinity")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_an_overflow_of_one_token_names_it(model, tmp_path):
+    first = TEXT.read_bytes().index(b"(")
+    def change(values):
+        values[ord("(") * 256:(ord("(") + 1) * 256] = [0x7F00] * 256
+    edit_tensor(model, "model.embed_tokens.weight", change)
+    for command in runs_of(model, tmp_path):
+        token = "def main(".index("(") if command[0] == "generate" else first
+        run_bad(*command, code=1, says=f"layer 0, token {token}: its embedding")
+
+
 def test_text_paths_and_layers(tmp_path):
     short, ids = tmp_path / "short.txt", tmp_path / "ids.safetensors"
     short.write_text("x")
@@ -510,6 +580,99 @@ def test_generate_is_deterministic():
     assert run_ok(*sampled, 3) == run_ok(*sampled, 3) != run_ok(*sampled, 4)
 
 
+def ids_of(tmp_path, count, vocabulary):
+    path = tmp_path / "ids.safetensors"
+    random.seed(5)
+    path.write_bytes(safetensors({
+        "ids": ("I32", (count,), [random.randrange(3, vocabulary) for _ in range(count)])}))
+    return path
+
+
+def test_ids_give_ids_and_text_gives_bytes(model, tmp_path):
+    """code-11m has 384 ids: none may be lost behind a prompt of ids."""
+    def change(values):  # one of the two is always the most likely
+        values[300 * 256:302 * 256] = [0x447A] + [0] * 255 + [0xC47A] + [0] * 255
+    edit_tensor(model, "lm_head.weight", change)
+    edit_config(model, eos_token_id=None)
+    out = run_ok("generate", "--model", model, "--token-ids", ids_of(tmp_path, 20, 256),
+                 "--tokens", 9)
+    assert len(out.split()) == 9 and set(out.split()) <= {"300", "301"}
+    assert run_ok("generate", "--model", model, "--prompt", "x", "--tokens", 9) == "\n"
+    ids = run_ok("generate", "--model", MODEL, "--token-ids", ids_of(tmp_path, 20, 256),
+                 "--tokens", 9).split()
+    assert len(ids) == 9 and all(0 <= int(x) < 384 for x in ids)
+
+
+def write_generation_config(model, **keys):
+    (model / "generation_config.json").write_text(json.dumps(keys))
+
+
+def test_generation_config_ends_the_text(model, tmp_path):
+    ids = tmp_path / "ids.safetensors"
+    ids.write_bytes(safetensors({"ids": ("I32", (9,), list(b"def main("))}))
+    flags = ["generate", "--model", model, "--token-ids", ids, "--tokens", 16]
+    edit_config(model, eos_token_id=None)
+    made = run_ok(*flags).split()
+    assert len(made) == 16
+    stop = next(i for i, token in enumerate(made) if i > 3 and token not in made[:i])
+    expected = made[:stop]
+    for eos in (int(made[stop]), [383, int(made[stop])]):
+        write_generation_config(model, eos_token_id=eos)
+        assert run_ok(*flags).split() == expected
+    write_generation_config(model, eos_token_id=int(made[stop]))
+    edit_config(model, eos_token_id=int(made[1]))
+    assert run_ok(*flags).split() == expected, "generation_config.json wins"
+    write_generation_config(model, bos_token_id=1)
+    assert run_ok(*flags).split() == made[:1], "config.json's where it is silent"
+
+
+def test_generation_config_gives_the_sampling(model):
+    flags = ["generate", "--model", model, "--prompt", "def main(", "--tokens", "12", "--seed", "3"]
+    greedy = run_ok(*flags)
+    values = {"temperature": 1.5, "top_k": 30, "top_p": 0.95}
+    sampled = run_ok(*flags, "--temperature", 1.5, "--top-k-sampling", 30, "--top-p", 0.95)
+    assert sampled != greedy
+    write_generation_config(model, do_sample=True, **values)
+    assert run_ok(*flags) == sampled
+    assert run_ok(*flags, "--temperature", 0) == greedy
+    write_generation_config(model, do_sample=False, **values)
+    assert run_ok(*flags) == greedy
+    write_generation_config(model, do_sample=True)
+    assert run_ok(*flags) == run_ok(*flags, "--temperature", 1, "--top-k-sampling", 50)
+
+
+def test_broken_generation_configs_are_named(model):
+    path = model / "generation_config.json"
+    for text, says in (("{", "JSON"), ('{"eos_token_id": "</s>"}', "eos_token_id"),
+                       ('{"do_sample": true, "top_p": 7}', "top_p: got 7")):
+        path.write_text(text)
+        run_bad("generate", "--model", model, "--prompt", "x", says=[str(path), says])
+        run_ok("inspect", "--model", model, "--text", TEXT, "--context", 64, "--layer", 1,
+               "--output", model / "map.svg")  # no business of the others
+
+
+def test_long_files_are_cut_with_a_note(tmp_path):
+    """One default for every command that reads a text; a note says so, under --quiet too."""
+    ids = ids_of(tmp_path, 16385, 96)
+    base = ["--model", TINY, "--token-ids", ids]
+    commands = (["eval", *base, "--attention", "msa", "--json", tmp_path / "out.json"],
+                ["inspect", *base, "--layer", "1", "--output", tmp_path / "map.svg"])
+    for command in commands:
+        for quiet in ([], ["--quiet"]):
+            done = run(*command, *quiet)
+            assert done.returncode == 0, done.stderr
+            assert done.stderr == (f"msa: note: {ids}: cut to its first 16384 tokens, "
+                                   "--context N reads more\n")
+            assert "16,384" in done.stdout or "16384" in done.stdout
+        whole = run_ok(*command, "--context", 16385)
+        assert "16,385" in whole or "16385" in whole
+        run_ok(*command, "--context", 300)
+        run_bad(*command, "--context", 16386, says=["16385", "16386"])
+        assert "16384" in run_ok(command[0], "--help")
+    ids_of(tmp_path, 16384, 96)
+    assert "16384" in run_ok(*commands[0])
+
+
 # --- files and the terminal -----------------------------------------------------------------------
 
 def test_outputs_replace_files_and_spare_devices(tmp_path):
@@ -521,6 +684,92 @@ def test_outputs_replace_files_and_spare_devices(tmp_path):
     run_ok("info", "--json", "/dev/null")
     assert Path("/dev/null").is_char_device()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["info.json", "link.json"]
+
+
+def writers(tmp_path):
+    """Every option of every command that writes a file: (arguments without the path, a name)."""
+    (tmp_path / "in.safetensors").write_bytes(safetensors(attend_inputs()))
+    read = ["--model", MODEL, "--text", TEXT, "--context", 300]
+    bench = ["bench", "--op", "merge", "--context", 300, "--repeats", 2]
+    evaluate = ["eval", *read, "--topk", 2, "--attention", "msa"]
+    attend = ["attend", "--input", tmp_path / "in.safetensors", "--output"]
+    return ([*attend],
+            [*attend, "/dev/null", "--json"],
+            [*evaluate, "--json"],
+            [*evaluate, "--trace"],
+            [*bench, "--json"],
+            [*bench, "--tsv"],
+            ["check", "--op", "merge", "--backend", "reference", "--json"],
+            ["info", "--json"],
+            ["inspect", *read, "--layer", 2, "--output"])
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_failed_write_leaves_the_old_file(tmp_path, number):
+    """No file of the command may grow beyond 100 bytes, as on a full disk."""
+    command = writers(tmp_path)[number]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    target = folder / "result.svg"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    for old in (None, b"old" * 100):
+        if old:
+            target.write_bytes(old)
+        done = run(*command, target, preexec_fn=limit)
+        assert done.returncode == 2, (done.stdout, done.stderr)
+        assert done.stderr == f"msa: error: {target}: cannot be written, File too large\n"
+        assert [p.read_bytes() for p in folder.iterdir()] == ([old] if old else [])
+    run_ok(*command, target)
+    assert list(folder.iterdir()) == [target] and target.read_bytes() != old
+
+
+def test_a_mapped_result_stays_as_it_is(attend, tmp_path):
+    out = tmp_path / "out.safetensors"
+    run_ok(*attend(attend_inputs()))
+    first = out.read_bytes()
+    with out.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        others = attend_inputs()
+        others["k"], others["v"] = others["v"], others["k"]
+        run_ok(*attend(others))  # of the same size: a shorter file would end this process
+        assert mapped[:] == first
+    assert out.read_bytes() != first
+    out.chmod(0o600)
+    arguments = attend(attend_inputs())
+    run_ok(*arguments)
+    assert out.read_bytes() == first and out.stat().st_mode & 0o777 == 0o600
+    run_ok(*arguments[:4], arguments[2])  # over its own input
+    assert arguments[2].read_bytes() == first
+
+
+def test_outputs_to_pipes_links_and_stdout(attend, tmp_path):
+    arguments = attend(attend_inputs())
+    run_ok(*arguments)
+    out = tmp_path / "out.safetensors"
+    expected = out.read_bytes()
+    for name in ("-", "/dev/stdout"):
+        assert json.loads(run_ok("info", "--json", name))["version"]
+        with (tmp_path / "stdout").open("wb") as stdout:
+            subprocess.run([MSA, *map(str, arguments[:4]), name], stdout=stdout, check=True)
+        assert (tmp_path / "stdout").read_bytes() == expected
+        with (tmp_path / "stdout").open("ab") as stdout:  # as `>>`: behind what is there
+            subprocess.run([MSA, *map(str, arguments[:4]), name], stdout=stdout, check=True)
+        assert (tmp_path / "stdout").read_bytes() == 2 * expected
+    pipe, seen = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: seen.append(pipe.read_bytes()))
+    reader.start()
+    run_ok(*arguments[:4], pipe)
+    reader.join(60)
+    assert seen == [expected]
+    link = tmp_path / "link"
+    link.symlink_to("later.safetensors")  # names nothing yet
+    run_ok(*arguments[:4], link)
+    assert link.is_symlink() and (tmp_path / "later.safetensors").read_bytes() == expected
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([MSA, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "No space left" in done.stderr
+    names = ["in.safetensors", "later.safetensors", "link", "out.safetensors", "pipe", "stdout"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_interrupt_leaves_a_clean_terminal(tmp_path):

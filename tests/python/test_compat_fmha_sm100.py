@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import msa_cpp.compat as compat  # noqa: E402
+import msa_oracle as oracle  # noqa: E402
 from msa_arrays import DEVICE  # noqa: E402
 from msa_cpp.compat import fmha_sm100 as fmha  # noqa: E402
 from msa_cpp.compat.fmha_sm100 import api, nvfp4_kv  # noqa: E402
@@ -219,6 +220,154 @@ def test_one_packed_request_may_use_part_of_its_buffer():
     check_close(got, s.attention(s.ids())[0])
 
 
+class Small:
+    """A ragged batch of msa_oracle in torch, with blocks and pages of a few tokens."""
+
+    def __init__(self, paged, causal=True, q_lens=(1, 5, 3), kv_lens=(9, 21, 12), block_size=4,
+                 scale=None):
+        self.p = p = oracle.Problem(list(q_lens), list(kv_lens), head_dim=16, topk=3, paged=paged,
+                                    causal=causal, block_size=block_size, scale=scale)
+        self.arrays = (p.normal(p.tokens, p.heads_q, p.head_dim),
+                       *(p.normal(sum(kv_lens), p.heads_kv, p.head_dim) for _ in range(2)))
+        self.q, self.k, self.v = (here(x) for x in (
+            self.arrays[0], *(p.store(x) for x in self.arrays[1:])))
+        self.lists = p.block_ids()
+        self.ids, self.cu_q, self.cu_k = map(here, (self.lists, p.cu_q, p.cu_k))
+        self.table = here(p.page_table) if paged else None
+        self.lengths = dict(cu_seqlens_q=self.cu_q, cu_seqlens_k=self.cu_k,
+                            max_seqlen_q=max(q_lens), max_seqlen_k=max(kv_lens))
+
+    def atten(self, **options):
+        """sparse_atten_func, as upstream's tests call it."""
+        p = self.p
+        pair = fmha.build_k2q_csr(self.ids, self.cu_q, self.cu_k, p.block_size)
+        return fmha.sparse_atten_func(
+            self.q, self.k, self.v, *pair, p.topk, **{**self.lengths, **dict(
+                blk_kv=p.block_size, causal=p.causal, softmax_scale=p.scale,
+                page_table=self.table), **options})
+
+    def expected(self, scale=None, lists=None):
+        """(out, LSE) of the oracle, over the lists or all blocks."""
+        self.p.scale, kept = scale or self.p.scale, self.p.scale
+        out, lse, *_ = oracle.attention(self.p, *self.arrays,
+                                        self.lists if lists is None else lists)
+        self.p.scale = kept
+        return torch.from_numpy(out), torch.from_numpy(lse)
+
+
+def here(array):
+    return torch.from_numpy(array).to(DEVICE)
+
+
+paged_or_not = pytest.mark.parametrize("paged", [True, False], ids=["paged", "packed"])
+causal_or_not = pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
+
+
+@paged_or_not
+@causal_or_not
+def test_lengths_follow_from_cu_seqlens_k(paged, causal):
+    """Without seqused_k, whatever is in the rest of a page and of the table."""
+    s = Small(paged, causal)
+    out, lse = s.atten(return_softmax_lse=True, partial_dtype=torch.float32, usable_SM_count=4)
+    want, want_lse = s.expected()
+    check_close(out, want)
+    check_close(lse, want_lse)
+
+
+@paged_or_not
+@causal_or_not
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("temperature", [0.25, 1, 3.0])
+def test_the_lse_of_another_temperature(paged, causal, scale, temperature):
+    """That of the logits divided by it; output and LSE are those of the logits themselves."""
+    s = Small(paged, causal, scale=scale)
+    options = dict(return_softmax_lse=True, lse_temperature_scale=temperature)
+    out, lse, tempered = s.atten(**options, return_temperature_lse=True)
+    for got, same in zip((out, lse), s.atten(**options)):
+        assert torch.equal(got, same)
+    check_close(tempered, s.expected((scale or 16 ** -0.5) / temperature)[1])
+    s.v.fill_(float("nan"))  # values take no part
+    assert torch.equal(s.atten(**options, return_temperature_lse=True)[2], tempered)
+
+
+def test_packed_requests_may_use_part_of_their_buffers():
+    s = Small(paged=False)
+    used = [7, 18, 12]
+    cut = oracle.Problem(s.p.q_lens, used, head_dim=16, block_size=4)
+    kept = [b + i for b, n in zip(s.p.cu_k, used) for i in range(n)]
+    lists = s.lists.copy()
+    for b, n in enumerate(used):  # blocks that are in use
+        rows = lists[:, s.p.cu_q[b]:s.p.cu_q[b + 1]]
+        rows[...] = [0, (n - 1) // 4, -1]
+    s.ids.copy_(here(lists))
+    q, k, v = s.arrays
+    want, want_lse, *_ = oracle.attention(cut, q, k[kept], v[kept], lists)
+    out, lse = s.atten(seqused_k=lens(used).to(DEVICE), return_softmax_lse=True)
+    check_close(out, torch.from_numpy(want))
+    check_close(lse, torch.from_numpy(want_lse))
+    with pytest.raises(NotImplementedError, match="seqused_k: given for several packed requests"):
+        s.atten(seqused_k=lens(used).to(DEVICE), causal=False)
+
+
+def small_plan(s, **options):
+    p = s.p
+    return fmha.fmha_sm100_plan(lens(p.q_lens), lens(p.kv_lens), p.heads_q, p.heads_kv,
+                                page_size=p.block_size if p.paged else -1, causal=p.causal,
+                                device=DEVICE, **options)
+
+
+@causal_or_not
+@pytest.mark.parametrize("given", ["kv_indices", "page_table"])
+@pytest.mark.parametrize("kv_lens", [[9, 21, 12], [21]], ids=str)
+def test_pages_of_any_size(causal, given, kv_lens):
+    """Blocks in lists are pages; without lists every page is read."""
+    s = Small(True, causal, q_lens=[1, 5, 3][:len(kv_lens)], kv_lens=kv_lens)
+    flat = [page for b in range(s.p.batch) for page in s.p.page_table[b, :s.p.blocks(b)]]
+    pages = {given: s.table if given == "page_table" else lens(flat).to(DEVICE)}
+    every = (torch.arange(6).expand(2, s.p.tokens, 6)).numpy()
+    out, scores = fmha.fmha_sm100(s.q, s.k, s.v, small_plan(s), **pages)
+    assert scores is None
+    check_close(out, s.expected(lists=every)[0])
+    ids = s.ids.transpose(0, 1)
+    out, _ = fmha.fmha_sm100(s.q, s.k, s.v, small_plan(s, kv_block_num=3), **pages,
+                             kv_block_indexes=ids)
+    check_close(out, s.expected()[0])
+    wide = ids.repeat_interleave(2, 1)  # a list per query head: the first of a group counts
+    wide[:, 1::2] = -1
+    again, _ = fmha.fmha_sm100(s.q, s.k, s.v, small_plan(s), **pages, kv_block_indexes=wide)
+    assert torch.equal(again, out)
+    buffer = torch.full_like(out, 77)
+    got, _ = fmha.sparse_fmha(s.q, s.k, s.v, small_plan(s)[3], buffer, **pages,
+                              kv_block_indexes=ids)
+    assert got is buffer and torch.equal(got, out)
+
+
+@causal_or_not
+def test_packed_keys_without_lists(causal):
+    s = Small(False, causal)
+    every = (torch.arange(6).expand(2, s.p.tokens, 6)).numpy()
+    out, _ = fmha.fmha_sm100(s.q, s.k, s.v, small_plan(s))
+    check_close(out, s.expected(lists=every)[0])
+
+
+@causal_or_not
+@pytest.mark.parametrize("seqlen_q", [2, 17])
+def test_decode_over_small_pages(causal, seqlen_q):
+    """As many new tokens as a caller says, and every key for each where it is not causal."""
+    s = Small(True, causal, q_lens=[seqlen_q] * 2, kv_lens=[40, 23])
+    wrapper = fmha.SparseDecodePagedAttentionWrapper(blk_kv=4, causal=causal)
+    wrapper.plan(page_table=s.table, seqused_k=lens(s.p.kv_lens).to(DEVICE), seqlen_q=seqlen_q,
+                 max_seqlen_k=40, q2k_indices=s.ids, num_qo_heads=4, num_kv_heads=2, head_dim=16,
+                 enable_cuda_graph=True, max_grid_size=7, fixed_split_size=2,
+                 disable_split_kv=True)
+    lse = torch.full(s.q.shape[:2], 77.0, device=DEVICE)
+    out, got = wrapper.run(s.q, s.k, s.v, return_softmax_lse=True, lse=lse)
+    want, want_lse = s.expected()
+    assert got is lse
+    check_close(out, want)
+    check_close(lse, want_lse)
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_paged_decode(sparse):
     s = Serving([2] * 3, [300, 0, 131])
@@ -265,8 +414,10 @@ def test_what_does_not_fit_is_refused_by_name():
          lambda: fmha.fmha_sm100(s.q.to(fp8), k, v, plan, **run)),
         (NotImplementedError, "kv_dtype, use_fp8_kvcache, q8kv4",
          lambda: plan_of(s, kv_dtype="nvfp4")),
-        (NotImplementedError, "page_size: got 64, supported is 128",
-         lambda: plan_of(s, page_size=64)),
+        (NotImplementedError, "page_size: got 64, supported with output_maxscore is 128",
+         lambda: plan_of(s, page_size=64, output_maxscore=True)),
+        (ValueError, "k: tokens of a page: got 128, the plan was made for 64",
+         lambda: fmha.fmha_sm100(s.q, k, v, plan_of(s, page_size=64), **run)),
         (ValueError, "kv_segment_lens: got 1 requests",
          lambda: fmha.fmha_sm100_plan(lens([1, 1]), lens([5]), 4)),
         (ValueError, "max_score_layout: got 'KHT'",
@@ -279,6 +430,15 @@ def test_what_does_not_fit_is_refused_by_name():
             s.q, k, v, *fmha.build_k2q_csr(ids, s.cu_seqlens_q, s.cu_seqlens_q, 128), 16,
             cu_seqlens_q=s.cu_seqlens_q, cu_seqlens_k=s.cu_seqlens_q, max_seqlen_q=20,
             max_seqlen_k=401)),
+        *((error, message, lambda options=options: Small(True).atten(**options))
+          for error, message, options in (
+              (ValueError, "return_temperature_lse: got True, expected return_softmax_lse=True",
+               dict(return_temperature_lse=True)),
+              (ValueError, "lse_temperature_scale: got 0, expected a positive finite number",
+               dict(lse_temperature_scale=0)),
+              (ValueError, "lse_temperature_scale: got nan", dict(lse_temperature_scale=INF - INF)),
+              (NotImplementedError, "output_scale: given", dict(output_scale=torch.ones(1))),
+              (NotImplementedError, "pv_dtype: got torch.float8_e4m3fn", dict(pv_dtype=fp8)))),
         (NotImplementedError, "4-bit", lambda: fmha.fp4_indexer_block_scores(1)),
         (NotImplementedError, "4-bit", lambda: fmha.sparse_atten_nvfp4_kv_func(1)),
         (NotImplementedError, "nvfp4_head_slot_views: 4-bit",

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from msa_cpp import _checkpoint, convert
+from msa_cpp import _checkpoint, _config, convert
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 from safetensors.torch import load_file, save_file  # noqa: E402
+
+from msa_cpp.train.model import MINIATURE  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "models/code-11m/sample.txt"
@@ -232,6 +235,35 @@ def test_shards_in_and_out(tmp_path, tokens, monkeypatch):
     assert logits(load(tmp_path / "msa", torch.float32), tokens[:50]).isfinite().all()
 
 
+def test_an_overlay_is_what_the_index_says(tmp_path):
+    tensors = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    save_file(tensors, tmp_path / "model-1.safetensors")
+    save_file({"a": torch.ones(3)}, tmp_path / "model-2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+
+    def value(**shards):
+        index.write_text(json.dumps({"weight_map": shards}))
+        return _checkpoint.Checkpoint(tmp_path).take("a", (3,)).values().tolist()
+
+    first, second = "model-1.safetensors", "model-2.safetensors"
+    assert value(a=second, b=first) == [1, 1, 1]
+    save_file({"a": torch.ones(3), "c": torch.ones(3)}, tmp_path / second)
+    assert value(a=first, b=first, c=second) == [0, 0, 0]
+    says = f"tensor a: given twice, by {tmp_path / first} and by {tmp_path / second}"
+    with pytest.raises(convert.InputError, match=re.escape(says)):
+        value(b=first, c=second)
+    with pytest.raises(convert.InputError, match="tensor b: missing"):
+        value(a=first, b=second)
+
+
+def test_a_full_disk_leaves_nothing(llama, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    done = run(llama, tmp_path / "msa", "--full-attention", "0", preexec_fn=limit)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"File too large: '{tmp_path / 'msa'}'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_is_bounded(tmp_path):
     """An embedding of 256 MB passes through a process that may take 240 MB in all."""
     config = {
@@ -371,7 +403,7 @@ def refused(llama, tmp_path):
     ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 9}, "sliding_window"),
     ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
     ({"layer_types": 5}, "layer_types"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "config.json: quantization_config: got"),
     ({"num_key_value_heads": 3}, "expected a multiple of num_key_value_heads"),
     ({"num_key_value_heads": 4}, "k_proj.weight: shape: got .128, 96., expected .256, 96."),
     ({"head_dim": 63}, "head_dim: got 63, expected an even number"),
@@ -387,6 +419,58 @@ def refused(llama, tmp_path):
 ])  # fmt: skip
 def test_configurations_that_are_refused(config, says, refused):
     refused(says, config)
+
+
+CASES = json.loads((ROOT / "tests/config_cases.json").read_text())
+ROPE = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "rotary_dim"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: json.dumps(case["change"]))
+def test_keys_are_read_where_transformers_reads_them(case, llama, tmp_path):
+    """As tests/unit/config_test.cc reads the same cases. Llama's have no partial RoPE."""
+    changed = {"rope_theta": 1e4} | case["change"]
+    without_rope = lambda config: {k: v for k, v in config.items() if k not in ROPE}
+    target = without_rope(MINIATURE) | changed
+    source = without_rope(json.loads((llama / "config.json").read_text())) | changed
+    for_llama = set(case["change"]) <= ROPE | set(_config.FIXED)
+    if "refused" in case:
+        with pytest.raises(_config.ConfigError, match="^" + re.escape(case["refused"])):
+            _config.m3_config(target)
+        if for_llama:
+            with pytest.raises(_config.ConfigError, match="^" + re.escape(case["refused"])):
+                convert.dense_config(source)
+        return
+    theta, factor = case["rope"]
+    ours = _config.m3_config(target)
+    assert ours["rope_parameters"] == {
+        "rope_type": "default", "rope_theta": theta, "partial_rotary_factor": factor}  # fmt: skip
+    assert ours["rotary_dim"] == MINIATURE["head_dim"] * factor
+    assert _config.m3_config(ours) == ours
+    theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(target)))
+    assert theirs.rope_parameters["rope_theta"] == theta
+    assert theirs.rope_parameters.get("partial_rotary_factor", 1.0) == factor
+    if not for_llama:
+        return
+    (tmp_path / "config.json").write_text(json.dumps(source))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert theirs.rope_parameters["rope_theta"] == theta
+    if factor == 1:
+        converted = convert.converted_config(convert.dense_config(source), [0], 16)
+        assert converted["rope_parameters"]["rope_theta"] == theta
+    else:
+        with pytest.raises(_config.ConfigError, match="partial_rotary_factor: got 0"):
+            convert.dense_config(source)
+
+
+@pytest.mark.parametrize("model_type", convert.DEFAULTS)
+def test_absent_keys_are_what_transformers_takes(model_type):
+    sizes = {"vocab_size": 300, "hidden_size": 256, "intermediate_size": 96,
+             "num_hidden_layers": 2, "num_attention_heads": 64, "sliding_window": None}  # fmt: skip
+    ours = convert.dense_config(sizes | {"model_type": model_type})
+    theirs = transformers.AutoConfig.for_model(model_type, **sizes)
+    for key in ("num_key_value_heads", "head_dim", "rms_norm_eps"):
+        assert ours[key] == getattr(theirs, key), key
+    assert ours["rope_parameters"]["rope_theta"] == theirs.rope_parameters["rope_theta"]
 
 
 def change_of(name, make):
@@ -468,6 +552,9 @@ INDEX_Q = "model.layers.1.self_attn.indexer.q_proj.weight"
     ({"index_n_heads": 8}, None, "one per KV head"),
     ({"tie_word_embeddings": True}, None, "tie_word_embeddings"),
     ({"index_topk_blocks": None}, None, "index_topk_blocks: got null"),
+    ({"use_gemma_norm": False}, None, "config.json: use_gemma_norm: got false, supported is true"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, None, "config.json: rope_scaling.type"),
+    ({"sparse_attention_config": {"sparse_topk_blocks": 4}}, None, "sparse_attention_config: got"),
 ])  # fmt: skip
 def test_check_finds(config, change, says, llama, tmp_path, capsys):
     out = tmp_path / "msa"

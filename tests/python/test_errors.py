@@ -69,7 +69,7 @@ BATCH = ("cu_seqlens_q", "seq_lens", "page_table", "q_offset", "block_offset", "
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sparse_attention": (("q", "k", "v", "block_ids"),
                          ("out", "lse", "softmax_scale", "k_scale", "cu_seqlens_k", *BATCH)),
-    "sparse_decode": (("q", "k", "v", "block_ids"), ("out", "lse", "max_q_len", *BATCH)),
+    "sparse_decode": (("q", "k", "v", "block_ids"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "dense_attention": (("q", "k", "v"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "index_select": (("q_idx", "k_idx"), ("topk", "init_blocks", "local_blocks", *BATCH)),
     "index_scores": (("q_idx", "k_idx"), BATCH),
@@ -179,7 +179,7 @@ CASES = [
         "max_seqlen_q: not given, expected the longest length in cu_seqlens_q, since lengths in "
         "CUDA memory are not read back",
         {n: Device for n in ("q", "k", "v", "cu_seqlens_q", "seq_lens", "page_table")}
-        | {"out": None}),
+        | {"out": None, "max_seqlen_q": None}),
     Bad("CUDA tensors without a backend", "dense_attention", NotImplementedError,
         "no backend can compute dense_attention here",
         {n: Device for n in ("q", "k", "v", "out", "lse", "cu_seqlens_q", "seq_lens", "page_table")}
@@ -259,7 +259,7 @@ CASES = [
         "k_scale: given, supported: None", {"k_scale": 1.0}),
     Bad("too many tokens to decode", "sparse_decode", ValueError,
         "cu_seqlens_q[1]: got a length of 17, the most for sparse_decode is 16",
-        {"q": lambda a: np.repeat(a, 6, axis=0), "max_q_len": None, "out": None, "lse": None,
+        {"q": lambda a: np.repeat(a, 6, axis=0), "max_seqlen_q": None, "out": None, "lse": None,
          "block_ids": lambda a: np.repeat(a, 6, axis=1),
          "cu_seqlens_q": lambda _: np.array([0, 17, 18], np.int32)}),
     Bad("no parts", "merge", ValueError, "o_parts: got 0 parts, expected at least 1",
@@ -287,7 +287,7 @@ def prepare(case: Bad) -> tuple[Callable[[], Any], dict[str, np.ndarray]]:
              "k_pages": good["k"], "v_pages": good["v"], "scores": np.ones((2, 3, 5), np.float32),
              "o_parts": np.ones((2, 3, 4, 8), np.float32),
              "lse_parts": np.ones((2, 3, 4), np.float32), "topk": 3, "block_size": 4,
-             "max_q_len": 2}
+             "max_seqlen_q": 2}
     for name, change in case.changes.items():
         value = good.get(name)
         if isinstance(change, type) and issubclass(change, np.generic):
@@ -407,7 +407,7 @@ def test_empty_batches_are_legal(framework):
         lists = dict(max_seqlen_q=0, max_seqlen_k=0, num_blocks=0)
     q, pages = kind.empty((0, 4, 8)), kind.empty((5, 2, 128, 8))
     ids = kind.empty((2, 0, 16), "int32")
-    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_q_len=0, **paged).shape == (0, 4, 8)
+    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_seqlen_q=0, **paged).shape == (0, 4, 8)
     if DEVICE != "cpu":
         paged |= dict(max_seqlen_q=0)
     assert msa_cpp.dense_attention(q, pages, pages, **paged).shape == (0, 4, 8)

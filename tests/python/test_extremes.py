@@ -27,7 +27,7 @@ def packed(kind, q_len, kv_len):
 def paged(kind, kv_len, block):
     """One sequence whose pages follow each other."""
     table = np.arange(-(-kv_len // block), dtype=np.int32)[None]
-    out = {"cu_seqlens_q": kind.raw(np.array([0, 1], np.int32)), "max_q_len": 1,
+    out = {"cu_seqlens_q": kind.raw(np.array([0, 1], np.int32)), "max_seqlen_q": 1,
            "seq_lens": kind.raw(np.array([kv_len], np.int32)), "page_table": kind.raw(table)}
     return out if DEVICE == "cpu" else out | {"max_seqlen_k": kv_len}
 

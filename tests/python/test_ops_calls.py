@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -297,13 +299,34 @@ def test_the_plan_of_a_decoding_step():
     rng = np.random.default_rng(0)
     args = [rng.standard_normal(s, dtype=np.float32) for s in ((3, 8, 64), (3, 2, 32))]
     keys = [p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,))]
-    kw = {**p.metadata(np.copy), "max_q_len": 2, "topk": 4, "block_size": 8}
+    kw = {**p.metadata(np.copy), "max_seqlen_q": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
     plan = msa_cpp.plan("msa_layer_decode", **sizes)
     want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
     np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plan), want,
                                atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sparse_decode", "msa_layer_decode"])
+def test_the_old_name_of_the_bound_of_a_decoding_step(name):
+    p = problem(q_lens=[2, 1], paged=True)
+    q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
+    k, v, k_idx = (p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,)))
+    ids = np.zeros((2, 3, 1), np.int32)
+    args = (q, k, v, ids) if name == "sparse_decode" else (q, q_idx, k, v, k_idx)
+    call = partial(getattr(msa_cpp, name), *args, **p.metadata(np.copy), block_size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        want = call(max_seqlen_q=2)
+    with pytest.warns(DeprecationWarning, match="its name is max_seqlen_q") as caught:
+        np.testing.assert_array_equal(call(max_q_len=2), want)
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(call(), want)
+    with pytest.raises(TypeError, match="max_q_len: given beside max_seqlen_q"):
+        call(max_q_len=2, max_seqlen_q=2)
+    with pytest.raises(ValueError, match="got 1, the longest length in cu_seqlens_q is 2"):
+        call(max_seqlen_q=1)
 
 
 def test_the_overhead_bench_runs(tmp_path):

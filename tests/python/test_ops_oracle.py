@@ -122,7 +122,7 @@ def test_sparse_decode(kind: Kind, p):
         lse = kind.empty(want_lse.shape, "float32")
         out = kind.empty(want.shape, "float32")
         got = msa_cpp.sparse_decode(
-            *arrays, given_ids, **kind.batch(p, decode=True), max_q_len=max(p.q_lens, default=0),
+            *arrays, given_ids, **kind.batch(p, decode=True), max_seqlen_q=max(p.q_lens, default=0),
             block_size=p.block_size, causal=p.causal, softmax_scale=p.scale, out=out, lse=lse,
             backend=backend)
         assert got is out
@@ -145,7 +145,7 @@ def test_msa_layer_decode(kind: Kind, p):
         ids = kind.empty(want_ids.shape, "int32")
         out, lse = msa_cpp.msa_layer_decode(
             q, kind.rows(q_idx), k, v, kind.rows(p.store(k_idx)), **kind.batch(p, decode=True),
-            max_q_len=max(p.q_lens, default=0), topk=p.topk, block_size=p.block_size,
+            max_seqlen_q=max(p.q_lens, default=0), topk=p.topk, block_size=p.block_size,
             init_blocks=p.init_blocks, local_blocks=p.local_blocks, softmax_scale=p.scale,
             ids_out=ids, return_lse=True, backend=backend)
         np.testing.assert_array_equal(kind.numpy(ids), want_ids)

@@ -1,5 +1,7 @@
 """torch.ops.msa_cpp.*: registration, fake kernels, torch.compile, and the places of autograd."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ def arguments(name, dtype="float32"):
         "index_scores": ((q_idx, k_idx), {**meta, **size, **bounds}),
         "index_select": ((q_idx, k_idx), {**meta, **size, "topk": 3, "with_scores": True}),
         "sparse_attention": ((q, k, v, ids), {**meta, **size, "softmax_scale": 0.3}),
-        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_q_len": 5}),
+        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_seqlen_q": 5}),
         "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
         "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
         **training_arguments(q, k, v, q_idx, k_idx, ids, {**meta, **size}),
@@ -211,7 +213,7 @@ def test_msa_layer_decode_compiles():
     k, v = (kind.raw(p.store(p.normal(33, 2, 16))) for _ in range(2))
     args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
             kind.raw(p.store(p.normal(33, 8))))
-    kwargs = dict(kind.batch(p, decode=True), max_q_len=2, topk=3, block_size=4, return_lse=True)
+    kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4, return_lse=True)
     compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
     same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
 
@@ -309,6 +311,76 @@ def test_errors_pass_through_torch():
     kwargs.pop("softmax_scale")
     with pytest.raises(ValueError, match="plan: given, expected None under torch.compile"):
         msa_cpp.dense_attention(q, *args[1:3], plan=plan, **kwargs)
+
+
+CAST = ("q", "k", "v", "q_idx", "k_idx")
+WITH_KEYS = [name for name in NAMES if not name.endswith("_backward")
+             and {a.name for a in getattr(OPS, name).default._schema.arguments} & {*CAST}]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", WITH_KEYS)
+def test_autocast_takes_any_mixture_of_dtypes(name, dtype):
+    """As if queries and keys had been cast by hand: to its dtype, or to that of pages."""
+    torch._dynamo.reset()
+    args, kwargs = arguments(name)
+    names = [a.name for a in getattr(OPS, name).default._schema.arguments]
+    if "page_table" in kwargs:  # pages have a dtype already, which is not that of autocast
+        pages = ("k", "v", "k_idx") if name != "append_paged" else (
+            "k_pages", "v_pages", "k_idx_pages")
+        args = [x.to(dtype) if n in pages else x for n, x in zip(names, args)]
+        ambient = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    else:
+        pages, ambient = (), dtype
+    dtypes = itertools.cycle([torch.float32, torch.bfloat16, torch.float16])
+    mixed = [x.to(next(dtypes)) if n in CAST and n not in pages else x
+             for n, x in zip(names, args)]
+    want = results(name, [x.to(dtype) if n in CAST else x for n, x in zip(names, mixed)], kwargs)
+    with torch.autocast(DEVICE, dtype=ambient):
+        same(results(name, mixed, kwargs), want)
+        same(direct(name, mixed, kwargs), want)
+        compiled = torch.compile(lambda *a, **k: results(name, a, k), fullgraph=True,
+                                 backend="aot_eager")
+        same(compiled(*mixed, **kwargs), want)
+
+
+def test_autocast_casts_the_steps_of_a_decoding_layer():
+    p = Problem([1, 2], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
+                topk=3, paged=True)
+    kind = Kind("torch", "bfloat16")
+    q, q_idx = kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8))
+    pages = [kind.rows(p.store(p.normal(33, *inner))) for inner in ((2, 16), (2, 16), (8,))]
+    kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4)
+    want = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.bfloat16(), *pages, **kwargs)
+    with torch.autocast(DEVICE, dtype=torch.float16):
+        got = msa_cpp.msa_layer_decode(q, q_idx.half(), *pages, **kwargs)
+    rounded = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.half().bfloat16(), *pages, **kwargs)
+    assert got.dtype == want.dtype == torch.bfloat16 and torch.equal(got, rounded)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_backward" in name])
+def test_gradients_are_computed_in_the_dtypes_they_are_given_under_autocast(name):
+    args, kwargs = arguments(name)
+    want = results(name, args, kwargs)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        same(results(name, args, kwargs), want)
+        same(direct(name, args, kwargs), want)
+
+
+def test_autocast_leaves_numbers_alone_that_it_does_not_cast():
+    """float64, as in products of torch, so that the operator refuses it by name; and NumPy."""
+    args, kwargs = arguments("sparse_attention")
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        with pytest.raises(TypeError, match="got dtype torch.float64"):
+            msa_cpp.sparse_attention(args[0].double(), *args[1:], **kwargs)
+        with pytest.raises(ValueError, match="plan: given, expected None under torch.compile and "):
+            kwargs.pop("softmax_scale")
+            msa_cpp.sparse_attention(*args, plan=msa_cpp.plan("sparse_attention"), **kwargs)
+        if DEVICE == "cpu":
+            ends = np.array([0, 2], np.int32)
+            ones = np.ones((2, 1, 4), np.float32)
+            out = msa_cpp.dense_attention(ones, ones, ones, cu_seqlens_q=ends, cu_seqlens_k=ends)
+            assert out.dtype == np.float32
 
 
 def test_parameters_and_views_need_no_detour():

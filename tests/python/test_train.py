@@ -17,11 +17,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from msa_arrays import DEVICE  # noqa: E402
-from msa_cpp.train import storage  # noqa: E402
+from msa_cpp.autograd import MsaConfig  # noqa: E402
+from msa_cpp.train import metrics, storage  # noqa: E402
 from msa_cpp.train.__main__ import main  # noqa: E402
-from msa_cpp.train.data import Facts, Text, read_folder  # noqa: E402
-from msa_cpp.train.model import MINIATURE, SPARSE, Model, dense  # noqa: E402
-from msa_cpp.train.trainer import Diverged, Options, Trainer  # noqa: E402
+from msa_cpp.train.data import NO_TARGET, Facts, Text, packed, read_folder  # noqa: E402
+from msa_cpp.train.model import MINIATURE, SPARSE, Heads, Model, dense  # noqa: E402
+from msa_cpp.train.trainer import Diverged, Options, Trainer, by_index  # noqa: E402
 
 CLI = os.environ.get("MSA_CLI")
 SMALL = ["--data", "facts", "--batch", "2", "--context", "64", "--log-every", "1", "--device",
@@ -197,6 +198,67 @@ def test_recomputed_activations_and_bf16_change_little():
     assert abs(results["plain"][0] - results["bf16"][0]) < 0.05
 
 
+class Uneven:
+    """Windows with 1 and with 95 targets by turns, of 96 tokens and of 48 and a half as long."""
+
+    vocab_size = 256
+
+    def __init__(self, targets=(1, 95), lengths=((96,), (30, 18))):
+        self.targets, self.lengths = targets, lengths
+
+    def examples(self, number, batch, context):
+        windows = [self.window((number * batch + i) % 2) for i in range(batch)]
+        tokens, targets, lengths = zip(*windows)
+        return packed(np.concatenate(tokens), np.concatenate(targets), sum(lengths, []))
+
+    def window(self, which):
+        rng, lengths = np.random.default_rng(which), [*self.lengths[which]]
+        tokens, targets = rng.integers(2, 255, (2, sum(lengths)))
+        targets[self.targets[which]:] = NO_TARGET
+        return tokens, targets, lengths
+
+
+def first_step(source, route, **options):
+    """Loss, KL and gradient norms of a step, in the form of the log."""
+    options = Options(route=route, steps=1, warmup_steps=0, clip=1e9, index_clip=1e9, lr=0.0,
+                      **options)
+    trainer = Trainer(options, fresh(), source)
+    trainer.run()
+    return trainer.figures
+
+
+@pytest.mark.parametrize("route", ["full", "msa-pt"])
+def test_micro_steps_weigh_by_what_they_count(route):
+    """Two windows at once or one after the other are the same step, loss and gradients alike."""
+    whole = first_step(Uneven(), route, batch=2, accumulate=1)
+    parts = first_step(Uneven(), route, batch=1, accumulate=2)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert whole["grad_norm_backbone"] > 0 and (whole["kl"] > 0) == (route != "full")
+
+
+def test_micro_steps_without_a_target_take_no_part():
+    alone = first_step(Uneven((95, 95)), "full", batch=1, accumulate=1)
+    beside = first_step(Uneven((95, 0)), "full", batch=1, accumulate=2)
+    assert beside == pytest.approx(alone, rel=1e-5)
+    nothing = first_step(Uneven((0, 0)), "full", batch=1, accumulate=2)
+    assert nothing["loss"] == nothing["grad_norm_backbone"] == 0
+
+
+def test_figures_of_a_selection_leave_padding_out():
+    """Rows behind cu_seqlens[-1] have no block to choose, wherever they would stand."""
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE)
+    shapes = ((4, 16), (2, 16), (2, 16), (2, 8), (8,))
+    config = MsaConfig(block_size=4, topk=2)
+    ends = torch.tensor([0, 40, 64], dtype=torch.int32, device=DEVICE)
+    rows = [make(64, *shape) for shape in shapes]
+    heads = Heads(0, *rows, ends, 64)
+    padded = Heads(0, *(torch.cat((x, make(100, *x.shape[1:]))) for x in rows), ends, 164)
+    ids = by_index(config)
+    want, got = (metrics.measure(h, ids(h), config) for h in (heads, padded))
+    assert got == pytest.approx(want, rel=1e-6) and want["kept_mass"] > 0
+
+
 # ---- a run ---------------------------------------------------------------------------------------
 
 
@@ -303,6 +365,56 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_goes_on_with_what_it_began_with(texts, tmp_path, capsys):
+    """Other data, weights, model or number of processes make another run, and are named."""
+    output, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(texts, other)
+    (tmp_path / "init.json").write_text(json.dumps(MINIATURE))
+    assert train("--route", "full", "--data", texts, "--output", tmp_path / "dense", "--steps", 1,
+                 *SMALL[2:]) == 0
+    start = storage.directory(tmp_path / "dense", 1)
+    command = ("--route", "msa-pt", "--output", output, "--steps", 4, "--warmup-steps", 2,
+               *SMALL[2:], "--config", tmp_path / "init.json")
+    assert train(*command, "--data", texts, "--init", start, "--save-every", 2) == 0
+    shutil.rmtree(storage.directory(output, 4))
+    capsys.readouterr()
+    files = lambda: {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    kept = files()
+
+    def refused(*arguments):
+        error = fails(capsys, *command, *arguments, "--resume")
+        assert files() == kept
+        return error
+
+    assert f"--data: got facts, but the run began with {texts}" in refused("--data", "facts")
+    (other / "a.txt").write_bytes(b"other")
+    assert f"--data: got {other}, but the run began with {texts}" in refused("--data", other)
+    here = texts / "new.txt"
+    here.write_text("one more")
+    try:
+        assert f"--data: got {texts}, but the run began with {texts} of other contents" in refused(
+            "--data", texts)
+    finally:
+        here.unlink()
+    assert (f"--init: got {storage.directory(tmp_path, 7)}, but the run began with {start}"
+            in refused("--data", texts, "--init", storage.directory(tmp_path, 7)))
+    state = storage.directory(output, 2) / "state.json"
+    was = json.loads(state.read_text())
+    state.write_text(json.dumps(was | {"inputs": was["inputs"] | {"processes": 2}}))
+    kept = files()
+    assert "processes: got 1, but the run began with 2" in refused("--data", texts)
+    state.write_text(json.dumps(was))
+    wide = tmp_path / "wide.json"
+    wide.write_text(json.dumps(MINIATURE | {"index_topk_blocks": 4}))
+    kept = files()
+    assert ("--config: index_topk_blocks: got 4, but the run began with 3"
+            in refused("--data", texts, "--config", wide))
+    shutil.rmtree(other)
+    shutil.copytree(texts, other)  # the same contents elsewhere are the same data
+    assert train(*command, "--data", other, "--init", start, "--resume") == 0
+    assert storage.steps(output) == [2, 4]
+
+
 @pytest.mark.skipif(DEVICE != "cpu" and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_are_one_with_twice_the_steps(tmp_path):
     """Two ranks, over gloo or NCCL, take the micro steps of one process in turns."""
@@ -354,8 +466,8 @@ def test_a_step_does_not_wait_for_the_device(route, dtype):
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
-def fails(capsys, *arguments):
-    assert train(*arguments) == 2
+def fails(capsys, *arguments, code=2):
+    assert train(*arguments) == code
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("msa_cpp.train: error: ")
     return err
@@ -440,8 +552,69 @@ def test_a_nan_stops_the_run_by_name(tmp_path):
 
 def test_a_diverging_run_says_so(tmp_path, capsys):
     error = fails(capsys, "--route", "full", "--output", tmp_path, "--steps", 50, "--lr", "1e38",
-                  "--clip", "1e38", *SMALL)
+                  "--clip", "1e38", *SMALL, code=1)
     assert "step " in error and "holds NaN or infinity" in error
+
+
+def test_a_converted_checkpoint_keeps_its_backbone(tmp_path, capsys):
+    """Its weights carry factors of 2^40: only the index branch may learn."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from msa_cpp.convert import convert
+
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2)).save_pretrained(tmp_path / "llama")
+    convert(tmp_path / "llama", tmp_path / "msa", full_attention=[0])
+    capsys.readouterr()
+    command = ("--init", tmp_path / "msa", "--output", tmp_path / "out", "--steps", 2,
+               "--warmup-steps", 1, *SMALL)
+    for route, freeze, given in (("msa-pt", (), "nothing"), ("msa-cpt", (), "nothing"),
+                                 ("full", (), "nothing"), ("msa-pt", ("--freeze", "none"), "none"),
+                                 ("msa-cpt", ("--freeze", "warmup"), "warmup")):
+        error = fails(capsys, "--route", route, *command, *freeze)
+        assert f"--freeze: got {given}, expected all: {tmp_path / 'msa'} comes from" in error
+        assert not (tmp_path / "out").exists()
+    assert train("--route", "msa-cpt", *command, "--freeze", "all") == 0
+    before, after = np_weights(tmp_path / "msa"), np_weights(storage.directory(tmp_path / "out", 2))
+    assert {n for n in after if not torch.equal(before[n].float(), after[n])} == {
+        n for n in after if ".indexer." in n}
+
+
+def test_the_model_is_that_of_config_json(tmp_path, capsys):
+    """RoPE from every place that transformers reads, to the logits; what is not ours, by name."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    m3 = transformers.models.minimax_m3_vl
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.25}
+    outer = {"rope_theta": 300.0, "partial_rotary_factor": 0.25}
+    rest = {k: v for k, v in MINIATURE.items() if k not in ("rope_parameters", "rms_norm_eps",
+                                                            "swiglu_alpha", "swiglu_limit")}
+    tokens, ends = torch.arange(96) % 91, torch.tensor([0, 96], dtype=torch.int32, device=DEVICE)
+    for places in ({"rope_parameters": rope}, {"rope_scaling": rope}, outer,
+                   {"rope_parameters": {"rope_type": "default"}, **outer}):
+        config = rest | places
+        model = Model(config, seed=1).to(DEVICE)
+        assert model.config["rotary_dim"] == 4
+        theirs = m3.modeling_minimax_m3_vl.MiniMaxM3VLForCausalLM(
+            m3.configuration_minimax_m3_vl.MiniMaxM3VLTextConfig(
+                **json.loads(json.dumps(config)), attn_implementation="eager")).eval()
+        theirs.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            attend = Trainer(Options(), model, Facts()).attend("sparse")
+            ours, _ = model(tokens.to(DEVICE), ends, 96, attend)
+            want = theirs(input_ids=tokens[None]).logits[0]
+        torch.testing.assert_close(ours.cpu(), want, rtol=1e-3, atol=1e-4)
+    path = tmp_path / "config.json"
+    for change, says in (
+            ({"use_gemma_norm": False}, "use_gemma_norm: got false, supported is true"),
+            ({"attention_dropout": 0.1}, "attention_dropout: got 0.1, supported is 0"),
+            ({"index_init_blocks": 3}, "index_topk_blocks: got 3, expected at least 4"),
+            ({"sparse_attention_config": {"sparse_topk_blocks": 4}}, "sparse_attention_config: "),
+            ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.type: got")):
+        path.write_text(json.dumps(MINIATURE | change))
+        error = fails(capsys, "--route", "msa-pt", "--config", path, "--output", tmp_path / "out",
+                      *SMALL)
+        assert f"error: {path}: {says}" in error
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_with_nan_is_refused(run, tmp_path, capsys):

@@ -6,6 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
 import msa_cpp  # noqa: E402
 import msa_cpp.torch_ops  # noqa: E402, F401
 import msa_training_oracle as oracle  # noqa: E402
@@ -175,6 +177,55 @@ def test_it_compiles_in_one_graph(name):
         o, kl = f(*xs)
         results.append([o, kl, *torch.autograd.grad(o.square().sum() + kl, xs)])
     assert all(map(torch.equal, *results))
+
+
+def test_padding_behind_the_last_sequence_changes_nothing():
+    """Rows behind cu_seqlens[-1], whatever they hold: values and gradients as without them."""
+    for name, config in CONFIGS.items():
+        xs, cu = inputs([0, 24, 40])
+        padded = [torch.cat((x, 9 * x[:23])).detach().requires_grad_() for x in xs]
+        results = []
+        for arguments in (xs, padded):
+            o, kl = msa_attention(*arguments, cu, config, **BOUND)
+            made = torch.autograd.grad(o.square().sum() + kl, arguments)
+            results.append([kl.detach(), *(x[:40] for x in (o.detach(), *made))])
+            assert not any(x[40:].any() for x in (o, *made))
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=lambda m: f"{name}: {m}")
+
+
+def test_no_queries_have_no_loss():
+    xs, _ = inputs([0, 8])
+    none = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    _, kl = msa_attention(*xs, none, CONFIGS["selected"], **BOUND)
+    assert kl == 0 and not any(g.any() for g in torch.autograd.grad(kl, xs[3:]))
+
+
+# ---- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["plain", "recomputed", "backward inside", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_autocast_is_casting_by_hand(name, dtype, way):
+    """q and k in f32, as RoPE leaves them, v as its projection makes it; gradients come back so."""
+    torch._dynamo.reset()
+    xs, cu = inputs(BATCHES["ragged"])
+    xs[2] = xs[2].detach().to(dtype).requires_grad_()
+    call = layer = lambda *xs: msa_attention(*xs, cu, CONFIGS[name], **BOUND)
+    if way == "recomputed":
+        layer = lambda *xs: checkpoint(call, *xs, use_reentrant=False)
+    elif way == "compiled":
+        layer = torch.compile(call, fullgraph=True, backend="aot_eager")
+    o, kl = call(*(x.to(dtype) for x in xs))
+    want = [o, kl, *torch.autograd.grad(o.float().square().sum() + kl, xs)]
+    with torch.autocast(DEVICE, dtype=dtype):
+        o, kl = layer(*xs)
+        loss = o.float().square().sum() + kl
+        got = torch.autograd.grad(loss, xs) if way == "backward inside" else None
+    got = [o, kl, *(got or torch.autograd.grad(loss, xs))]
+    assert [x.dtype for x in got] == [dtype, torch.float32, *(x.dtype for x in xs)]
+    assert all(map(torch.equal, got, want))
 
 
 def test_opcheck():

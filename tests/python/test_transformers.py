@@ -617,6 +617,147 @@ def test_gradients_are_those_of_the_eager_model():
             assert (got - want).norm() < 1e-3 * want.norm(), name
 
 
+# Autocast: f32 weights, products in 16 bits. RoPE leaves q and k in f32 beside a 16-bit v.
+
+HALF = [BF16, torch.float16]
+
+
+@functools.cache
+def dense_mlps(implementation):
+    """A random model in which no near tie decides: without experts, and with all blocks chosen."""
+    config = make_goldens.tiny_config()
+    config.index_topk_blocks = 32
+    config.mlp_layer_types = ["dense"] * config.num_hidden_layers
+    config._attn_implementation = implementation
+    generator = torch.Generator(DEVICE).manual_seed(5)
+    model = m3.MiniMaxM3VLForCausalLM(config).eval()
+    for parameter in model.parameters():
+        scale = 0.5 if parameter.ndim == 1 else 2.0 * parameter.shape[-1] ** -0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", ("code-11m, K=2", "random"))
+@pytest.mark.parametrize("kind", (None, "dynamic", "static"))
+def test_autocast_is_as_near_to_f32_as_eager(name, kind, dtype):
+    """Whole, and in chunks over caches whose keys and values differ in dtype."""
+    make = dense_mlps if name == "random" else functools.partial(model_of, name)
+    length = 300 if name == "random" else MODELS[name]
+    ids = tokens_of("moe" if name == "random" else name, length)[None]
+    exact = forward(make("eager"), ids)
+    errors = []
+    for implementation in ("msa_cpp", "eager"):
+        model = make(implementation)
+        cache = None if kind is None else cache_for(model, kind, length)
+        with torch.autocast(DEVICE, dtype=dtype):
+            logits, hidden, _ = forward(model, ids, cache,
+                                        chunk=length if kind is None else length // 2)  # fmt: skip
+        assert logits.dtype == dtype
+        errors.append([(logits.float() - exact[0]).norm(), (hidden[-1] - exact[1][-1]).norm()])
+        if cache is not None:
+            sparse = cache.layers[-1]
+            assert (sparse.keys.dtype, sparse.idx_keys.dtype) == (F32, F32)
+            assert sparse.values.dtype == dtype
+    print("errors, ours against eager's:", [f"{a / b:.2f}" for a, b in zip(*errors)])
+    for mine, other in zip(*errors):
+        assert mine <= 1.25 * other
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@caches
+def test_generate_under_autocast(kind, dtype):
+    length, steps = 200, 24
+    ids = tokens_of("moe", length)[None]
+    with torch.autocast(DEVICE, dtype=dtype):
+        ours, theirs = (
+            greedy(dense_mlps(implementation), ids, max_new_tokens=steps, disable_compile=True,
+                   cache_implementation=kind)
+            for implementation in ("msa_cpp", "eager")
+        )  # fmt: skip
+        rounded = dense_mlps("eager")(ids).logits
+    rounding = (rounded.float() - dense_mlps("eager")(ids).logits).abs().max()
+    assert_same_text(ours.sequences[0, length:], theirs.sequences[0, length:],
+                     [step[0].float() for step in theirs.logits], tolerance=rounding)  # fmt: skip
+
+
+def gradients_of(model, ids, dtype=F32, recompute=False):
+    """(loss, gradients by name) of one text."""
+    model = copy.deepcopy(model).requires_grad_()
+    if recompute:
+        model.train()
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    with torch.enable_grad():
+        with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != F32):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    made = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(gradient.dtype == F32 for gradient in made.values())
+    return loss.detach(), made
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_gradients_under_autocast_are_as_near_to_f32_as_eager(dtype):
+    ids = tokens_of("moe", 300)[None]
+    loss, exact = gradients_of(dense_mlps("eager"), ids)
+    model = dense_mlps("msa_cpp")
+    ours, theirs = gradients_of(model, ids, dtype), gradients_of(dense_mlps("eager"), ids, dtype)
+    assert (ours[0] - loss).abs() <= 4 * (theirs[0] - loss).abs() + torch.finfo(dtype).eps
+    ratios = {}
+    for name, want in exact.items():
+        if not want.any():  # of the index branch
+            assert name not in ours[1] or not ours[1][name].any(), name
+            continue
+        errors = [(made[1][name] - want).norm() for made in (ours, theirs)]
+        ratios[name] = float(errors[0] / errors[1])
+    print(f"errors, ours against eager's: {min(ratios.values()):.2f} to {max(ratios.values()):.2f}")
+    assert max(ratios.values()) <= 2, max(ratios, key=ratios.get)
+    again = gradients_of(model, ids, dtype, recompute=True)
+    assert again[0] == ours[0]
+    assert all(torch.equal(again[1][name], ours[1][name]) for name in ours[1])
+
+
+def test_a_training_loop_under_autocast():
+    """What Trainer(bf16=True) does: losses go down step by step as those of the eager model do."""
+    ids = torch.stack([tokens_of("moe", 150, start=n) for n in range(2)])
+    losses = {}
+    for implementation in ("eager", "msa_cpp"):
+        model = copy.deepcopy(dense_mlps(implementation)).train().requires_grad_()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        losses[implementation] = []
+        for _ in range(6):
+            with torch.enable_grad():
+                with torch.autocast(DEVICE, dtype=BF16):
+                    loss = model(ids, labels=ids, use_cache=False).loss
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[implementation].append(loss.item())
+    print(losses)
+    ours, theirs = (losses[name] for name in ("msa_cpp", "eager"))
+    assert ours == pytest.approx(theirs, rel=2e-2) and ours[-1] < 0.9 * ours[0]
+
+
+def test_trainer_in_bf16(tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from transformers import Trainer, TrainingArguments
+
+    model = copy.deepcopy(dense_mlps("msa_cpp")).requires_grad_()
+    rows = [dict(input_ids=x, labels=x) for x in
+            (tokens_of("moe", 96, start=n).cpu() for n in range(4))]  # fmt: skip
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), bf16=True, max_steps=4, per_device_train_batch_size=2,
+        learning_rate=1e-2, logging_steps=1, report_to=[], use_cpu=DEVICE == "cpu",
+        gradient_checkpointing=True, save_strategy="no")  # fmt: skip
+    with torch.enable_grad():
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+
 def test_attention_dropout_is_refused():
     model = copy.deepcopy(model_of("moe", "msa_cpp"))
     for layer in model.model.layers:

@@ -118,20 +118,66 @@ TEST(ConfigTest, UnsupportedValuesSayWhatIsSupported) {
   expect_error(with("layer_types", json::array({"a", "b", "c", "d"})), "minimax_m3_sparse");
   expect_error(with("num_hidden_layers", 1000000000), "num_hidden_layers");
   json config = module_form();
-  config["rope_parameters"]["rope_type"] = "yarn";
-  expect_error(config, "supported is default");
-  config = module_form();
   config["rope_parameters"]["partial_rotary_factor"] = 1.5;
   expect_error(config, "partial_rotary_factor");
   config["rope_parameters"]["partial_rotary_factor"] = 0.52;  // 33 of 64 channels
   expect_error(config, "an even number");
   config = released_form();
   config["text_config"]["sparse_attention_config"]["sparse_score_type"] = "mean";
-  expect_error(config, "supported is max");
+  expect_error(config, "supported is \"max\"");
   config["text_config"]["sparse_attention_config"] = json::object();
   config["text_config"]["layer_types"] =
       json::array({"full_attention", "minimax_m3_sparse", "full_attention", "full_attention"});
   expect_error(config, "index_n_heads: missing");
+}
+
+// The Python readers and transformers are held to the same file.
+TEST(ConfigTest, KeysAreReadWhereTransformersReadsThem) {
+  const json cases = read("tests/config_cases.json");
+  ASSERT_GT(cases.size(), 50u);
+  for (const json& one : cases) {
+    json config = module_form();
+    config.erase("rope_parameters");
+    config["rope_theta"] = 1e4;
+    config.update(one["change"]);
+    json released = released_form();
+    released["text_config"].erase("partial_rotary_factor");
+    released["text_config"].update(one["change"]);
+    for (const json& form : {config, released}) {
+      SCOPED_TRACE(form.dump());
+      if (one.contains("refused")) {
+        expect_error(form, one["refused"]);
+        continue;
+      }
+      Config out;
+      ASSERT_EQ(parse_config(form.dump(), &out).message(), "");
+      EXPECT_EQ(out.rope_theta, one["rope"][0].get<double>());
+      EXPECT_EQ(out.rotary_dim, 64 * one["rope"][1].get<double>());
+    }
+  }
+}
+
+TEST(ConfigTest, WhatSwitchesTheLayerIsReadInEveryPlace) {
+  json config = released_form();
+  config["quantization_config"] = {{"quant_method", "fp8"}};
+  expect_error(config, "quantization_config: got {\"quant_method\":\"fp8\"}, supported are plain");
+  config = released_form();
+  config["text_config"]["sparse_attention_config"]["use_sparse_attention"] = false;
+  expect_error(config, "use_sparse_attention: got false, supported is true");
+  config["text_config"]["sparse_attention_config"]["sparse_attention_freq"] = {0, 0, 0, 0};
+  EXPECT_EQ(error_of(config), "");
+  config = released_form();
+  config["text_config"]["sparse_attention_config"]["sparse_disable_index_value"] = {0, 1, 0, 1};
+  expect_error(config, "sparse_disable_index_value: got 0 for layer 2");
+  config["text_config"]["sparse_attention_config"]["sparse_disable_index_value"] = {0, 1, 1, 1};
+  EXPECT_EQ(error_of(config), "");
+  config["text_config"]["sparse_attention_config"] = json::array({1});
+  expect_error(config, "sparse_attention_config: got [1], expected an object");
+  config = released_form();
+  config["model_type"] = "minimax_m3_vl_text";  // which has its keys beside text_config
+  expect_error(config, "text_config: got {");
+  config["model_type"] = 3;
+  expect_error(config, "model_type: got 3");
 }
 
 TEST(ConfigTest, WhatIsNoConfigIsAnError) {

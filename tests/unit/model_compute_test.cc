@@ -73,6 +73,42 @@ TEST_F(ComputeTest, AddNormIsGemmaForm) {
   EXPECT_EQ(x, sum);
 }
 
+// The lowest row of any norm counts, then the first norm; asking forgets.
+TEST_F(ComputeTest, NormsNoteRowsThatAreNoNumbers) {
+  const size_t rows = 50, dim = 32;
+  const Norm norm = make_norm(std::vector<float>(dim), 1e-6f);
+  std::vector<float> y(rows * dim), turns(rows * 2, 1.0f);
+  const auto add_norm = [&](std::vector<std::pair<size_t, float>> changes) {
+    auto x = random_floats(rows * dim, 6);
+    for (const auto& [row, value] : changes) x[row * dim + 5] = value;
+    compute_->add_norm(norm, x.data(), nullptr, rows, y.data());
+  };
+  const auto norm_rope = [&](size_t row, float value) {  // two heads in a row
+    auto x = random_floats(rows * dim, 7);
+    x[row * dim + dim - 1] = value;
+    compute_->norm_rope(norm, x.data(), rows / 2, 2, turns.data(), 2, y.data(), DType::kF32);
+  };
+  const auto expect = [&](int64_t row, int64_t call) {
+    const std::optional<BadRow> bad = compute_->bad_row();
+    ASSERT_TRUE(bad.has_value());
+    EXPECT_EQ(bad->row, row);
+    EXPECT_EQ(bad->call, call);
+    EXPECT_FALSE(compute_->bad_row().has_value());
+  };
+  EXPECT_FALSE(compute_->bad_row().has_value());
+  add_norm({{3, 1e18f}});
+  EXPECT_FALSE(compute_->bad_row().has_value());
+  add_norm({{40, NAN}, {31, INFINITY}, {49, -INFINITY}});
+  expect(31, 0);
+  add_norm({});
+  norm_rope(37, NAN);       // row 18
+  add_norm({{18, NAN}});    // later
+  add_norm({{20, 1e20f}});  // its square is infinity
+  expect(18, 1);
+  norm_rope(36, 1e30f);
+  expect(18, 0);
+}
+
 TEST_F(ComputeTest, NormRopeTurnsTheFirstChannelsOfEachHead) {
   const size_t rows = 18, heads = 3, dim = 20;
   const int32_t rotary = 12, half = rotary / 2;

@@ -3,11 +3,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <deque>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <random>
+#include <utility>
 
+#include "core/half.h"
 #include "model/safetensors.h"
 
 namespace msa::model {
@@ -277,8 +283,34 @@ class BrokenCheckpoint : public testing::Test {
     std::unique_ptr<Model> model;
     return Model::load(folder_, {}, &model).message();
   }
+  // A tensor as f32 values that the test may change.
+  std::span<float> own(const std::string& name) {
+    TensorView& view = tensor(name);
+    std::vector<float>& values = owned_.emplace_back(view.numel());
+    for (int64_t i = 0; i < view.numel(); ++i)
+      values[static_cast<size_t>(i)] = load_f32(view.data, view.dtype, i);
+    view.data = values.data();
+    view.dtype = DType::kF32;
+    return values;
+  }
+  // What extending the written model by `pieces` of tokens ends with.
+  Status run(std::span<const int32_t> tokens, size_t piece, const LoadOptions& options = {}) {
+    std::unique_ptr<Model> model;
+    EXPECT_EQ(Model::load(folder_, options, &model).message(), "");
+    const auto session = start(*model, Attention::kMsa, std::ssize(tokens));
+    std::vector<float> logits(96);
+    for (size_t at = 0; at < tokens.size(); at += piece) {
+      const Status status = session->extend(tokens.subspan(at, piece), logits);
+      EXPECT_EQ(session->length(), std::ssize(tokens.first(status.ok() ? at + piece : at)));
+      if (!status.ok()) return status;
+    }
+    return {};
+  }
   void write(const std::string& name = "model.safetensors") {
-    ASSERT_EQ(write_safetensors(folder_ / name, tensors_).message(), "");
+    std::FILE* file = std::fopen((folder_ / name).c_str(), "wb");
+    ASSERT_NE(file, nullptr);
+    EXPECT_EQ(write_safetensors(file, tensors_).message(), "");
+    ASSERT_EQ(std::fclose(file), 0);
   }
   void write_text(const std::string& name, const std::string& text) {
     std::ofstream(folder_ / name) << text;
@@ -291,6 +323,7 @@ class BrokenCheckpoint : public testing::Test {
   fs::path folder_ = fs::path(testing::TempDir()) / "msa_model_test";
   SafetensorsFile file_;
   Tensors tensors_;
+  std::deque<std::vector<float>> owned_;
 };
 
 TEST_F(BrokenCheckpoint, AnUnchangedCopyLoads) {
@@ -327,7 +360,98 @@ TEST_F(BrokenCheckpoint, MissingAndUnknownTensorsAreNamed) {
 TEST_F(BrokenCheckpoint, TheSameTensorUnderTwoNames) {
   tensors_.emplace_back("language_model.lm_head.weight", tensor("lm_head.weight"));
   write();
-  expect_error("lm_head.weight: given twice");
+  const std::string path = (folder_ / "model.safetensors").string();
+  expect_error("lm_head.weight: given twice, by " + path + " and by " + path);
+}
+
+TEST_F(BrokenCheckpoint, NumbersThatAreNone) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::string path = (folder_ / "model.safetensors").string();
+  const std::span<float> values = own("model.layers.2.self_attn.v_proj.weight");
+  for (const float bad : {nan, -nan, infinity, -infinity}) {
+    for (const auto& [place, text] : {std::pair<size_t, const char*>{0, "[0,0]"},
+                                      {64 * 70 + 3, "[70,3]"},
+                                      {64 * 128 - 1, "[127,63]"}}) {
+      const float good = std::exchange(values[place], bad);
+      write();
+      expect_error(path + ": tensor model.layers.2.self_attn.v_proj.weight: element " + text +
+                   " is NaN or infinity");
+      values[place] = good;
+    }
+  }
+  values[5] = std::numeric_limits<float>::max();
+  values[6] = std::numeric_limits<float>::denorm_min();
+  write();
+  EXPECT_EQ(load_message(), "");
+}
+
+TEST_F(BrokenCheckpoint, NumbersThatAreNoneInHalfPrecision) {
+  TensorView& view = tensor("model.norm.weight");
+  std::vector<uint16_t> halves(64, 0x3c00);
+  view.data = halves.data();
+  for (const auto& [dtype, largest] :
+       {std::pair<DType, uint16_t>{DType::kBF16, 0x7f7f}, {DType::kF16, 0x7bff}}) {
+    view.dtype = dtype;
+    halves[63] = largest;
+    write();
+    EXPECT_EQ(load_message(), "");
+    for (const int sign : {0, 0x8000}) {
+      halves[63] = static_cast<uint16_t>((largest + 1) | sign);
+      write();
+      expect_error("model.norm.weight: element [63] is NaN or infinity");
+    }
+  }
+}
+
+// Finite weights whose products overflow: the first token whose numbers end, however it is cut
+// into pieces, and the layer where they do.
+TEST_F(BrokenCheckpoint, OverflowNamesLayerAndToken) {
+  std::vector<int32_t> tokens = random_tokens(70);
+  std::ranges::replace(tokens, 7, 8);
+  tokens[41] = tokens[50] = 7;
+  const auto expect = [&](const std::string& what) {
+    write();
+    for (const size_t piece : {size_t{70}, size_t{14}, size_t{1}}) {
+      for (const LoadOptions& options : {LoadOptions{.threads = 1}, {.threads = 3}}) {
+        const Status status = run(tokens, piece, options);
+        EXPECT_EQ(status.code(), StatusCode::kNumeric);
+        EXPECT_EQ(status.message(), what);
+      }
+    }
+  };
+  const std::string reason = " holds NaN, infinity or a number too large to square";
+  const Tensors whole = tensors_;
+  std::ranges::fill(own("model.embed_tokens.weight").subspan(7 * 64, 64), 1e30f);
+  expect("layer 0, token 41: its embedding" + reason);
+  tensors_ = whole;
+  for (float& value : own("model.layers.2.self_attn.o_proj.weight")) value *= 1e38f;
+  expect("layer 2, token 0: its attention" + reason);
+  tensors_ = whole;
+  for (float& value : own("model.layers.3.self_attn.indexer.k_proj.weight")) value *= 1e38f;
+  expect("layer 3, token 0: its index k" + reason);
+  tensors_ = whole;
+  for (float& value : own("model.layers.3.mlp.shared_experts.down_proj.weight")) value *= 1e38f;
+  expect("layer 3, token 0: its MLP" + reason);
+}
+
+TEST_F(BrokenCheckpoint, OverflowOfTheHead) {
+  const std::span<float> head = own("lm_head.weight");
+  for (float& value : head.subspan(0, 64)) value = value > 0 ? 3e38f : -3e38f;
+  write();
+  const std::vector<int32_t> tokens = random_tokens(40);
+  const Status status = run(tokens, 40);
+  EXPECT_EQ(status.code(), StatusCode::kNumeric);
+  EXPECT_NE(status.message().find("head, token 39: its logit 0 is "), std::string::npos)
+      << status.message();
+
+  std::unique_ptr<Model> model;
+  ASSERT_EQ(Model::load(folder_, {}, &model).message(), "");
+  const auto session = start(*model, Attention::kMsa, 40);
+  Hooks hooks;
+  hooks.on_loss = [](int64_t, std::span<const float>) { FAIL() << "a loss that is no number"; };
+  EXPECT_EQ(session->extend(tokens, {}, hooks).code(), StatusCode::kNumeric);
+  EXPECT_EQ(session->length(), 0);
 }
 
 TEST_F(BrokenCheckpoint, ATruncatedFileIsNamed) {
@@ -360,6 +484,38 @@ TEST_F(BrokenCheckpoint, BadIndexFilesAreNamed) {
   expect_error("tensor other.weight: missing, though");
   write_text(index, R"({"weight_map":{"lm_head.weight":"a.safetensors"}})");
   EXPECT_EQ(load_message(), "");
+}
+
+// Two shards hold a tensor: the index decides, or both files are named.
+TEST_F(BrokenCheckpoint, AnOverlayIsWhatTheIndexSays) {
+  write("a.safetensors");
+  const Tensors whole = tensors_;
+  std::ranges::fill(own("lm_head.weight"), 0.0f);
+  tensors_ = {{"lm_head.weight", tensor("lm_head.weight")}};
+  write("b.safetensors");
+  tensors_ = whole;
+  const auto logits = [&](const char* shard, const char* other) {
+    write_text("model.safetensors.index.json", std::string(R"({"weight_map":{"lm_head.weight":")") +
+                                                   shard + R"(","model.norm.weight":")" + other +
+                                                   R"("}})");
+    std::unique_ptr<Model> model;
+    EXPECT_EQ(Model::load(folder_, {}, &model).message(), "");
+    return logits_after(*model, Attention::kMsa, std::vector<int32_t>{1, 2, 3}, {3});
+  };
+  EXPECT_EQ(logits("b.safetensors", "a.safetensors"), std::vector<float>(96));
+  EXPECT_NE(logits("a.safetensors", "a.safetensors"), std::vector<float>(96));
+
+  write_text("model.safetensors.index.json",
+             R"({"weight_map":{"model.norm.weight":"a.safetensors"}})");
+  EXPECT_EQ(load_message(), "");  // b is no shard of this index
+  tensors_ = {{"lm_head.weight", tensor("lm_head.weight")},
+              {"language_model.model.norm.weight", tensor("model.norm.weight")}};
+  write("b.safetensors");
+  write_text("model.safetensors.index.json",
+             R"({"weight_map":{"model.norm.weight":"a.safetensors",)"
+             R"("language_model.model.norm.weight":"b.safetensors"}})");
+  expect_error("tensor lm_head.weight: given twice, by " + (folder_ / "a.safetensors").string() +
+               " and by " + (folder_ / "b.safetensors").string());
 }
 
 }  // namespace

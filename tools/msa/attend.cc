@@ -199,7 +199,7 @@ struct Call {
                                        .v = v,
                                        .ids = lists,
                                        .batch = batch,
-                                       .softmax_scale = options.scale,
+                                       .softmax_scale = options.scale.value_or(0),
                                        .o = o,
                                        .lse = lse},
                  out);
@@ -208,7 +208,7 @@ struct Call {
                                     .k = k,
                                     .v = v,
                                     .batch = batch,
-                                    .softmax_scale = options.scale,
+                                    .softmax_scale = options.scale.value_or(0),
                                     .o = o,
                                     .lse = lse},
                out);
@@ -222,7 +222,9 @@ struct Options : AttendOptions {
 
 int run_attend(Options options) {
   options.backend = options.common.backend;
-  if (!std::isfinite(options.scale)) return fail("--scale: expected a finite number");
+  if (options.scale && (!std::isfinite(*options.scale) || *options.scale == 0))
+    return fail(
+        fmt::format("--scale: got {}, expected a finite number other than 0", *options.scale));
   std::unique_ptr<model::MappedFile> file;
   Status status = model::MappedFile::open(options.input, &file);
   for (const std::string& path : {options.output, options.json})
@@ -255,10 +257,11 @@ int run_attend(Options options) {
     report["check"] = {{"passed", passed},
                        {"max_error", result.verdict->max_error},
                        {"failure", result.verdict->failure}};
-  status = model::write_safetensors(options.output, tensors);
+  status = write_atomically(
+      options.output, [&](std::FILE* file) { return model::write_safetensors(file, tensors); });
   if (status.ok()) status = write_json(options.json, report);
   if (!status.ok()) return fail(status);
-  if (options.json != "-") {
+  if (!is_stdout(options.json) && !is_stdout(options.output)) {
     fmt::print("{} on {}, {}: ", result.op, result.backend->name(), human_seconds(result.seconds));
     for (const auto& [name, view] : tensors)
       fmt::print("{} {}{} ", name, name_of(view.dtype),

@@ -24,7 +24,7 @@ struct AttendOptions {
   int32_t topk = 0;   ///< K; 0 = the width of ids, or 16
   int32_t init_blocks = 0;
   int32_t local_blocks = 1;
-  float scale = 0;  ///< 0 = 1/sqrt(D)
+  std::optional<float> scale = std::nullopt;  ///< default 1/sqrt(D); not 0
   bool causal = true;
   bool check = false;  ///< also compute with the reference and compare
 };

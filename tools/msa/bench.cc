@@ -312,7 +312,7 @@ int run_bench(Options options) {
   if (options.layout.empty()) options.layout = decode ? "paged" : "packed";
 
   Machine machine(options.common.threads, std::move(device));
-  const bool table = options.json != "-" && options.tsv != "-";
+  const bool table = !is_stdout(options.json) && !is_stdout(options.tsv);
   json rows = json::array();
   bool passed = true;
   for (int64_t context : options.contexts) {

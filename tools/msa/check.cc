@@ -123,7 +123,7 @@ int run_check(const Options& options) {
       {"passed", total[0]}, {"failed", total[1]}, {"skipped", total[2]}, {"cases", rows}};
   if (const Status status = write_json(options.json, report); !status.ok()) return fail(status);
   const int code = total[1] > 0 ? kFailedCheck : kOk;
-  if (options.json == "-") return code;
+  if (is_stdout(options.json)) return code;
 
   for (const std::string& failure : failures) fmt::print("{}\n", failure);
   for (const Backend* backend : backends()) {

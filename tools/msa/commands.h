@@ -1,6 +1,6 @@
 // The subcommands: one file each. add_NAME registers the command with its flags; when the user
 // chooses it, *action becomes what main() runs. An action returns the exit code:
-// 0 ok, 1 a check failed, 2 bad input.
+// 0 ok, 1 a check failed or a result that is no number, 2 bad input.
 //
 //   CLI::App* add_info(CLI::App& app, std::function<int()>* action) {
 //     auto options = std::make_shared<Options>();

@@ -1,7 +1,7 @@
 #include "msa/common.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -42,16 +42,65 @@ Status io_error(const fs::path& path, std::string_view what) {
   return Status(StatusCode::kIo, fmt::format("{}: {}", path.string(), what));
 }
 
-/// The file a path stands for: symbolic links are followed, so that a rename keeps them.
-fs::path target_of(const fs::path& path) {
-  std::error_code ignored;
-  const fs::path resolved = fs::weakly_canonical(path, ignored);
-  return resolved.empty() ? path : resolved;
+Status write_error(const fs::path& path) {
+  return io_error(path, fmt::format("cannot be written, {}", std::strerror(errno)));
+}
+
+/// What a path stands for: symbolic links are followed, also to a file that is not there yet, so
+/// that a rename keeps them.
+fs::path target_of(fs::path path) {
+  constexpr int kMaxLinks = 40;
+  std::error_code failed;
+  for (int i = 0; i < kMaxLinks && fs::is_symlink(path, failed); ++i) {
+    const fs::path next = fs::read_symlink(path, failed);
+    if (failed) break;
+    path = path.parent_path() / next;
+  }
+  return path;
+}
+
+fs::path directory_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+/// stdout or stderr if `path` is the same file ("/dev/stdout"), else null: opened once more, it
+/// would be written from its beginning, over what the stream has written.
+std::FILE* own_stream(const fs::path& path) {
+  if (path == "-") return stdout;
+  struct stat there{}, here{};
+  if (stat(path.c_str(), &there) != 0) return nullptr;
+  for (std::FILE* stream : {stdout, stderr})
+    if (fstat(fileno(stream), &here) == 0 && there.st_dev == here.st_dev &&
+        there.st_ino == here.st_ino)
+      return stream;
+  return nullptr;
 }
 
 bool is_special(const fs::path& path) {  // a device or pipe: cannot be replaced by a rename
   std::error_code ignored;
   return fs::exists(path, ignored) && !fs::is_regular_file(path, ignored);
+}
+
+/// `write`, with the path in its error, and all that the stream still holds.
+Status fill(const fs::path& path, std::FILE* stream,
+            const std::function<Status(std::FILE*)>& write) {
+  const Status status = write(stream);
+  if (std::ferror(stream) != 0 || (status.ok() && std::fflush(stream) != 0))
+    return write_error(path);
+  if (status.ok()) return {};
+  return {status.code(), fmt::format("{}: {}", path.string(), status.message())};
+}
+
+/// A new file beside `target`, with its permissions if it is there already.
+std::FILE* create_beside(const fs::path& target, fs::path* temporary) {
+  std::FILE* file = nullptr;
+  for (int i = 0; file == nullptr && (i == 0 || errno == EEXIST); ++i) {
+    *temporary = directory_of(target) / fmt::format(".msa-{}-{}.tmp", getpid(), i);
+    file = std::fopen(temporary->c_str(), "wbxe");
+  }
+  struct stat old{};
+  if (file != nullptr && stat(target.c_str(), &old) == 0) fchmod(fileno(file), old.st_mode & 07777);
+  return file;
 }
 
 std::string first_line_with(const char* file, std::string_view key) {
@@ -62,6 +111,14 @@ std::string first_line_with(const char* file, std::string_view key) {
   return "unknown";
 }
 
+void print_line(const char* kind, std::string_view text) {
+  clear_line();
+  std::string line(text);
+  for (char& c : line)
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  fmt::print(stderr, "msa: {}: {}\n", kind, line);
+}
+
 }  // namespace
 
 void add_common(CLI::App* command, Common* common) {
@@ -69,19 +126,20 @@ void add_common(CLI::App* command, Common* common) {
                       "auto, or a name from `msa info`; the environment's MSA_BACKEND steers auto");
   command->add_option("--threads", common->threads, "CPU threads, 0 = all")
       ->check(CLI::Range(0, 1024));
-  command->add_flag("--quiet", common->quiet, "No progress bar, results only");
+  command->add_flag("--quiet", common->quiet, "No progress bar");
 }
 
 int fail(std::string_view text) {
-  clear_line();
-  std::string line(text);
-  for (char& c : line)
-    if (static_cast<unsigned char>(c) < ' ') c = ' ';
-  fmt::print(stderr, "msa: error: {}\n", line);
+  print_line("error", text);
   return kBadInput;
 }
 
-int fail(const Status& status) { return fail(status.message()); }
+int fail(const Status& status) {
+  fail(status.message());
+  return status.code() == StatusCode::kNumeric ? kFailedCheck : kBadInput;
+}
+
+void note(std::string_view text) { print_line("note", text); }
 
 Progress::Progress(std::string label, bool quiet)
     : label_(std::move(label)), enabled_(!quiet && isatty(STDERR_FILENO) == 1) {}
@@ -106,53 +164,51 @@ void Progress::update(int64_t done, int64_t total) {
   std::fflush(stderr);
 }
 
-void install_interrupt_handler() {
+void install_signal_handlers() {
   for (int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
+  std::signal(SIGXFSZ, SIG_IGN);
 }
 
+bool is_stdout(const fs::path& path) { return own_stream(path) == stdout; }
+
 Status check_writable(const fs::path& path) {
-  if (path.empty() || path == "-") return {};
-  const fs::path target = target_of(path);
+  if (path.empty() || own_stream(path) != nullptr) return {};
   std::error_code ignored;
-  if (fs::is_directory(target, ignored)) return io_error(path, "is a directory, expected a file");
-  const fs::path directory = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  if (fs::is_directory(path, ignored)) return io_error(path, "is a directory, expected a file");
+  if (fs::exists(path, ignored) && access(path.c_str(), W_OK) != 0) return write_error(path);
+  if (is_special(path)) return {};
+  const fs::path directory = directory_of(target_of(path));
   if (!fs::is_directory(directory, ignored))
     return io_error(path, fmt::format("cannot be written, no directory {}", directory.string()));
-  const fs::path& written = is_special(target) ? target : directory;
-  if (access(written.c_str(), W_OK) != 0)
-    return io_error(path, fmt::format("cannot be written, {}", std::strerror(errno)));
+  if (access(directory.c_str(), W_OK) != 0) return write_error(path);
   return {};
 }
 
-Status write_atomically(const fs::path& path, const std::function<Status(const fs::path&)>& write) {
+Status write_atomically(const fs::path& path, const std::function<Status(std::FILE*)>& write) {
+  if (path.empty()) return {};
+  if (std::FILE* stream = own_stream(path)) return fill(path, stream, write);
   MSA_TRY(check_writable(path));
+  const bool special = is_special(path);
   const fs::path target = target_of(path);
-  if (is_special(target)) return write(target);
-  const std::string temporary = fmt::format("{}.tmp{}", target.string(), getpid());
-  if (temporary.size() >= sizeof pending_file) return io_error(path, "name too long");
-  std::memcpy(pending_file, temporary.c_str(), temporary.size() + 1);
-  Status status = write(temporary);
-  if (status.ok() && std::rename(temporary.c_str(), target.c_str()) != 0)
-    status = io_error(path, fmt::format("cannot be written, {}", std::strerror(errno)));
-  if (!status.ok()) unlink(temporary.c_str());
+  fs::path temporary;
+  std::FILE* file = special ? std::fopen(path.c_str(), "wbe") : create_beside(target, &temporary);
+  if (file == nullptr) return write_error(path);
+  if (temporary.native().size() < sizeof pending_file)
+    std::memcpy(pending_file, temporary.c_str(), temporary.native().size() + 1);
+  Status status = fill(path, file, write);
+  if (status.ok() && !special && fsync(fileno(file)) != 0) status = write_error(path);
+  if (std::fclose(file) != 0 && status.ok()) status = write_error(path);
+  if (status.ok() && !special && std::rename(temporary.c_str(), target.c_str()) != 0)
+    status = write_error(path);
+  if (!status.ok() && !special) unlink(temporary.c_str());
   pending_file[0] = '\0';
   return status;
 }
 
 Status write_file(const fs::path& path, std::string_view contents) {
-  if (path.empty()) return {};
-  if (path == "-") {
-    const bool written =
-        std::fwrite(contents.data(), 1, contents.size(), stdout) == contents.size() &&
-        std::fflush(stdout) == 0;
-    return written ? Status() : io_error("stdout", std::strerror(errno));
-  }
-  return write_atomically(path, [&](const fs::path& temporary) {
-    std::ofstream out(temporary, std::ios::binary);
-    out.write(contents.data(), static_cast<std::streamsize>(contents.size()));
-    out.close();
-    return out ? Status()
-               : io_error(path, fmt::format("cannot be written, {}", std::strerror(errno)));
+  return write_atomically(path, [&](std::FILE* file) {
+    std::fwrite(contents.data(), 1, contents.size(), file);
+    return Status();  // write_atomically asks the stream
   });
 }
 

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -31,7 +32,10 @@ void add_common(CLI::App* command, Common* common);
 
 /// Prints `msa: error: ...` as one line on stderr and returns kBadInput.
 int fail(std::string_view text);
+/// The same; kFailedCheck for kNumeric.
 int fail(const Status& status);
+/// Prints `msa: note: ...` as one line on stderr, under --quiet too.
+void note(std::string_view text);
 
 /// A bar with the time left on stderr, only if that is a terminal and the work takes longer than a
 /// second. The line is cleared at the end of its life; Ctrl-C clears it too.
@@ -51,19 +55,24 @@ class Progress {
   Clock::time_point shown_{};
 };
 
-/// Ctrl-C: clear the progress line, remove the file being written, exit with 130. Called by main.
-void install_interrupt_handler();
+/// Ctrl-C: clear the progress line, remove the file being written, exit with 130. A file over the
+/// limit of `ulimit -f` is an error of the write. Called by main.
+void install_signal_handlers();
 
-/// Ok if `path` can be written (directory there, not a directory itself, permission); touches
-/// nothing. Call it before long work. "" (not asked for) and "-" (stdout) are fine.
+/// True for "-", "/dev/stdout" and the like: what is written there stands in place of the text.
+bool is_stdout(const std::filesystem::path& path);
+
+/// Ok if write_atomically can write `path` (directory there, not a directory itself, permission);
+/// touches nothing. Call it before long work.
 Status check_writable(const std::filesystem::path& path);
 
-/// Calls `write(temporary)` with a new path in the directory of `path`, then renames it to `path`;
-/// on an error the temporary is removed and `path` is as before. Devices and pipes are written
-/// directly.
+/// The one way to write a file: `write` fills a new file in the folder of `path`, which then takes
+/// the name; on an error it is removed, and what `path` named before is whole. Symbolic links are
+/// followed, permissions kept. "-" and whatever else is stdout or stderr go to these streams,
+/// other devices and pipes are opened as they are; "" does nothing. Errors name the path and why.
 Status write_atomically(const std::filesystem::path& path,
-                        const std::function<Status(const std::filesystem::path&)>& write);
-/// The same for contents in memory; "-" is stdout, "" does nothing.
+                        const std::function<Status(std::FILE*)>& write);
+/// The same for contents in memory.
 Status write_file(const std::filesystem::path& path, std::string_view contents);
 /// Pretty JSON with a final newline, as write_file. Numbers that are not finite become null.
 Status write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json);

@@ -15,13 +15,11 @@
 namespace msa::cli {
 namespace {
 
-constexpr int64_t kDefaultContext = 16384;
-
 struct Options {
   Common common;
   ModelFlags model;
-  std::string text, token_ids, attention = "both", trace, json;
-  int64_t context = 0;  ///< 0 = the file, at most kDefaultContext
+  InputFlags input;
+  std::string attention = "both", trace, json;
 };
 
 struct Result {
@@ -71,9 +69,8 @@ class Trace {
     const model::Metadata metadata{{"block_size", std::to_string(config_.block_size)},
                                    {"context", std::to_string(tokens_)},
                                    {"topk", std::to_string(config_.topk)}};
-    return write_atomically(path, [&](const std::filesystem::path& temporary) {
-      return model::write_safetensors(temporary, tensors, metadata);
-    });
+    return write_atomically(
+        path, [&](std::FILE* file) { return model::write_safetensors(file, tensors, metadata); });
   }
 
  private:
@@ -112,21 +109,6 @@ Status run_attention(const model::Model& model, model::Attention attention,
 
 Status invalid(std::string text) { return {StatusCode::kInvalidArgument, std::move(text)}; }
 
-/// Tokens of the file that was given, as many as --context asks for.
-Status load_context(const Options& options, const model::Config& config,
-                    std::vector<int32_t>* tokens) {
-  const int64_t limit = options.context > 0 ? options.context : kDefaultContext;
-  MSA_TRY(load_tokens(config, options.text, options.token_ids, limit, tokens));
-  const std::string& source = options.text.empty() ? options.token_ids : options.text;
-  if (tokens->size() < 2)
-    return invalid(
-        fmt::format("{}: got {} tokens, scoring needs at least 2", source, tokens->size()));
-  if (std::ssize(*tokens) < options.context)
-    return invalid(fmt::format("--context: got {}, but {} holds {} tokens", options.context, source,
-                               tokens->size()));
-  return {};
-}
-
 Status evaluate(const Options& options, Report* report) {
   for (const std::string& path : {options.json, options.trace}) MSA_TRY(check_writable(path));
   const bool wants_dense = options.attention != "msa", wants_msa = options.attention != "dense";
@@ -137,7 +119,7 @@ Status evaluate(const Options& options, Report* report) {
   if (wants_msa && model.config().sparse_layers() == 0)
     return invalid("the model has no sparse layers; use --attention dense");
   std::vector<int32_t> tokens;
-  MSA_TRY(load_context(options, model.config(), &tokens));
+  MSA_TRY(load_input(model.config(), options.input, &tokens));
   report->context = std::ssize(tokens);
 
   const bool quiet = options.common.quiet;
@@ -210,11 +192,10 @@ void print_table(const Options& options, const Report& report, const nlohmann::o
   fmt::print("{}: {} layers, {} of them sparse (top {} blocks of {} tokens)\n",
              options.model.directory, config.layers.size(), config.sparse_layers(), config.topk,
              config.block_size);
-  fmt::print("{} tokens of {}, {} on {} with {} threads\n\n", report.context,
-             options.text.empty() ? options.token_ids : options.text,
+  fmt::print("{} tokens of {}, {} on {} with {} threads\n\n", report.context, options.input.path(),
              name_of(report.model->dtype()), report.model->backend_name(), report.model->threads());
   fmt::print("  {:<10} {:>10} {:>12} {:>12} {:>12} {:>10}\n", "attention",
-             config.byte_level() ? "bits/byte" : "bits/token", "prefill", "attention",
+             options.input.text.empty() ? "bits/token" : "bits/byte", "prefill", "attention",
              "of it index", "kept mass");
   if (report.dense) print_row("dense", *report.dense);
   if (report.msa) print_row("MSA", *report.msa);
@@ -238,7 +219,7 @@ int run_eval(const Options& options) {
   if (const Status status = evaluate(options, &report); !status.ok()) return fail(status);
   const nlohmann::ordered_json json = to_json(options, report);
   if (const Status status = write_json(options.json, json); !status.ok()) return fail(status);
-  if (options.json != "-") print_table(options, report, json);
+  if (!is_stdout(options.json)) print_table(options, report, json);
   return kOk;
 }
 
@@ -249,12 +230,7 @@ CLI::App* add_eval(CLI::App& app, std::function<int()>* action) {
   CLI::App* command =
       app.add_subcommand("eval", "Bits per byte and time of dense attention and of MSA on a text");
   add_model_flags(command, &options->model);
-  CLI::Option_group* input = command->add_option_group("Input", "One of these:");
-  input->add_option("--text", options->text, "Text, read as bytes");
-  input->add_option("--token-ids", options->token_ids, "Ids: int32 .npy or safetensors");
-  input->require_option(1);
-  command->add_option("--context", options->context, "Tokens to score (default: up to 16384)")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
+  add_input_flags(command, &options->input, int64_t{1} << 30);
   command->add_option("--attention", options->attention, "dense, msa or both")
       ->check(CLI::IsMember({"dense", "msa", "both"}));
   command->add_option("--topk", options->model.topk, "Blocks per query (default: the model's)")

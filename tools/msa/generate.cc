@@ -6,7 +6,9 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <optional>
 
+#include "model/generation_config.h"
 #include "model/sampler.h"
 #include "model/tokens.h"
 #include "msa/commands.h"
@@ -18,7 +20,9 @@ namespace {
 struct Options {
   Common common;
   ModelFlags model;
-  model::SamplerOptions sampler;
+  std::optional<float> temperature, top_p;
+  std::optional<int32_t> top_k;
+  uint64_t seed = 0;
   std::string prompt, prompt_file, token_ids, attention = "msa";
   int64_t tokens = 128;
 };
@@ -34,9 +38,9 @@ std::string rate(const char* kind, size_t tokens, double seconds) {
                      static_cast<double>(tokens) / seconds);
 }
 
-/// Ids as text: bytes of a byte vocabulary, else numbers.
-void print_token(const model::Config& config, int32_t token) {
-  if (!config.byte_level()) {
+/// Behind a prompt of ids, ids; behind a text, the bytes that ids below 256 are.
+void print_token(const Options& options, int32_t token) {
+  if (!options.token_ids.empty()) {
     fmt::print("{} ", token);
   } else if (token < 256) {
     std::putchar(token);
@@ -64,12 +68,24 @@ Status read_prompt(model::Session& session, std::span<const int32_t> prompt,
   return session.extend(prompt, logits, hooks);
 }
 
+/// The checkpoint's options, where a flag does not say otherwise.
+model::SamplerOptions sampler_options(const Options& options, model::SamplerOptions base) {
+  base.temperature = options.temperature.value_or(base.temperature);
+  base.top_p = options.top_p.value_or(base.top_p);
+  base.top_k = options.top_k.value_or(base.top_k);
+  base.seed = options.seed;
+  return base;
+}
+
 Status generate(const Options& options) {
   model::Sampler sampler;
-  MSA_TRY(model::Sampler::create(options.sampler, &sampler));
+  MSA_TRY(model::Sampler::create(sampler_options(options, {}), &sampler));  // before the long work
   std::unique_ptr<model::Model> model;
   MSA_TRY(load_model(options.model, options.common, &model));
   const model::Config& config = model->config();
+  model::GenerationConfig generation;
+  MSA_TRY(model::load_generation_config(options.model.directory, config, &generation));
+  MSA_TRY(model::Sampler::create(sampler_options(options, generation.sampler), &sampler));
   std::vector<int32_t> prompt;
   MSA_TRY(load_prompt(options, config, &prompt));
   if (prompt.empty())
@@ -87,8 +103,8 @@ Status generate(const Options& options) {
   int64_t made = 0;
   while (made < options.tokens) {
     const int32_t token = sampler.sample(logits);
-    if (std::ranges::count(config.eos_tokens, token) > 0) break;
-    print_token(config, token);
+    if (std::ranges::count(generation.eos_tokens, token) > 0) break;
+    print_token(options, token);
     if (++made < options.tokens) MSA_TRY(session->extend({&token, 1}, logits));
   }
   std::putchar('\n');
@@ -119,12 +135,17 @@ CLI::App* add_generate(CLI::App& app, std::function<int()>* action) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option("--attention", options->attention, "dense or msa (default)")
       ->check(CLI::IsMember({"dense", "msa"}));
-  command->add_option("--temperature", options->sampler.temperature, "0 = greedy (default)");
-  command->add_option("--top-p", options->sampler.top_p, "Nucleus, default 1 = all");
-  command->add_option("--top-k-sampling", options->sampler.top_k, "Candidates, default 0 = all");
-  command->add_option("--seed", options->sampler.seed, "Of the sampling, default 0");
+  command->add_option("--temperature", options->temperature, "0 = greedy (default)");
+  command->add_option("--top-p", options->top_p, "Nucleus, default 1 = all");
+  command->add_option("--top-k-sampling", options->top_k, "Candidates, default 0 = all");
+  command->add_option("--seed", options->seed, "Of the sampling, default 0");
   add_common(command, &options->common);
   command->footer(
+      "The model's generation_config.json is read for eos_token_id (else config.json's), which "
+      "ends\n"
+      "the text, and where its do_sample is true for temperature, top_p and top_k, the defaults "
+      "of\n"
+      "the flags then. --prompt and --prompt-file give text, --token-ids gives ids.\n"
       "Example:\n"
       "  msa generate --model models/code-11m --prompt 'def main(' --tokens 200 --temperature 0.7");
   command->callback([=] { *action = [=] { return run_generate(*options); }; });

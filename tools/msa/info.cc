@@ -60,7 +60,7 @@ int run_info(const Options& options) {
   if (!options.json.empty()) {
     const Status status = write_json(options.json, info);
     if (!status.ok()) return fail(status);
-    if (options.json == "-") return kOk;
+    if (is_stdout(options.json)) return kOk;
   }
 
   fmt::print("msa {} (commit {}, {} build, {}, {} CUDA)\n", MSA_VERSION_STRING, commit(),

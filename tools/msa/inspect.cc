@@ -11,14 +11,12 @@
 namespace msa::cli {
 namespace {
 
-constexpr int64_t kMaxTokens = int64_t{1} << 20;
-
 struct Options {
   Common common;
   ModelFlags model;
-  std::string text, token_ids, output;
+  InputFlags input;
+  std::string output;
   int layer = 0;
-  int64_t context = 0;  // 0 = the whole text
 };
 
 std::string sparse_layers(const model::Config& config) {
@@ -39,13 +37,8 @@ Status select(const Options& options, Selection* selection) {
                   fmt::format("--layer: got {}, expected a sparse layer: {}", options.layer,
                               sparse_layers(config)));
   std::vector<int32_t> tokens;
-  const int64_t limit = options.context > 0 ? options.context : kMaxTokens;
-  MSA_TRY(load_tokens(config, options.text, options.token_ids, limit, &tokens));
-  if (tokens.size() < 2)
-    return Status(StatusCode::kInvalidArgument,
-                  fmt::format("{}: got {} tokens, expected at least 2",
-                              options.text + options.token_ids, tokens.size()));
-  if (options.token_ids.empty()) selection->text.assign(tokens.begin(), tokens.end());
+  MSA_TRY(load_input(config, options.input, &tokens));
+  if (options.input.token_ids.empty()) selection->text.assign(tokens.begin(), tokens.end());
   selection->tokens = static_cast<int64_t>(tokens.size());
   selection->heads = config.heads_kv;
   selection->block = config.block_size;
@@ -91,8 +84,6 @@ int run_inspect(const Options& options) {
   const std::string kind = std::filesystem::path(options.output).extension().string();
   if (kind != ".svg" && kind != ".html")
     return fail(fmt::format("--output: got {}, expected a name in .svg or .html", options.output));
-  if (options.text.empty() == options.token_ids.empty())
-    return fail("expected one of --text and --token-ids");
   Selection selection;
   Status status = select(options, &selection);
   if (status.ok())
@@ -117,16 +108,12 @@ CLI::App* add_inspect(CLI::App& app, std::function<int()>* action) {
   CLI::App* command =
       app.add_subcommand("inspect", "Draw which blocks the queries of a layer read");
   add_model_flags(command, &options->model);
-  command->add_option("--text", options->text, "Text file, for byte-level vocabularies");
-  command->add_option("--token-ids", options->token_ids,
-                      "int32 .npy or safetensors of ids instead");
+  add_input_flags(command, &options->input, int64_t{1} << 20);
   command->add_option("--layer", options->layer, "A sparse layer, counted from 0")
       ->required()
       ->check(CLI::Range(0, 100000));
   command->add_option("--topk", options->model.topk, "Blocks per query; default the checkpoint's")
       ->check(CLI::Range(1, 1 << 20));
-  command->add_option("--context", options->context, "Tokens to read; default all, at most 2^20")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 20));
   command->add_option("--output", options->output, "map.svg, or map.html with tooltips")
       ->required();
   add_common(command, &options->common);

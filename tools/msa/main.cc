@@ -1,6 +1,9 @@
 // The command `msa`: parses, runs one subcommand, returns its exit code.
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -31,7 +34,7 @@ std::vector<std::string> names_of(const CLI::App& app) {
 
 int main(int argc, char** argv) {
   using namespace msa::cli;
-  install_interrupt_handler();
+  install_signal_handlers();
 
   CLI::App app("MiniMax Sparse Attention: run, measure and inspect it");
   app.name("msa");
@@ -39,7 +42,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "msa " MSA_VERSION_STRING);
   app.require_subcommand(1);
   app.footer(
-      "Exit codes: 0 ok, 1 a check failed, 2 bad input (one line on stderr says what).\n"
+      "Exit codes: 0 ok, 1 a check failed or a result that is no number, 2 bad input (one line on\n"
+      "stderr says what).\n"
       "Examples:\n"
       "  msa info\n"
       "  msa eval --model models/code-11m --text models/code-11m/sample.txt --context 16384\n"
@@ -52,7 +56,10 @@ int main(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
-    return action();
+    const int code = action();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      return fail(fmt::format("stdout: cannot be written, {}", std::strerror(errno)));
+    return code;
   } catch (const CLI::Success& request) {  // --help, --version
     return app.exit(request);
   } catch (const CLI::ParseError& error) {

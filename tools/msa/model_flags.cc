@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "model/tokens.h"
@@ -33,6 +34,33 @@ Status require_byte_vocabulary(const model::Config& config) {
                 fmt::format("text needs a byte vocabulary (256 to 512 ids), this model has {} ids; "
                             "give --token-ids",
                             config.vocab_size));
+}
+
+void add_input_flags(CLI::App* command, InputFlags* flags, int64_t most) {
+  CLI::Option_group* input = command->add_option_group("Input", "One of these:");
+  input->add_option("--text", flags->text, "Text, read as bytes, for byte vocabularies");
+  input->add_option("--token-ids", flags->token_ids, "Ids: int32 .npy or safetensors");
+  input->require_option(1);
+  command
+      ->add_option("--context", flags->context,
+                   fmt::format("Tokens to read; default the file, cut to {}", kDefaultContext))
+      ->check(CLI::Range(int64_t{2}, most));
+}
+
+Status load_input(const model::Config& config, const InputFlags& flags, std::vector<int32_t>* out) {
+  const bool is_given = flags.context > 0;
+  const int64_t limit = is_given ? flags.context : kDefaultContext;
+  MSA_TRY(load_tokens(config, flags.text, flags.token_ids, is_given ? limit : limit + 1, out));
+  if (std::ssize(*out) > limit) {
+    out->resize(static_cast<size_t>(limit));
+    note(
+        fmt::format("{}: cut to its first {} tokens, --context N reads more", flags.path(), limit));
+  }
+  if (std::ssize(*out) < std::max<int64_t>(2, flags.context))
+    return {StatusCode::kInvalidArgument,
+            fmt::format("{}: got {} tokens, expected at least {}", flags.path(), out->size(),
+                        is_given ? fmt::format("{}, as --context says", flags.context) : "2")};
+  return {};
 }
 
 Status load_tokens(const model::Config& config, const std::string& text_path,

@@ -52,8 +52,8 @@ def of_each_token(values: torch.Tensor, cu_seqlens_q: torch.Tensor,
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
-           max_q_len: int, **batch: Any) -> Any:
+           max_seqlen_q: int, **batch: Any) -> Any:
     """`sparse_decode` over pages [P,Hkv,Bk,D] where it can, `sparse_attention` else: the same."""
-    if max_q_len <= DECODE_TOKENS:
-        return msa_cpp.sparse_decode(q, k, v, ids, max_q_len=max_q_len, **batch)
-    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_q_len, **batch)
+    if max_seqlen_q <= DECODE_TOKENS:
+        return msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)
+    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)

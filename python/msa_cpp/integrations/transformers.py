@@ -25,7 +25,9 @@ Not supported, refused by name when first met:
                                   padding, and counts positions on from there
     padding between tokens, packed sequences, custom masks, sliding windows
     output_attentions, attention dropout, other models than minimax_m3_vl
-Gradients are those of the eager model; the loss of the index branch is not in it.
+Gradients are those of the eager model; the loss of the index branch is not in it. Under
+`torch.autocast`, so with Trainer(bf16=True), the operators cast queries, keys and index keys, as
+the products of the eager model do; the caches hold what the layers made.
 Under torch.compile values cannot be looked at: there only what types and shapes show is refused.
 """
 

@@ -10,7 +10,7 @@ from scratch: --warmup-steps with full attention in both branches, then sparse. 
 from a checkpoint (--init), whose backbone rests during the warm-up. docs/training.md says more.
 
 The output folder gets log.jsonl and step-N/: checkpoints that `msa eval` and transformers load. A
-killed run goes on with --resume, bit for bit as if it had not been killed.
+killed run goes on with --resume and the same command, bit for bit as if it had not been killed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import torch
 import torch.distributed as distributed
 
 from .._command import InputError, Parser, device_here, exit_code
+from ..convert import NO_LIMIT
 from . import storage
 from .data import Facts, Source, Text, read_folder
-from .model import MINIATURE, Config, Model, check_config
+from .model import MINIATURE, Config, Model
 from .trainer import ROUTES, Options, Trainer
 
 HELP = {
@@ -36,7 +37,7 @@ HELP = {
     "warmup_steps": "of these, with full attention in both branches",
     "batch": "windows per process and micro step",
     "context": "tokens of a window",
-    "accumulate": "micro steps per optimiser step",
+    "accumulate": "micro steps per optimiser step, weighted by their targets",
     "lr": "peak learning rate; a linear start, then a cosine down to a tenth",
     "index_lr": "that of the index branch (as --lr)",
     "index_warmup_lr": "that of the index branch during the warm-up, held (as --index-lr)",
@@ -77,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True, type=Path, help="folder of the run")
     add("--config", type=Path, help="config.json of the model (that of --init; else a miniature)")
     add("--init", type=Path, metavar="CHECKPOINT", help="weights to start from")
-    add("--resume", action="store_true", help="go on from the last checkpoint of the output")
+    add("--resume", action="store_true",
+        help="go on from the last checkpoint of the output; what makes another run is refused")
     for name, text in HELP.items():
         default = defaults[name]
         add(flag(name), type=float if default is None else type(default), default=default,
@@ -123,20 +125,49 @@ def starting_model(arguments: argparse.Namespace, resumed: Path | None) -> Model
     path = resumed / "config.json" if resumed else arguments.config or (
         arguments.init and arguments.init / "config.json")
     config: Config = storage.read_config(path) if path else MINIATURE
-    check_config(config)
     model = Model(config, arguments.seed)
     if weights:
+        if model.config["swiglu_limit"] == NO_LIMIT and arguments.freeze != "all":
+            raise InputError(f"--freeze: got {arguments.freeze or 'nothing'}, expected all: "
+                             f"{weights} comes from msa_cpp.convert, and its weights carry factors "
+                             "of 2^40 that AdamW's steps do not follow")
         storage.load_weights(model, weights)
     return model
 
 
-def check_resumed(options: Options, path: Path) -> None:
-    before = storage.read_json(path / "state.json").get("options", {})
+def inputs_of(arguments: argparse.Namespace, data: Source, processes: int) -> dict:
+    """What a run is made of besides its options."""
+    return {"data": arguments.data, "sha256": getattr(data, "sha256", None),
+            "init": arguments.init and str(arguments.init.resolve()), "processes": processes}
+
+
+def check_resumed(options: Options, inputs: dict, config: Path | None, path: Path) -> None:
+    """Raises InputError, which names the flag, where a run would go on as another one."""
+    state = storage.read_json(path / "state.json")
+    before, began = state.get("options", {}), state.get("inputs", {})
+
+    def refuse(flag: str, given: object, was: object) -> None:
+        raise InputError(f"{flag}: got {given}, but the run began with {was}")
+
     for field in fields(Options):
         given, was = getattr(options, field.name), before.get(field.name)
         if field.name not in FREE and given != was:
-            raise InputError(f"--{field.name.replace('_', '-')}: got {given}, but the run began "
-                             f"with {was}")
+            refuse(f"--{field.name.replace('_', '-')}", given, was)
+    if began:
+        if inputs["sha256"] != began["sha256"]:
+            other = " of other contents" if inputs["data"] == began["data"] else ""
+            refuse("--data", inputs["data"], began["data"] + other)
+        if inputs["init"] not in (None, began["init"]):
+            refuse("--init", inputs["init"], began["init"])
+        if inputs["processes"] != began["processes"]:
+            refuse("processes", inputs["processes"], began["processes"])
+    if config:
+        given, was = (storage.read_config(p) | {"dtype": "float32"}
+                      for p in (config, path / "config.json"))
+        given.pop("torch_dtype", None)
+        for key in sorted(given.keys() | was.keys()):
+            if given.get(key) != was.get(key):
+                refuse(f"--config: {key}", given.get(key), was.get(key))
 
 
 def run(command: list[str] | None) -> str:
@@ -147,7 +178,9 @@ def run(command: list[str] | None) -> str:
         if arguments.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if arguments.device == "cuda" else "gloo")
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    rank, processes = 0, 1
+    if distributed.is_initialized():
+        rank, processes = distributed.get_rank(), distributed.get_world_size()
 
     found = storage.steps(output)
     if arguments.resume and not found:
@@ -155,9 +188,10 @@ def run(command: list[str] | None) -> str:
     if found and not arguments.resume:
         raise InputError(f"{output}: holds a run already: give --resume or another folder")
     resumed = storage.directory(output, found[-1]) if found else None
-    if resumed:
-        check_resumed(options, resumed)
     data = source(arguments.data, options.seed)
+    inputs = inputs_of(arguments, data, processes)
+    if resumed:
+        check_resumed(options, inputs, arguments.config, resumed)
     model = starting_model(arguments, resumed)
     if data.vocab_size > model.config["vocab_size"]:
         raise InputError(f"vocab_size: got {model.config['vocab_size']}, expected at least "
@@ -166,7 +200,8 @@ def run(command: list[str] | None) -> str:
         raise InputError("layer_types: got full attention in every layer, expected sparse ones for "
                          f"route {options.route}: give a --config")
     output.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options, model.to(arguments.device), data, output=output)
+    trainer = Trainer(options, model.to(arguments.device), data, output=output,
+                      inputs=inputs)
     if sys.stderr.isatty() and not arguments.quiet and rank == 0:
         trainer.on_step = lambda done: draw_progress(done, trainer)
     if resumed:

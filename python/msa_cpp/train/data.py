@@ -6,6 +6,7 @@ kill reads what it would have read, and ranks share the work by the numbers they
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect
 from dataclasses import dataclass, fields
@@ -33,14 +34,21 @@ class Examples:
     kinds: Tensor | None = None  # int64 [T], what a position of "facts" is: see Facts
     distances: Tensor | None = None  # int64 [T], from a query back to its fact, else 0
 
-    def to(self, device: torch.device) -> Examples:
-        """A copy to a GPU is enqueued, from pinned memory, and not waited for."""
-        def moved(x: object) -> object:
-            if not isinstance(x, Tensor) or x.device == device:
-                return x
-            return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    def target_count(self) -> Tensor:
+        """int64 scalar, on the device of the targets."""
+        return (self.targets != NO_TARGET).sum()
 
-        return Examples(*(moved(getattr(self, field.name)) for field in fields(self)))
+    def to(self, device: torch.device) -> Examples:
+        """A copy to a GPU is enqueued, as by `moved`."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Examples(*(moved(x, device) if isinstance(x, Tensor) else x for x in values))
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device; a copy to a GPU is enqueued, from pinned memory, and not waited for."""
+    if x.device == device:
+        return x
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 class Source(Protocol):
@@ -73,6 +81,10 @@ class Text:
 
     def __init__(self, texts: list[bytes], seed: int = 0) -> None:
         begin = bytes([SEPARATOR])
+        digest = hashlib.sha256()
+        for text in texts:
+            digest.update(len(text).to_bytes(8, "little") + text)
+        self.sha256 = digest.hexdigest()  # of what is trained on, wherever it lies
         self._documents = [np.frombuffer(begin + text, np.uint8) for text in texts]
         sizes = np.array([len(d) for d in self._documents], np.float64)
         self._seed, self._chances = seed, sizes / sizes.sum()

@@ -39,7 +39,8 @@ def measure(heads: Heads, ids: Tensor, config: MsaConfig) -> dict[str, float]:
     topk = ids.shape[2]
 
     last = heads.places() // config.block_size  # the block of every query
-    choice = last + 1 > topk
+    real = torch.arange(len(q), device=q.device) < heads.cu_seqlens[-1]  # not padding behind them
+    choice = real & (last + 1 > topk)
     if not choice.any():
         return {}
     mass, ids, last = mass[:, choice], ids[:, choice], last[choice, None]

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._command import InputError
+from .._config import SPARSE, m3_config
 from ..autograd import MsaConfig, attend, msa_attention
-from ..convert import FULL, SIZES, SPARSE
 
 Config = dict  # config.json of a `minimax_m3_vl_text` model
 
@@ -49,30 +48,6 @@ MINIATURE: Config = {
     "bos_token_id": 1,
     "eos_token_id": 1,
 }
-
-
-def check_config(config: Config) -> None:
-    """Raises InputError, one line, for a model that this trainer does not make."""
-    for key in (*SIZES, "rotary_dim"):
-        value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{key}: got {value!r}, expected a positive integer")
-    for key, kinds in (("layer_types", (FULL, SPARSE)), ("mlp_layer_types", ("dense",))):
-        given = config.get(key)
-        if (not isinstance(given, list) or len(given) != config["num_hidden_layers"]
-                or any(kind not in kinds for kind in given)):
-            raise InputError(f"{key}: got {given}, expected {' or '.join(kinds)} for each layer")
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    if heads % groups:
-        raise InputError(f"num_attention_heads: got {heads}, expected a multiple of {groups}, "
-                         "num_key_value_heads")
-    if config["index_n_heads"] != groups:
-        raise InputError(f"index_n_heads: got {config['index_n_heads']}, expected {groups}, one "
-                         "per KV head")
-    room = min(config["head_dim"], config["index_head_dim"])
-    if config["rotary_dim"] % 2 or config["rotary_dim"] > room:
-        raise InputError(f"rotary_dim: got {config['rotary_dim']}, expected an even number up to "
-                         f"{room}, the channels of a head")
 
 
 @dataclass
@@ -239,10 +214,13 @@ class Decoder(nn.Module):
 
 
 class Model(nn.Module):
-    """f32 weights; under autocast the products and q, k, v are bf16. seed: of the fresh weights."""
+    """f32 weights; under autocast the products and q, k, v are bf16. seed: of the fresh weights.
+
+    Raises InputError, one line, for a configuration that this trainer does not make.
+    """
 
     def __init__(self, config: Config, seed: int = 0) -> None:
-        check_config(config)
+        config = m3_config(config)
         super().__init__()
         self.config = config
         self.model = Decoder(config)

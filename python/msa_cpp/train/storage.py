@@ -2,16 +2,14 @@
 
     config.json, model*.safetensors   the model, as `msa eval` and transformers load it (f32)
     optimizer/                        AdamW's state, tensors named after the weights
-    state.json                        the step and the options of the run
+    state.json                        the step, the options and the inputs of the run
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -19,6 +17,8 @@ from torch import nn
 
 from .._checkpoint import Checkpoint, Tensor, read_json, write_checkpoint
 from .._command import InputError
+from .._config import check_fixed, m3_config, reading
+from .._files import whole_folder
 from .model import Config, Model
 
 STEP = re.compile(r"step-(\d{8})")
@@ -35,15 +35,14 @@ def directory(output: Path, step: int) -> Path:
     return output / f"step-{step:08}"
 
 
-def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, options: dict,
+def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, run: dict,
          keep: int) -> None:
     """Writes step-N under another name, then renames it; then removes all but the last `keep`.
+    run: what state.json says besides the step.
 
     Whatever goes wrong before (a full disk: OSError) leaves the older checkpoints as they were.
     """
-    partial = Path(tempfile.mkdtemp(prefix=".step-", dir=output))
-    try:
-        partial.chmod(0o755)  # mkdtemp's is private
+    with whole_folder(directory(output, step), replace=True) as partial:
         parameters = dict(model.named_parameters())
         write_checkpoint(partial, {name: stored(p) for name, p in parameters.items()})
         (partial / "optimizer").mkdir()
@@ -53,17 +52,8 @@ def save(output: Path, step: int, model: Model, optimizer: torch.optim.Optimizer
         } if optimizer.state else {})
         config = {k: v for k, v in model.config.items() if k != "torch_dtype"}
         for name, value in (("config", config | {"dtype": "float32"}),
-                            ("state", {"step": step, "options": options})):
+                            ("state", {"step": step, **run})):
             (partial / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
-        for file in (*partial.rglob("*"), partial):
-            sync(file)
-        final = directory(output, step)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     for old in steps(output)[:-keep]:
         shutil.rmtree(directory(output, old))
 
@@ -74,24 +64,16 @@ def remove_partial(output: Path) -> None:
         shutil.rmtree(path)
 
 
-def sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 def stored(values: torch.Tensor) -> Tensor:
     rows = values.detach().reshape(values.shape or (1,))
     return Tensor("F32", tuple(rows.shape), lambda: iter([rows.cpu().numpy()]))
 
 
 def read_config(path: Path) -> Config:
-    config = read_json(path)
-    if config.get("model_type") != "minimax_m3_vl_text":
-        raise InputError(f"{path}: model_type: got {config.get('model_type')!r}, expected "
-                         "minimax_m3_vl_text")
+    """Of a model that this trainer makes, complete. InputError names file and key."""
+    with reading(path):
+        config = m3_config(read_json(path))
+        check_fixed(config, {"attention_dropout": (0,)})
     return config
 
 

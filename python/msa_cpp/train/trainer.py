@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import autograd
-from .._command import InputError
+from .._command import NumericError
+from .._files import naming, write_whole
 from . import storage
-from .data import NO_TARGET, Examples, Source
+from .data import NO_TARGET, Examples, Source, moved
 from .metrics import Choose, Recorder
 from .model import Attend, Config, Model, dense, listed, msa
 
@@ -66,7 +67,7 @@ class Options:
     seed: int = 0
 
 
-class Diverged(InputError):
+class Diverged(NumericError):
     """A loss or gradient that is no number: one line with the step and the first such tensor."""
 
 
@@ -97,13 +98,15 @@ class Trainer:
     choose: another selector in the place of the index branch, which then learns nothing.
     output: the folder of log and checkpoints, or None to keep both in memory (`log`).
     on_step: called with the number of finished steps.
+    inputs: what the run is made of besides the options, for those who resume it; kept with them.
     """
 
     def __init__(self, options: Options, model: Model, source: Source, *,
                  output: Path | None = None, choose: Choose | None = None,
-                 on_step: Callable[[int], None] = lambda done: None) -> None:
+                 on_step: Callable[[int], None] = lambda done: None,
+                 inputs: dict | None = None) -> None:
         self.options, self.model, self.source = options, model, source
-        self.output, self.choose, self.on_step = output, choose, on_step
+        self.output, self.choose, self.on_step, self.inputs = output, choose, on_step, inputs or {}
         self.log: list[dict] = []
         self.figures: dict[str, float] = {}  # FIGURES of the last step that was waited for
         self.step = 0
@@ -187,17 +190,18 @@ class Trainer:
         if measures and self.rank == 0 and stage != FULL:
             choose = self.choose or by_index(self.msa)
             attend = recorder = Recorder(attend, choose, self.msa)
+        examples = [self._examples(micro) for micro in range(o.accumulate)]
         sums = torch.zeros(2, device=self.device)
-        for micro in range(o.accumulate):
-            examples = self._examples(micro)
+        for micro, share in enumerate(self._shares(examples)):
             wait = self.ranks > 1 and micro + 1 < o.accumulate
             with self._wrapped.no_sync() if wait else nullcontext():
-                losses = self.losses(examples, attend, self._wrapped)
-                ((losses[0] + o.kl_weight * losses[1]) / o.accumulate).backward()
-            sums += torch.stack(losses).detach() / o.accumulate
+                losses = share * torch.stack(
+                    self.losses(examples[micro].to(self.device), attend, self._wrapped))
+                loss = losses[0] + o.kl_weight * losses[1]
+                (self.ranks * loss).backward()  # the gradient is a mean over ranks
+            sums += losses.detach()
         if self.ranks > 1:
             distributed.all_reduce(sums)
-            sums /= self.ranks
         figures = torch.stack((*sums, self._clip(self.model.backbone_parameters(), o.clip),
                                self._clip(self.model.index_parameters(), o.index_clip)))
         self._watch.saw(figures)
@@ -209,7 +213,17 @@ class Trainer:
     def _examples(self, micro: int) -> Examples:
         o = self.options
         number = (self.step * o.accumulate + micro) * self.ranks + self.rank
-        return self.source.examples(number, o.batch, o.context).to(self.device)
+        return self.source.examples(number, o.batch, o.context)
+
+    def _shares(self, examples: list[Examples]) -> Tensor:
+        """f32 [accumulate,2]: the shares of each micro step in the targets and in the queries of
+        the whole step, over all ranks: its weights in the means over them."""
+        counts = moved(torch.tensor([[e.target_count(), e.cu_seqlens[-1]] for e in examples],
+                                    dtype=torch.float64), self.device)
+        totals = counts.sum(0)
+        if self.ranks > 1:
+            distributed.all_reduce(totals)
+        return (counts / totals.clamp_min(1)).float()
 
     def _clip(self, parameters: dict[str, nn.Parameter], limit: float) -> Tensor:
         """The norm of the gradients before they were clipped."""
@@ -229,13 +243,15 @@ class Trainer:
 
     def losses(self, examples: Examples, attend: Attend,
                model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """(language-model loss, KL loss over the layers), f32 scalars."""
+        """(language-model loss, KL loss over the layers), f32 scalars: means over the targets, 0
+        without any, and over the queries."""
         bf16 = self.options.dtype == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits, kls = (model or self.model)(
                 examples.tokens, examples.cu_seqlens, examples.max_seqlen, attend,
                 self.options.detach_input)
-        lm = F.cross_entropy(logits, examples.targets, ignore_index=NO_TARGET)
+        lm = F.cross_entropy(logits, examples.targets, ignore_index=NO_TARGET, reduction="sum")
+        lm = lm / examples.target_count().clamp_min(1)
         if not kls:
             return lm, lm.new_zeros(())
         kl = torch.stack(kls).sum()
@@ -259,7 +275,7 @@ class Trainer:
         self._enter(stage)
         handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if n]
         for micro in range(self.options.accumulate):
-            lm, kl = self.losses(self._examples(micro), self.attend(stage))
+            lm, kl = self.losses(self._examples(micro).to(self.device), self.attend(stage))
             if not bad:
                 (lm + self.options.kl_weight * kl).backward()
         for handle in handles:
@@ -274,12 +290,14 @@ class Trainer:
     def _write(self, entry: dict) -> None:
         self.log.append(entry)
         if self.output and self.rank == 0:
-            with (self.output / "log.jsonl").open("a") as file:
+            log = self.output / "log.jsonl"
+            with naming(log), log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def save(self) -> None:
         if self.rank == 0:
-            storage.save(self.output, self.step, self.model, self.optimizer, asdict(self.options),
+            run = {"options": asdict(self.options), "inputs": self.inputs}
+            storage.save(self.output, self.step, self.model, self.optimizer, run,
                          self.options.keep)
 
     def resume(self) -> None:
@@ -293,14 +311,15 @@ class Trainer:
         log = self.output / "log.jsonl"
         if self.rank == 0 and log.exists():
             lines = [x for x in log.read_text().splitlines(True) if x.endswith("\n")]
-            log.write_text("".join(x for x in lines if json.loads(x)["step"] < self.step))
+            write_whole(log, "".join(x for x in lines if json.loads(x)["step"] < self.step))
 
 
 def msa_config(config: Config, options: Options) -> autograd.MsaConfig:
     """The sparse stage's attention."""
     return autograd.MsaConfig(
         block_size=config["index_block_size"], topk=config["index_topk_blocks"],
-        local_blocks=config.get("index_local_blocks", 1) if options.force_local else 0,
+        init_blocks=config["index_init_blocks"],
+        local_blocks=config["index_local_blocks"] if options.force_local else 0,
         kl_support=options.kl_support)
 
 

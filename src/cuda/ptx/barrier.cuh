@@ -56,6 +56,21 @@ __device__ inline void wait(Barrier* barrier, uint32_t parity) {
 __device__ inline void join(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+/// The same; whether `vote` is true of any of the threads.
+__device__ inline bool join_any(uint32_t id, uint32_t threads, bool vote) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred own, all;\n"
+      "setp.ne.s32 own, %3, 0;\n"
+      "bar.red.or.pred all, %1, %2, own;\n"
+      "selp.s32 %0, 1, 0, all;\n"
+      "}\n"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(vote))
+      : "memory");
+  return any != 0;
+}
 /// Arrives at a named barrier without waiting; others join it with the same number of threads.
 __device__ inline void announce(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");

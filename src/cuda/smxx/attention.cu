@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
     float logit[kWarpRows], decay[kWarpRows];
     products(q, tile, a.dim, logit);
     for (int i = 0; i < kWarpRows; ++i) {
-      const float x = place.row >= 0 ? logit[i] * a.scale : -infinity();
+      // Rounded, as the maximum is: the largest logit less itself is 0 at any size.
+      const float x = place.row >= 0 ? __fmul_rn(logit[i], a.scale) : -infinity();
       const float most = fmaxf(max[i], warp_max(x));
       const float weight = x == -infinity() ? 0 : exp2f(x - most);
       decay[i] = max[i] == -infinity() ? 0 : exp2f(max[i] - most);

@@ -12,6 +12,7 @@
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
 #include "cuda/smxx/walk.cuh"
+#include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
 namespace {
@@ -32,7 +33,7 @@ struct Backward {
 
 /// Probability of a key for a query, 0 if the query does not see it or sees nothing at all.
 __device__ float probability(bool sees, float product, float scale, float lse) {
-  return sees && lse != -infinity() ? expf(fmaf(product, scale, -lse)) : 0;
+  return sees && lse != -infinity() ? expf(log_probability(product, scale, lse)) : 0;
 }
 
 /// Gradient of q . k, but for the scale.

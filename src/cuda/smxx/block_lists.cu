@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
+#include "cuda/block_list.cuh"
 #include "cuda/launch.h"
 #include "cuda/smxx/inverse_lists.h"
 #include "cuda/smxx/plain.h"
@@ -33,8 +34,8 @@ struct Lists {
   }
 };
 
-/// visit(row, entry, lanes) for the entries of a chunk in ascending order, 32 at a time: `lanes`
-/// are those of this call that have the same row as the calling lane, which is one of them.
+/// visit(row, entry) for the entries of a chunk in ascending order. Of the lanes that visit
+/// together no two have the same row: a token's list counts a block once.
 template <class Visit>
 __device__ void for_each_entry(const Lists& a, int head, int chunk, const Visit& visit) {
   const int begin = chunk * a.chunk_tokens, end = min(begin + a.chunk_tokens, a.tokens);
@@ -49,28 +50,27 @@ __device__ void for_each_entry(const Lists& a, int head, int chunk, const Visit&
       if (t < s.q_begin || t >= s.q_begin + s.q_len) continue;
     }
     const int blocks = s.blocks(a.batch.block_size);
+    const int32_t* ids = &a.ids.at<const int32_t>(head, t, 0);
+    bool ascends = true;
     for (int slot0 = 0; slot0 < a.topk; slot0 += 32) {
       const int slot = slot0 + lane();
-      const int id = slot < a.topk ? a.ids.at<const int32_t>(head, t, slot) : -1;
+      const int id = slot < a.topk ? ids[slot] : -1;
       const uint32_t ends = __ballot_sync(0xffffffff, id < 0);
       const bool listed = (ends & ((2u << lane()) - 1)) == 0;
       const int64_t j = int64_t{id} - s.block0, row = row0 + j;
+      ascends &= __all_sync(0xffffffff, !listed || slot == 0 || ids[slot - 1] < id);
       const bool given = listed && j >= 0 && j < blocks && row < a.rows;
-      const uint32_t lanes = __match_any_sync(0xffffffff, given ? static_cast<int>(row) : -1);
-      if (given) visit(static_cast<int>(row), t * a.topk + slot, lanes);
+      if (given && (ascends || !named_before(ids, slot)))
+        visit(static_cast<int>(row), t * a.topk + slot);
       __syncwarp();
       if (ends != 0) break;
     }
   }
 }
 
-__device__ bool first_of(uint32_t lanes) { return __ffs(static_cast<int>(lanes)) - 1 == lane(); }
-
 __global__ void __launch_bounds__(32) count_kernel(Lists a) {
   const int chunk = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  for_each_entry(a, head, chunk, [&](int row, int, uint32_t lanes) {
-    if (first_of(lanes)) a.row_counts(head, row)[chunk] += __popc(lanes);
-  });
+  for_each_entry(a, head, chunk, [&](int row, int) { ++a.row_counts(head, row)[chunk]; });
 }
 
 /// A warp per row: counts of the chunks become sums of those before; row_ptr[row+1] = all of them.
@@ -116,13 +116,9 @@ __global__ void __launch_bounds__(kScanThreads) sum_rows_kernel(Lists a) {
 
 __global__ void __launch_bounds__(32) fill_kernel(Lists a) {
   const int chunk = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  for_each_entry(a, head, chunk, [&](int row, int entry, uint32_t lanes) {
-    int32_t& before = a.row_counts(head, row)[chunk];
-    const int begin = a.row_ptr.at<const int32_t>(head, row) + before;
-    const int rank = __popc(lanes & ((1u << lane()) - 1));
-    a.entries.at<int32_t>(head, begin + rank) = entry;
-    __syncwarp(lanes);
-    if (first_of(lanes)) before += __popc(lanes);
+  for_each_entry(a, head, chunk, [&](int row, int entry) {
+    const int before = a.row_counts(head, row)[chunk]++;
+    a.entries.at<int32_t>(head, a.row_ptr.at<const int32_t>(head, row) + before) = entry;
   });
 }
 

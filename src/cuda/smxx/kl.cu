@@ -13,6 +13,7 @@
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
 #include "cuda/smxx/walk.cuh"
+#include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
 namespace {
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(32) index_lse_kernel(IndexLse a) {
     float product[1];
     products(q, keys, a.dim, product);
     if (place.row < 0) continue;
-    const float logit = product[0] * a.scale, most = fmaxf(max, logit);
+    const float logit = __fmul_rn(product[0], a.scale), most = fmaxf(max, logit);
     sum = (max == -infinity() ? 0 : sum * exp2f(max - most)) + exp2f(logit - most);
     max = most;
   }
@@ -86,7 +87,7 @@ struct Kl {
 
 /// The share of one head in the teacher, times G; 0 for a head that sees nothing.
 __device__ float teacher_share(float product, float scale, float lse) {
-  return lse == -infinity() ? 0 : expf(fmaf(product, scale, -lse));
+  return lse == -infinity() ? 0 : expf(log_probability(product, scale, lse));
 }
 
 __global__ void __launch_bounds__(128, 4) query_kernel(Kl a) {
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(128, 4) query_kernel(Kl a) {
       products(q_idx, tile, a.index_dim, product);
       for (int w = 0; w < warps(); ++w) teacher += shares[w * kKeys + lane()];
       teacher /= static_cast<float>(a.group);
-      const float log_student = fmaf(product[0], a.index_scale, -index_lse);
+      const float log_student = log_probability(product[0], a.index_scale, index_lse);
       weights[lane()] = place.row >= 0 ? expf(log_student) - teacher : 0;
       if (place.row >= 0 && teacher > 0) divergence += teacher * (logf(teacher) - log_student);
     }
@@ -223,7 +224,7 @@ __global__ void __launch_bounds__(128, 4) key_kernel(Kl a) {
           const bool sees = t >= 0 && run.sees(reader.visible, first_row + i);
           const float teacher = share[i] / static_cast<float>(a.group);
           weights[i * kQueries + lane()] =
-              sees ? expf(fmaf(product[i], a.index_scale, -index_lse)) - teacher : 0;
+              sees ? expf(log_probability(product[i], a.index_scale, index_lse)) - teacher : 0;
         }
         __syncwarp();
         add_values(dk_idx, weights, tile, a.index_dim);

@@ -5,6 +5,7 @@
 #include "cuda/launch.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
+#include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
 namespace {
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(128) mass_kernel(Mass a) {
         for (int i = 0; i < kWarpRows; ++i) {
           const int row = warp() * kWarpRows + i;
           if (place.row >= 0 && row < rows)
-            sum += expf(logit[i] * a.scale - a.lse.at<const float>(t, head + first_row + row));
+            sum += expf(log_probability(logit[i], a.scale,
+                                        a.lse.at<const float>(t, head + first_row + row)));
         }
       }
     }

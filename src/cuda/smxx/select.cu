@@ -15,7 +15,7 @@ namespace {
 struct Choice {
   int first;
   int blocks;
-  int64_t last_local;  ///< the query's own block
+  int64_t last_local;  ///< the query's own block; where it sees all the last one
 
   __device__ bool forced(int j, int init, int local) const {
     const int64_t id = int64_t{first} + j;
@@ -44,7 +44,9 @@ struct BatchRows {
     const Query query = query_at(batch, first + t);
     const int blocks = (query.visible + batch.block_size - 1) / batch.block_size;
     const int64_t position = query.position();
-    return {query.s.block0, min(blocks, columns), position < 0 ? -1 : position / batch.block_size};
+    const int64_t own = position < 0 ? -1 : position / batch.block_size;
+    return {query.s.block0, min(blocks, columns),
+            batch.causal ? own : int64_t{query.s.block0} + blocks - 1};
   }
 };
 

@@ -1,6 +1,7 @@
 // Who reads whom: the keys that a query reads, and the queries that read a key.
 #pragma once
 
+#include "cuda/block_list.cuh"
 #include "cuda/smxx/inverse_lists.h"
 #include "cuda/smxx/tile.cuh"
 
@@ -11,6 +12,7 @@ namespace msa::cuda::plain {
 /// Which keys a query reads, one after the other.
 struct Walk {
   const int32_t* ids;  ///< the list, or null: all keys in order
+  bool ascends;        ///< the list: it names no block twice
   int64_t count;       ///< steps
   int block_size;
   int blocks;  ///< given ones
@@ -22,20 +24,24 @@ struct Walk {
     if (step >= count) return -1;
     int64_t token = step;
     if (ids != nullptr) {
-      const int64_t j = int64_t{ids[step / block_size]} - block0;
+      const auto slot = static_cast<int>(step / block_size);
+      const int64_t j = int64_t{ids[slot]} - block0;
       if (j < 0 || j >= blocks) return -1;  // another shard's
+      if (!ascends && named_before(ids, slot)) return -1;
       token = j * block_size + step % block_size;
     }
     return token < visible ? static_cast<int>(token) : -1;
   }
 };
 
-/// Entries of a list up to its first -1; all lanes of a warp together.
-__device__ inline int list_length(const int32_t* ids, int topk) {
-  for (int slot = 0; slot < topk; slot += 32) {
-    const bool ends = slot + lane() >= topk || ids[slot + lane()] < 0;
-    const uint32_t end = __ballot_sync(0xffffffff, ends);
-    if (end != 0) return slot + __ffs(static_cast<int>(end)) - 1;
+/// Entries of a list up to its first -1, and whether they ascend; all lanes of a warp together.
+__device__ inline int list_length(const int32_t* ids, int topk, bool* ascends) {
+  *ascends = true;
+  for (int first = 0; first < topk; first += 32) {
+    const int slot = first + lane(), id = slot < topk ? ids[slot] : -1;
+    const uint32_t end = __ballot_sync(0xffffffff, id < 0);
+    *ascends &= __all_sync(0xffffffff, id < 0 || slot == 0 || ids[slot - 1] < id);
+    if (end != 0) return first + __ffs(static_cast<int>(end)) - 1;
   }
   return topk;
 }
@@ -44,6 +50,7 @@ __device__ inline int list_length(const int32_t* ids, int topk) {
 __device__ inline Walk walk_of(const DeviceBatch& batch, const Query& query, const Tensor& ids,
                                int topk, int t, int kv_head) {
   Walk walk{.ids = nullptr,
+            .ascends = true,
             .count = query.visible,
             .block_size = batch.block_size,
             .blocks = query.s.blocks(batch.block_size),
@@ -51,7 +58,7 @@ __device__ inline Walk walk_of(const DeviceBatch& batch, const Query& query, con
             .visible = query.visible};
   if (ids.data != nullptr && query.visible > 0) {
     walk.ids = &ids.at<const int32_t>(kv_head, t, 0);
-    walk.count = int64_t{list_length(walk.ids, topk)} * walk.block_size;
+    walk.count = int64_t{list_length(walk.ids, topk, &walk.ascends)} * walk.block_size;
   }
   return walk;
 }

@@ -107,6 +107,23 @@ __device__ inline void pack_operand(const float (&s)[kCount], uint32_t (&p)[kCou
   }
 }
 
+/// Logits in units of log2 from which on the rounding of score * scale, 2^-9 here and up to 2^7 at
+/// 2^31, is felt in 2^x.
+inline constexpr float kHugeLogit = 1 << 16;
+
+/// Whether all elements that this lane holds of a row are finite.
+template <int kCount>
+__device__ inline void find_finite(const float (&o)[kCount], bool (&finite)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float zero = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      if (i / 2 % 2 == h) zero = fmaf(o[i], 0.F, zero);
+    finite[h] = zero == 0;
+  }
+}
+
 /// Running softmax of the thread's two rows. `scale` is softmax_scale * log2(e), positive: the
 /// exponentials are powers of two, and maxima stay in units of raw scores.
 struct OnlineSoftmax {
@@ -115,17 +132,32 @@ struct OnlineSoftmax {
 
   /// Takes a tile's scores, whose row maxima are `tile_max`, and leaves probabilities relative to
   /// the new maximum. What was accumulated before must be multiplied by `factor`.
-  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0.
+  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0. All lanes of a
+  /// warp together.
   template <int kCount>
   __device__ void absorb(float (&s)[kCount], const float (&tile_max)[2], float scale,
                          float (&factor)[2]) {
-    float shift[2];
+    float shift[2], before[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float next = fmaxf(max[h], tile_max[h]);
-      shift[h] = next == -INFINITY ? 0 : __fmul_rn(next, scale);
-      factor[h] = ptx::exp2_fast(__fmul_rn(max[h], scale) - shift[h]);  // exactly 1 if unmoved
-      max[h] = next;
+      before[h] = max[h];
+      max[h] = fmaxf(before[h], tile_max[h]);
+      shift[h] = max[h] == -INFINITY ? 0 : __fmul_rn(max[h], scale);
+      factor[h] = ptx::exp2_fast(__fmul_rn(before[h], scale) - shift[h]);  // exactly 1 if unmoved
+    }
+    // The exponent is the exact s * scale less the rounded shift. From a huge score the maximum
+    // itself is subtracted first, so that its own probability is 1 at any size.
+    if (__any_sync(0xffffffff, fmaxf(fabsf(shift[0]), fabsf(shift[1])) >= kHugeLogit)) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool huge = fabsf(shift[h]) >= kHugeLogit;
+        const float base = huge ? max[h] : 0;
+        if (huge) factor[h] = ptx::exp2_fast((before[h] - base) * scale);
+        if (huge) shift[h] = 0;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          if (i / 2 % 2 == h) s[i] -= base;
+      }
     }
     float tile_sum[2] = {0, 0};  // by itself: a long row's sum would swallow what a tile adds
 #pragma unroll
@@ -153,7 +185,7 @@ struct OnlineSoftmax {
     add_quad();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool seen = max[h] != -INFINITY;
+      const bool seen = sum[h] != 0;  // it may be NaN, as a score is
       inverse[h] = seen ? 1 / sum[h] : 0;
       lse[h] = seen ? fmaf(max[h], scale, log2f(sum[h])) * kLn2 : -INFINITY;
     }

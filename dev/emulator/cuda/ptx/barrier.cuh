@@ -57,6 +57,9 @@ inline void wait(Barrier* barrier, uint32_t parity) {
 }
 
 inline void join(uint32_t id, uint32_t threads) { emulator::cta->join(id, threads); }
+inline bool join_any(uint32_t id, uint32_t threads, bool vote) {
+  return emulator::cta->join(id, threads, vote);
+}
 inline void fence_async_proxy() {}
 
 }  // namespace msa::cuda::ptx

@@ -1,7 +1,7 @@
 """fmha_sm100_plan, fmha_sm100 and sparse_topk_select.
 
-Shapes: q [T,Hq,D]; k, v packed [S,Hkv,D] or pages [P,Hkv,128,D]; B requests. A plan is a dict of
-int32 tensors on the device of the call, which callers may write into between runs (under a CUDA
+Shapes: q [T,Hq,D]; k, v packed [S,Hkv,D] or pages [P,Hkv,page_size,D]; B requests. A plan is a dict
+of int32 tensors on the device of the call, which callers may write into between runs (under a CUDA
 graph, for example); lengths are read from them when the kernels run:
 
     qo_segment_offsets [B+1], kv_segment_lens [B], kv_segment_offsets [B+1], kv_page_indptr [B+1]
@@ -39,7 +39,7 @@ def fmha_sm100_plan(
 
 def _fmha_sm100_plan(
     qo_segment_lens: torch.Tensor, kv_segment_lens: torch.Tensor, num_qo_heads: int,
-    num_kv_heads: int = -1, *, qo_offset: int | torch.Tensor | None = None,
+    num_kv_heads: int = -1, qo_offset: int | torch.Tensor | None = None, *,
     num_kv_splits: int = -1, page_size: int = -1, output_maxscore: bool = False,
     kv_block_num: int = -1, causal: bool = True, sparse_kernel_mode: str = "auto",
     use_fp8_kvcache: bool = False, device: torch.device | str | None = None, stream: Any = None,
@@ -49,14 +49,16 @@ def _fmha_sm100_plan(
     """The plan of a batch; lengths int32 or int64 [B] on any device, read back here once.
 
     num_kv_splits, sparse_kernel_mode, stream, usable_SM_count and the backends are hints that
-    nothing here needs. Errors: NotImplementedError for 8-bit and 4-bit caches, pages of another
-    size than 128, and the q8kv4 backends.
+    nothing here needs. Pages may have any size, which is that of the blocks in lists too. Errors:
+    NotImplementedError for 8-bit and 4-bit caches, the q8kv4 backends, and scores, whose tiles have
+    128 keys, over pages of another size.
     """
     if use_fp8_kvcache or kv_dtype is not None or "q8kv4" in (decode_backend, prefill_backend):
         raise NotImplementedError("kv_dtype, use_fp8_kvcache, q8kv4: asked for; 8-bit and 4-bit "
                                   "caches are not in this version")
-    if page_size > 0 and page_size != BLOCK:
-        raise NotImplementedError(f"page_size: got {page_size}, supported is {BLOCK}")
+    if output_maxscore and page_size > 0 and page_size != BLOCK:
+        raise NotImplementedError(f"page_size: got {page_size}, supported with output_maxscore is "
+                                  f"{BLOCK}")
     if device is None:
         device = qo_segment_lens.device
         if device.type == "cpu" and torch.cuda.is_available():
@@ -70,7 +72,7 @@ def _fmha_sm100_plan(
     elif isinstance(qo_offset, int):
         qo_offset = torch.full_like(qo_lens, qo_offset)
     max_kv_len = int(kv_lens.max()) if len(kv_lens) else 0
-    tiles = -(-max_kv_len // BLOCK)
+    tiles, block = -(-max_kv_len // BLOCK), page_size if page_size > 0 else BLOCK
 
     def here(values: torch.Tensor) -> torch.Tensor:
         return values.to(device, torch.int32, copy=True)
@@ -78,7 +80,7 @@ def _fmha_sm100_plan(
     return {
         "qo_segment_lens": here(qo_lens), "qo_segment_offsets": here(_prefix_sums(qo_lens)),
         "kv_segment_lens": here(kv_lens), "kv_segment_offsets": here(_prefix_sums(kv_lens)),
-        "kv_page_indptr": here(_prefix_sums((kv_lens + BLOCK - 1) // BLOCK)),
+        "kv_page_indptr": here(_prefix_sums((kv_lens + block - 1) // block)),
         "qo_offset": here(qo_offset), "max_k_tiles": -(-tiles // 128) * 128 if output_maxscore
         else -1, "max_qo_len": int(qo_lens.max()) if len(qo_lens) else 0, "max_kv_len": max_kv_len,
         "total_qo_len": int(qo_lens.sum()), "orig_num_qo_heads": num_qo_heads,
@@ -113,7 +115,8 @@ def _fmha_sm100(
     Args:
         kv_indices: int32 [pages], the pages of the requests one after another.
         page_table: int32 [B,pages] instead of it, which saves gathering one.
-        kv_block_indexes: int32 [T,Hkv,K]: attend to these blocks; else to all.
+        kv_block_indexes: int32 [T,Hkv,K]: attend to these blocks; else to all. Of [T,Hq,K] the
+            list of the first head of each group counts.
         max_score: float32 [Hq,max_k_tiles,T] or [T,Hq,max_k_tiles], of any strides, to fill with
             the unscaled maximum of each tile of 128 keys, -inf where nothing is visible. Tiles
             behind the longest length of the plan are not touched. Made, with -inf there, if the
@@ -130,25 +133,27 @@ def _fmha_sm100(
                                       "8-bit caches")
     _check_plan(plan_info, q, k)
     batch = _lengths(plan_info, k, q_offset_override)
-    max_q_len, tiles = plan_info["max_qo_len"], -(-plan_info["max_kv_len"] // BLOCK)
+    batch |= dict(softmax_scale=sm_scale, max_seqlen_q=plan_info["max_qo_len"])
+    tiles, longest = (-(-plan_info["max_kv_len"] // size) for size in (BLOCK, batch["block_size"]))
     flat = None
     if k.dim() == 4 and page_table is None:
         flat = _flat_pages(kv_indices, plan_info["kv_page_indptr"])
-        if plan_info["kv_segment_lens"].shape[0] == 1 and flat.shape[0] >= tiles:
+        if plan_info["kv_segment_lens"].shape[0] == 1 and flat.shape[0] >= longest:
             page_table = flat[None]  # one request's list is its table
     if kv_block_indexes is not None:
+        heads = kv_block_indexes.shape[1]
+        if heads == q.shape[1]:
+            kv_block_indexes = kv_block_indexes[:, ::heads // k.shape[1]]
         ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), flat,
                              page_table)
         batch |= pages
         if k.dim() == 3 or not batch["causal"]:
-            return msa_cpp.sparse_attention(q, k, v, ids, **batch, max_seqlen_q=max_q_len,
-                                            softmax_scale=sm_scale, out=out), None
-        return attend(q, k, v, ids, **batch, max_q_len=max_q_len, softmax_scale=sm_scale,
-                      out=out), None
+            return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
+        return attend(q, k, v, ids, **batch, out=out), None
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
     if k.dim() == 4:
         batch["page_table"] = (page_table if page_table is not None
-                               else _table(flat, plan_info["kv_page_indptr"], max(1, tiles)))
+                               else _table(flat, plan_info["kv_page_indptr"], max(1, longest)))
     wanted = output_maxscore and plan_info["max_k_tiles"] > 0
     if not (wanted or output_o):
         raise ValueError("output_o: got False, expected True without max_score")
@@ -157,12 +162,12 @@ def _fmha_sm100(
         max_score = maxima.transpose(1, 2)
     columns = maxima[..., :tiles] if wanted else None
     if not output_o and k.shape[1] == 1:
-        msa_cpp.index_scores(q, k[:, 0], **batch, max_seqlen_q=max_q_len, out=columns)
+        del batch["softmax_scale"]
+        msa_cpp.index_scores(q, k[:, 0], **batch, out=columns)
         return None, max_score
     direct = columns if not wanted or columns.stride(-1) == 1 else torch.empty_like(
         columns, memory_format=torch.contiguous_format)
-    out = msa_cpp.dense_attention(q, k, v, **batch, max_seqlen_q=max_q_len, softmax_scale=sm_scale,
-                                  out=out, block_max=direct)
+    out = msa_cpp.dense_attention(q, k, v, **batch, out=out, block_max=direct)
     if direct is not columns:
         columns.copy_(direct)
     return out if output_o else None, max_score if wanted else None
@@ -214,11 +219,13 @@ def _prefix_sums(lengths: torch.Tensor) -> torch.Tensor:
 
 def _check_plan(plan: dict[str, Any], q: torch.Tensor, k: torch.Tensor) -> None:
     kv_heads = plan["num_kv_heads"]
+    paged = plan["page_size"] > 0
     for name, got, planned in (
             ("q: tokens", q.shape[0], plan["total_qo_len"]),
             ("q: heads", q.shape[1], plan["orig_num_qo_heads"]),
             ("k: heads", k.shape[1], k.shape[1] if kv_heads < 0 else kv_heads),
-            ("k: rank", k.dim(), 4 if plan["page_size"] > 0 else 3)):
+            ("k: rank", k.dim(), 4 if paged else 3),
+            ("k: tokens of a page", k.shape[-2] if paged else 0, max(0, plan["page_size"]))):
         if got != planned:
             raise ValueError(f"{name}: got {got}, the plan was made for {planned}")
 
@@ -234,7 +241,8 @@ def _lengths(plan: dict[str, Any], k: torch.Tensor,
         q_offset = None
     elif not q_offset.is_cuda:  # where it is, kernels clamp it
         q_offset = q_offset.clamp(min=0)
-    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset)
+    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset,
+                 block_size=plan["page_size"] if k.dim() == 4 else BLOCK)
     if k.dim() == 3:
         return batch | dict(cu_seqlens_k=plan["kv_segment_offsets"])
     return batch | dict(seq_lens=plan["kv_segment_lens"])
@@ -259,7 +267,7 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
     first = plan["kv_page_indptr"][:-1]
     rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
     blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
-    shift = first * BLOCK
+    shift = first * batch["block_size"]
     pages |= dict(seq_lens=batch["seq_lens"] + shift, page_table=flat.expand(first.shape[0], -1))
     if batch["q_offset"] is not None:  # below 0 counts as 0 before the shift, not behind it
         pages["q_offset"] = batch["q_offset"].clamp(min=0) + shift

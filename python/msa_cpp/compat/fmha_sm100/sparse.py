@@ -6,6 +6,7 @@ order, -1 behind.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import msa_cpp
@@ -20,7 +21,15 @@ __all__ = [
     "sparse_fmha_plan",
 ]
 
-sparse_fmha_plan, sparse_fmha = _fmha_sm100_plan, _fmha_sm100
+sparse_fmha_plan = _fmha_sm100_plan
+
+
+def sparse_fmha(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan_info: dict[str, Any],
+    out: torch.Tensor | None = None, max_score: torch.Tensor | None = None, **options: Any,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """`_fmha_sm100`, with its arguments in another order."""
+    return _fmha_sm100(q, k, v, plan_info, out=out, max_score=max_score, **options)
 
 
 def build_k2q_csr(
@@ -55,19 +64,25 @@ def sparse_atten_func(
     """Attention over the lists that `build_k2q_csr` was given: [T,Hq,D], and the LSE on request.
 
     Args:
-        page_table, seqused_k: int32 [B,pages] and [B], of paged k and v; a single packed request
-            may have `seqused_k` alone, the keys in use of a larger buffer.
-        return_softmax_lse: also the natural log of the sum of exp, float32 [T,Hq]; a third result
-            with `return_temperature_lse`, for a temperature scale of 1 the same.
+        page_table: int32 [B,pages], of paged k and v.
+        seqused_k: int32 [B], the keys in use, of pages or of a larger packed buffer; without it
+            lengths follow from `cu_seqlens_k`.
+        return_softmax_lse: also the natural log of the sum of exp(logits), float32 [T,Hq].
+        return_temperature_lse: and, as a third result, that of the logits divided by
+            `lse_temperature_scale`. Other than 1 it takes a second pass over the blocks.
 
     partial_dtype, schedule and usable_SM_count are hints that nothing here needs. Errors:
-    NotImplementedError for 8-bit elements, output scales and other temperatures.
+    NotImplementedError for 8-bit elements and output scales, ValueError for a temperature that is
+    no positive number.
     """
-    if output_scale not in (None, 1):
-        raise NotImplementedError("output_scale: given, supported is None")
-    if return_temperature_lse and lse_temperature_scale != 1:
-        raise NotImplementedError(f"lse_temperature_scale: got {lse_temperature_scale}, supported "
-                                  "is 1")
+    if output_scale is not None:
+        raise NotImplementedError("output_scale: given, supported is None: scales belong to "
+                                  "quantised elements")
+    if not 0 < lse_temperature_scale < math.inf:
+        raise ValueError(f"lse_temperature_scale: got {lse_temperature_scale}, expected a positive "
+                         "finite number")
+    if return_temperature_lse and not return_softmax_lse:
+        raise ValueError("return_temperature_lse: got True, expected return_softmax_lse=True too")
     for name, dtype in (("qk_dtype", qk_dtype), ("pv_dtype", pv_dtype)):
         if dtype not in (None, q.dtype):
             raise NotImplementedError(f"{name}: got {dtype}, supported is that of q, {q.dtype}")
@@ -77,23 +92,31 @@ def sparse_atten_func(
                          f"package's build_k2q_csr makes of [Hkv,T,K] = "
                          f"{[k.shape[1], q.shape[0], topK]}")
     if page_table is not None:
-        if seqused_k is None:
-            raise ValueError("seqused_k: not given, expected the lengths of the paged keys")
-        keys = dict(seq_lens=seqused_k, page_table=page_table)
+        used = cu_seqlens_k.diff() if seqused_k is None else seqused_k
+        keys = dict(seq_lens=used, page_table=page_table)
     elif seqused_k is None:
         keys = dict(cu_seqlens_k=cu_seqlens_k)
     elif seqused_k.shape[0] == 1:
         keys = dict(cu_seqlens_k=torch.nn.functional.pad(seqused_k, (1, 0)))
+    elif causal:  # the last query sees the last key in use
+        keys = dict(cu_seqlens_k=cu_seqlens_k, q_offset=seqused_k - cu_seqlens_q.diff())
     else:
         raise NotImplementedError("seqused_k: given for several packed requests, supported with "
-                                  "page_table or for one request")
-    out, lse = msa_cpp.sparse_attention(
-        q, k, v, ids, cu_seqlens_q=cu_seqlens_q, **keys, causal=causal, block_size=blk_kv,
-        softmax_scale=softmax_scale, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, out=out,
-        return_lse=True)
+                                  "page_table, causal=True or for one request")
+    options = dict(cu_seqlens_q=cu_seqlens_q, **keys, causal=causal, block_size=blk_kv,
+                   max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, return_lse=True)
+    out, lse = msa_cpp.sparse_attention(q, k, v, ids, **options, softmax_scale=softmax_scale,
+                                        out=out)
     if not return_softmax_lse:
         return out
-    return (out, lse, lse) if return_temperature_lse else (out, lse)
+    if not return_temperature_lse:
+        return out, lse
+    if lse_temperature_scale == 1:
+        return out, lse, lse
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    _, tempered = msa_cpp.sparse_attention(  # values take no part in it: the keys are at hand
+        q, k, k, ids, **options, softmax_scale=scale / lse_temperature_scale)
+    return out, lse, tempered
 
 
 def sparse_decode_atten_func(
@@ -154,7 +177,7 @@ class SparseDecodePagedAttentionWrapper:
                        return_lse=return_softmax_lse, **self._batch)
         if self.q2k_indices is None:
             return msa_cpp.dense_attention(q, k, v, max_seqlen_q=self._seqlen_q, **options)
-        return attend(q, k, v, self.q2k_indices, max_q_len=self._seqlen_q, **options)
+        return attend(q, k, v, self.q2k_indices, max_seqlen_q=self._seqlen_q, **options)
 
 
 def sparse_atten_nvfp4_kv_func(*args: Any, **kwargs: Any) -> NoReturn:

@@ -29,11 +29,12 @@ struct KeyGradientArgs {
   TaskLists tasks;
   InverseLists lists;
   const float* row_terms;  ///< [T,Hkv,2,G], see prepare.cuh
-  float* dk;               ///< [parts,128,128], without the softmax scale
-  float* dv;               ///< [parts,128,128]
-  int tokens;              ///< T
-  int heads_kv;            ///< Hkv
-  float scale;             ///< softmax_scale * log2(e)
+  const Words* words;
+  float* dk;     ///< [parts,128,128], without the softmax scale
+  float* dv;     ///< [parts,128,128]
+  int tokens;    ///< T
+  int heads_kv;  ///< Hkv
+  float scale;   ///< softmax_scale * log2(e)
 };
 
 template <int kGroup>
@@ -132,7 +133,7 @@ class KeyGradientConsumer {
   using Shared = KeyGradientShared<kGroup>;
 
   __device__ KeyGradientConsumer(Shared& shared, const KeyGradientArgs& args, int warpgroup)
-      : shared_(shared), args_(args), first_key_(64 * warpgroup) {}
+      : shared_(shared), args_(args), first_key_(64 * warpgroup), huge_(args.words->huge != 0) {}
 
   __device__ void run() {
     for (;; at_.advance()) {
@@ -223,10 +224,16 @@ class KeyGradientConsumer {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float* s = &s_[4 * j + 2 * h];
-        s[0] = ptx::exp2_fast(fmaf(s[0], args_.scale, -lse.x));
-        s[1] = ptx::exp2_fast(fmaf(s[1], args_.scale, -lse.y));
+        s[0] = fmaf(s[0], args_.scale, -lse.x);
+        s[1] = fmaf(s[1], args_.scale, -lse.y);
       }
     }
+    if (huge_) {
+#pragma unroll
+      for (float& x : s_) x = x > 0 ? 0 : x;
+    }
+#pragma unroll
+    for (float& x : s_) x = ptx::exp2_fast(x);
     if (hides_keys()) mask(s_);
   }
   __device__ void find_gradients() {
@@ -278,6 +285,7 @@ class KeyGradientConsumer {
   Shared& shared_;
   const KeyGradientArgs& args_;
   const int first_key_;  ///< of this warpgroup, in a block
+  const bool huge_;      ///< Words::huge
 
   RingPosition<kTaskStages> at_;
   RingPosition<kTileStages> tile_at_;

@@ -22,7 +22,7 @@ bool is_sparse(const Problem& problem) { return problem.op == Op::kSparseAttenti
 /// Parts of the workspace: their first bytes.
 struct Layout {
   TaskLayout tasks;
-  int64_t next_tile;     ///< i32: tiles of queries taken so far
+  int64_t words;         ///< Words
   int64_t row_ptr;       ///< i32 [Hkv,rows+1]
   int64_t entries;       ///< i32 [Hkv,T*K]
   int64_t row_terms;     ///< f32 [T,Hkv,2,G]
@@ -36,7 +36,7 @@ Layout layout(const Problem& problem, const Limits& limits) {
   Layout l{};
   l.tasks = task_layout(problem, limits, is_sparse(problem), 0);
   Placement at(l.tasks.end);
-  l.next_tile = at.place(4);
+  l.words = at.place(sizeof(Words));
   const int64_t entries = is_sparse(problem) ? limits.max_tokens * problem.topk : 0;
   l.row_ptr = at.place(problem.heads_kv * (l.tasks.rows + 1) * 4);
   l.entries = at.place(problem.heads_kv * entries * 4);
@@ -115,6 +115,7 @@ Status launch_prepare(const Plan& plan, const AttentionBackwardParams& a, const 
                             .lse_token = a.lse.stride[0],
                             .lse_head = a.lse.stride[1],
                             .row_terms = call.at<float>(call.layout.row_terms),
+                            .words = call.at<Words>(call.layout.words),
                             .heads_q = plan.problem.heads_q,
                             .group = plan.problem.group()});
 }
@@ -138,6 +139,7 @@ Status launch_key_gradient(const Plan& plan, const Call& call, cudaStream_t stre
       KeyGradientArgs{.tasks = call.tasks,
                       .lists = call.lists,
                       .row_terms = call.at<float>(l.row_terms),
+                      .words = call.at<Words>(l.words),
                       .dk = call.at<float>(l.dk_parts),
                       .dv = call.at<float>(l.dv_parts),
                       .tokens = call.batch.tokens,
@@ -159,9 +161,6 @@ Status launch_reduce(const Call& call, const TensorView& out, int64_t parts, flo
 template <int kGroup>
 Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, const Call& call,
                           cudaStream_t stream) {
-  auto* next_tile = call.at<int32_t>(call.layout.next_tile);
-  MSA_TRY(
-      check_cuda(cudaMemsetAsync(next_tile, 0, sizeof(*next_tile), stream), "attention_backward"));
   QueryGradientArgs args{.batch = call.batch,
                          .lists = {},
                          .row_terms = call.at<float>(call.layout.row_terms),
@@ -170,7 +169,7 @@ Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, co
                          .dq_head = a.dq.stride[1],
                          .scale = call.scale,
                          .heads_kv = plan.problem.heads_kv,
-                         .next_tile = next_tile};
+                         .words = call.at<Words>(call.layout.words)};
   if (is_sparse(plan.problem))
     args.lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], plan.problem.topk};
   return a.dq.dtype == DType::kF32
@@ -181,6 +180,8 @@ Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, co
 template <int kGroup>
 Status run_group(const Plan& plan, const AttentionBackwardParams& a, const Call& call,
                  cudaStream_t stream) {
+  MSA_TRY(check_cuda(cudaMemsetAsync(call.at<Words>(call.layout.words), 0, sizeof(Words), stream),
+                     "attention_backward"));
   MSA_TRY(a.o.dtype == DType::kF32 ? launch_prepare<float>(plan, a, call, stream)
                                    : launch_prepare<__nv_bfloat16>(plan, a, call, stream));
   MSA_TRY(launch_tasks(plan, call, stream));

@@ -9,6 +9,8 @@
 #include "cuda/batch.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/backward/config.h"
+#include "cuda/sm90/backward/query_gradient.h"
+#include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::sm90::backward {
 
@@ -22,7 +24,8 @@ struct PrepareArgs {
   const void* d_o;   ///< [T,Hq,D], bf16
   const float* lse;  ///< [T,Hq]
   int64_t o_token, o_head, d_o_token, d_o_head, lse_token, lse_head;
-  float* row_terms;  ///< [T,Hkv,2,G]: lse * log2(e), +inf where no key was seen; delta
+  float* row_terms;  ///< [T,Hkv,2,G]: lse * log2(e), less its slack; +inf: no key seen; delta
+  Words* words;      ///< `huge` becomes true where an LSE is
   int32_t heads_q, group;
 };
 
@@ -67,7 +70,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant
     const float lse = a.lse[token * a.lse_token + head * a.lse_head];
     const int kv_head = head / a.group, g = head % a.group;
     float* to = a.row_terms + (token * (a.heads_q / a.group) + kv_head) * 2 * a.group + g;
-    to[0] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+    to[0] = lse == -INFINITY ? INFINITY : less_slack(lse) * kLog2E;
+    if (is_huge(lse)) a.words->huge = 1;
     to[a.group] = delta;
   }
 }

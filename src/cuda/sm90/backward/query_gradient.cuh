@@ -56,7 +56,7 @@ __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const Maps& maps
                            const QueryGradientArgs& args) {
   const bool listed = args.lists.ids != nullptr;
   // Without lists the last tiles of a sequence are the longest.
-  prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, args.next_tile,
+  prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.words->next_tile,
                                    /*last_first=*/!listed);
   prefill::TilePlanner<kGroup> planner;
   RingPosition<1> at;
@@ -113,7 +113,7 @@ class QueryConsumer {
   static constexpr int kQueries = kRows / kGroup;
 
   __device__ QueryConsumer(Shared& shared, const QueryGradientArgs& args, int warpgroup)
-      : shared_(shared), args_(args), warpgroup_(warpgroup) {}
+      : shared_(shared), args_(args), warpgroup_(warpgroup), huge_(args.words->huge != 0) {}
 
   __device__ void run() {
     for (RingPosition<1> tile_at;; tile_at.advance()) {
@@ -248,8 +248,13 @@ class QueryConsumer {
     if (attends) {
       const float scale = args_.scale * kLog2E;
 #pragma unroll
-      for (int i = 0; i < kBlock / 2; ++i)
-        s[i] = ptx::exp2_fast(fmaf(s[i], scale, -lse_[i / 2 % 2]));
+      for (int i = 0; i < kBlock / 2; ++i) s[i] = fmaf(s[i], scale, -lse_[i / 2 % 2]);
+      if (huge_) {
+#pragma unroll
+        for (float& x : s) x = x > 0 ? 0 : x;
+      }
+#pragma unroll
+      for (float& x : s) x = ptx::exp2_fast(x);
     }
     ptx::wgmma_wait<0>();
     ptx::pin(dp);
@@ -277,6 +282,7 @@ class QueryConsumer {
   Shared& shared_;
   const QueryGradientArgs& args_;
   const int warpgroup_;
+  const bool huge_;  ///< Words::huge
 
   RingPosition<kKSteps> k_at_;
   RingPosition<kVSteps> v_at_;

@@ -17,20 +17,25 @@ struct Maps {
   CUtensorMap k, v;    ///< bf16 [S,Hkv,D], boxes of kBlock tokens (map_keys)
 };
 
+/// What kernels of a call tell each other, zeros ahead of it.
+struct Words {
+  int32_t next_tile;  ///< tiles of queries taken so far
+  int32_t huge;       ///< whether an LSE is huge (tile/huge_lse.cuh): then P is cut at 1
+};
+
 struct QueryGradientArgs {
   DeviceBatch batch;          ///< packed keys
   prefill::Lists lists;       ///< ids null and topk 0: every block counts
-  const float* row_terms;     ///< f32 [T,Hkv,2,G] of prepare.cuh: lse * log2(e), then delta
+  const float* row_terms;     ///< f32 [T,Hkv,2,G] of prepare.cuh
   void* dq;                   ///< out [T,Hq,D], 16-byte aligned rows
   int64_t dq_token, dq_head;  ///< strides in elements
   float scale;                ///< softmax_scale
   int heads_kv;               ///< Hkv
-  int32_t* next_tile;         ///< counter in the workspace, zero when the kernel starts
+  Words* words;               ///< in the workspace
 };
 
 /// dq[t,h] = sum_s dS k[s] over the tokens of the forward pass; zeros for rows that read nothing,
-/// padding included. G is 8 or 16, Out __nv_bfloat16 or float. The caller zeroes args.next_tile in
-/// the stream ahead of this. `sms`: of the device, one CTA each.
+/// padding included. G is 8 or 16, Out __nv_bfloat16 or float. `sms`: of the device, one CTA each.
 template <int kGroup, class Out>
 Status launch_query_gradient(const Maps& maps, const QueryGradientArgs& args, uint32_t sms,
                              cudaStream_t stream);

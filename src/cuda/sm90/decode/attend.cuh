@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/block_list.cuh"
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/copy.cuh"
@@ -166,12 +167,6 @@ __device__ inline void list_blocks(AttendShared& shared, const DeviceBatch& batc
   if (lane == 0) shared.listed = __popc(kept);
 }
 
-/// -1 from the first negative id on.
-__device__ inline int cut_list(int id) {
-  const uint32_t ends = __ballot_sync(0xffffffff, id < 0);
-  return (ends & ((2u << threadIdx.x % 32) - 1)) == 0 ? id : -1;
-}
-
 /// The maximum of every row over all consumers, from that over each warp's keys.
 __device__ inline void share_max(AttendShared& shared, float (&max)[2]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4;
@@ -247,7 +242,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
   float max = part_max;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, i));
-  const float weight = part_max == -INFINITY ? 0 : ptx::exp2_fast((part_max - max) * a.scale);
+  const float weight = part_sum == 0 ? 0 : ptx::exp2_fast((part_max - max) * a.scale);
   float sum = weight * part_sum;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffff, sum, i);
@@ -262,7 +257,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
     o[2] += factor * part.z;
     o[3] += factor * part.w;
   }
-  const bool seen = max != -INFINITY;
+  const bool seen = sum != 0;  // it may be NaN, as a score is
   const float inverse = seen ? __fdividef(1, sum) : 0;
   for (float& x : o) x *= inverse;
 
@@ -317,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     }
     __syncwarp();
     token = find_token(a.batch, t);
-    if (lane == 0) shared.choice = token.choice(a.columns);
+    if (lane == 0) shared.choice = token.choice(a.columns, a.batch.causal);
   }
   __syncwarp();
   ptx::arrive_cluster();
@@ -338,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   }
   ptx::allow_next_grid();
   if (warp == kWarps) {
-    id = cut_list(id);
+    if (!kChoose && !counts<32>(id)) id = -1;
     list_blocks(shared, a.batch, token, (lane & (split.parts - 1)) == split.rank ? id : -1);
   }
   __syncthreads();

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kConsumers) choose(const __grid_constant__ Cho
   const int64_t t = blockIdx.x, head = blockIdx.y;
   if (threadIdx.x < 32) {
     const Token token = find_token(a.batch, static_cast<int>(t));
-    if (threadIdx.x == 0) choice = token.choice(a.columns);
+    if (threadIdx.x == 0) choice = token.choice(a.columns, a.batch.causal);
   }
   __syncthreads();
   ptx::wait_for_previous_grid();

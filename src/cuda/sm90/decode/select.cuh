@@ -36,7 +36,7 @@ __device__ inline float score_of(Key key) {
 struct Choice {
   int32_t blocks;      ///< that it sees
   int32_t block0;      ///< global id of block 0
-  int32_t last_local;  ///< its own block, from block 0
+  int32_t last_local;  ///< the last forced one: its own block, or where it sees all the last
 
   __device__ bool forced(int block, int init_blocks, int local_blocks) const {
     return block + block0 < init_blocks ||

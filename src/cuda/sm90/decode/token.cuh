@@ -15,12 +15,13 @@ struct Token {
   int position;  ///< in the sequence
 
   __device__ int blocks() const { return (visible + kBlock - 1) / kBlock; }
-  /// Among blocks that have a score: lengths beyond the plan's limits are cut.
-  __device__ Choice choice(int64_t columns) const {
-    const int local = position < 0 ? -1 : position / kBlock;
+  /// Among blocks that have a score: lengths beyond the plan's limits are cut. `causal` as in the
+  /// batch.
+  __device__ Choice choice(int64_t columns, bool causal) const {
+    const int own = position < 0 ? -1 : position / kBlock;
     return {.blocks = static_cast<int>(min(int64_t{blocks()}, columns)),
             .block0 = sequence.block0,
-            .last_local = local - sequence.block0};
+            .last_local = causal ? own - sequence.block0 : blocks() - 1};
   }
 };
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
+#include "cuda/tile/part_softmax.h"
 
 namespace msa::cuda::sm90::dense {
 
@@ -43,9 +44,9 @@ struct Args {
   HeadRows<float> block_max;  ///< a row has block_columns
   int block_columns;
 
-  int* next_tile;    ///< whole tiles: how many are taken
-  float* o_parts;    ///< split: [2*CTAs, rows of a tile, D], normalised
-  float* lse_parts;  ///< split: [2*CTAs, rows of a tile]
+  int* next_tile;              ///< whole tiles: how many are taken
+  float* o_parts;              ///< split: [2*CTAs, rows of a tile, D], normalised
+  PartSoftmax* softmax_parts;  ///< split: [2*CTAs, rows of a tile]
 };
 
 }  // namespace msa::cuda::sm90::dense

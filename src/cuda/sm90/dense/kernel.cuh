@@ -124,16 +124,63 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
 
 // ---- the consumers: one warpgroup each ----------------------------------------------------------
 
-/// Named barriers, one per consumer; 0 is __syncthreads.
+/// Named barrier of all consumers; 0 is __syncthreads.
 constexpr uint32_t kConsumerBarrier = 1;
 
-/// Rows of a V tile behind the keys hold whatever lay there: 0 * NaN is NaN.
-__device__ inline void clear_rows(SharedTile<kBlock, kDim>& v, int keys, int consumer) {
-  const int thread = static_cast<int>(threadIdx.x % 128);
-  for (int row = keys + thread / 16; row < kBlock; row += 8)
-    *reinterpret_cast<uint4*>(v.at(row, thread % 16 * 8)) = {};
+/// Whether a bf16 is a NaN or an infinity.
+__device__ inline bool is_special(uint32_t bits) { return (bits & 0x7f80) == 0x7f80; }
+/// The same of any of eight, and those that are cleared.
+__device__ inline bool clear_special(uint4* eight) {
+  bool any = false;
+  for (uint32_t* pair : {&eight->x, &eight->y, &eight->z, &eight->w}) {
+    const bool low = is_special(*pair), high = is_special(*pair >> 16);
+    *pair &= (low ? 0 : 0xffff) | (high ? 0 : 0xffff0000);
+    any = any || low || high;
+  }
+  return any;
+}
+
+/// A block of V that not all tokens of the tile see: no product with a probability of zero may be
+/// NaN, and in P V all rows are multiplied with all keys. Keys from `end` on, which no token sees,
+/// become zeros. From those before it, from `begin` on, NaN and infinities are taken out, and added
+/// to o by hand where this thread's rows, which see keys below limit[h], attend them. All consumers
+/// together; their products may then read the tile.
+template <int kConsumers>
+__device__ inline void isolate_values(SharedTile<kBlock, kDim>& v, int begin, int end,
+                                      const int (&limit)[2], float (&o)[kDim / 2]) {
+  constexpr int kThreads = 128 * kConsumers, kUnits = kDim / 8;
+  const int thread = static_cast<int>(threadIdx.x) - 128;
+  const auto unit = [&](int i) {
+    return reinterpret_cast<uint4*>(v.at(i / kUnits, i % kUnits * 8));
+  };
+#pragma unroll 1
+  for (int i = end * kUnits + thread; i < kBlock * kUnits; i += kThreads) *unit(i) = {};
+  bool special = false;
+#pragma unroll 1
+  for (int i = begin * kUnits + thread; i < end * kUnits; i += kThreads) {
+    uint4 eight = *unit(i);
+    special = clear_special(&eight) || special;
+  }
   ptx::fence_async_proxy();
-  ptx::join(kConsumerBarrier + consumer, 128);
+  if (!ptx::join_any(kConsumerBarrier, kThreads, special)) return;
+
+#pragma unroll 1
+  for (int key = begin; key < end; ++key) {
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) {
+      const int column = 8 * (i / 4) + 2 * static_cast<int>(threadIdx.x % 4) + i % 2;
+      const float x = __bfloat162float(*v.at(key, column));
+      if (key < limit[i / 2 % 2] && (isnan(x) || isinf(x))) o[i] += x;
+    }
+  }
+  ptx::join(kConsumerBarrier, kThreads);
+#pragma unroll 1
+  for (int i = begin * kUnits + thread; i < end * kUnits; i += kThreads) {
+    uint4 eight = *unit(i);
+    if (clear_special(&eight)) *unit(i) = eight;
+  }
+  ptx::fence_async_proxy();
+  ptx::join(kConsumerBarrier, kThreads);
 }
 
 /// The thread's two rows of the tile, their place in the outputs and what they see.
@@ -161,7 +208,8 @@ struct Rows {
 
 template <int kConsumers>
 __device__ void write_results(const Args& args, const Segment& segment, const Rows& rows,
-                              const float (&o)[kDim / 2], const float (&lse)[2]) {
+                              const float (&o)[kDim / 2], const OnlineSoftmax& softmax,
+                              const float (&lse)[2]) {
   const bool leader = threadIdx.x % 4 == 0;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -169,7 +217,7 @@ __device__ void write_results(const Args& args, const Segment& segment, const Ro
     if (segment.slot >= 0) {
       const int64_t part = int64_t{segment.slot} * kTileRows * kConsumers + rows.row[h];
       store_row(o, h, real ? args.o_parts + part * kDim : nullptr);
-      if (real && leader) args.lse_parts[part] = lse[h];
+      if (real && leader) args.softmax_parts[part] = {softmax.max[h], softmax.sum[h]};
       continue;
     }
     if (args.o.data != nullptr)
@@ -209,7 +257,13 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
           rows.block_max[h][j] = block_max[h];
       softmax.absorb(s, block_max, args.scale, factor);
     };
-    const auto add = [&](const RingPosition<kStages>& v) {
+    // Adds block j.
+    const auto add = [&](const RingPosition<kStages>& v, int j) {
+      if (const int begin = segment.limit(0) - j * kBlock; begin < kBlock) {
+        const int end = min(segment.limit(segment.tokens - 1) - j * kBlock, kBlock);
+        const int limit[2] = {rows.limit[0] - j * kBlock, rows.limit[1] - j * kBlock};
+        isolate_values<kConsumers>(shared.kv[v.stage], max(begin, 0), end, limit, o);
+      }
       ptx::wgmma_fence();
       add_values(o, p, shared.kv[v.stage]);
       ptx::wgmma_commit();
@@ -228,12 +282,6 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       ptx::pin(s);
       release(&shared.kv_ring.empty[kv.stage]);
       kv.advance();
-      if (0 < keys && keys < kBlock) {
-        RingPosition<kStages> v = kv;  // V of this block, behind K of the next one if there is one
-        if (segment.last - segment.first > 1) v.advance();
-        v.wait_full(shared.kv_ring);
-        clear_rows(shared.kv[v.stage], keys, consumer);
-      }
       weigh(segment.last - 1, keys);
       pack_operand(s, p);
 
@@ -246,7 +294,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         k.wait_full(shared.kv_ring);
         score(k);
         v.wait_full(shared.kv_ring);
-        add(v);
+        add(v, j + 1);
         const int keys = read_for_warp(shared.keys[k.stage]);
 
         ptx::wgmma_wait<1>();
@@ -269,7 +317,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       ptx::arrive(&shared.q_ring.empty[q.stage]);
 
       kv.wait_full(shared.kv_ring);
-      add(kv);
+      add(kv, segment.first);
       ptx::wgmma_wait<0>();
       ptx::pin(o);
       release(&shared.kv_ring.empty[kv.stage]);
@@ -282,7 +330,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
     float inverse[2], lse[2];
     softmax.finish(args.scale, inverse, lse);
     scale_rows(o, inverse);
-    write_results<kConsumers>(args, segment, rows, o, lse);
+    write_results<kConsumers>(args, segment, rows, o, softmax, lse);
     const int blocks = blocks_of(segment.limit(segment.tokens - 1));
 #pragma unroll
     for (int h = 0; h < 2; ++h)  // behind what the tile sees
@@ -367,33 +415,36 @@ __global__ void __launch_bounds__(128)
   const auto part = [&](int cta) {
     return int64_t{part_slot(cta, cta == first)} * tile_rows + row;
   };
-  const auto lse_of = [&](int cta) {
+  const auto softmax_of = [&](int cta) {
     const bool written =
         cta <= last && share_begin(total, cta, ctas) < share_begin(total, cta + 1, ctas);
-    return written ? args.lse_parts[part(cta)] : -INFINITY;
+    return written ? args.softmax_parts[part(cta)] : PartSoftmax{-INFINITY, 0};
   };
   ptx::wait_for_previous_grid();
   if (first == last) return;  // no row, or one CTA had it all
 
   float max = -INFINITY;
-  for (int cta = first + lane; cta <= last; cta += 32) max = fmaxf(max, lse_of(cta));
+  for (int cta = first + lane; cta <= last; cta += 32) max = fmaxf(max, softmax_of(cta).max);
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
   constexpr int kAtOnce = 8;  // loads in flight
+  constexpr float kLn2 = 0.693147180559945309F;
   float weight = 0;
   float4 o{};
   for (int base = first; base <= last; base += 32) {
-    const float lse = lse_of(base + lane);
-    const float mine = lse > -INFINITY ? expf(lse - max) : 0;
+    const PartSoftmax own = softmax_of(base + lane);
+    const float mine =  // may be NaN
+        own.sum == 0 ? 0 : own.sum * ptx::exp2_fast((own.max - max) * args.scale);
     for (int begin = 0; begin < 32 && base + begin <= last; begin += kAtOnce) {
       float w[kAtOnce];
       float4 x[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         w[i] = __shfl_sync(0xffffffff, mine, begin + i);
-        const int cta = w[i] > 0 ? base + begin + i : first;  // what nobody wrote is not read
+        const int cta = w[i] != 0 ? base + begin + i : first;  // what nobody wrote is not read
         x[i] = reinterpret_cast<const float4*>(args.o_parts + part(cta) * kDim)[lane];
+        if (w[i] == 0) x[i] = {};
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
@@ -402,7 +453,7 @@ __global__ void __launch_bounds__(128)
       }
     }
   }
-  const float inverse = weight > 0 ? 1 / weight : 0;
+  const float inverse = weight == 0 ? 0 : 1 / weight;
   o.x *= inverse, o.y *= inverse, o.z *= inverse, o.w *= inverse;
   if (args.o.data != nullptr) {
     const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o.x, o.y),
@@ -412,7 +463,7 @@ __global__ void __launch_bounds__(128)
     reinterpret_cast<float4*>(args.o_wide.at(t, head))[lane] = o;
   }
   if (lane == 0 && args.lse.data != nullptr)
-    *args.lse.at(t, head) = weight > 0 ? max + logf(weight) : -INFINITY;
+    *args.lse.at(t, head) = weight == 0 ? -INFINITY : fmaf(max, args.scale, log2f(weight)) * kLn2;
 }
 
 }  // namespace msa::cuda::sm90::dense

@@ -31,7 +31,7 @@ bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
   return limits.max_q_len <= 16 || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
 }
 
-/// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] LSEs, one counter.
+/// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] softmaxes, one counter.
 constexpr int64_t kPartRows = int64_t{2} * kMaxCtas * 2 * kTileRows;
 
 template <int kConsumers>
@@ -62,7 +62,9 @@ bool fits(const DenseAttentionParams& params, const Plan& plan) {
          aligned(params.o) && (plan.problem.block_size == kBlock || !counts_blocks);
 }
 
-int64_t workspace_bytes(const Problem&, const Limits&) { return kPartRows * (kDim + 1) * 4 + 256; }
+int64_t workspace_bytes(const Problem&, const Limits&) {
+  return kPartRows * (kDim * 4 + int64_t{sizeof(PartSoftmax)}) + 256;
+}
 
 Status run(const Plan& plan, const DenseAttentionParams& params, Workspace workspace,
            cudaStream_t stream) {
@@ -89,8 +91,8 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   args.block_max = head_rows<float>(params.block_max, 1);
   args.block_columns = params.block_max.given() ? static_cast<int>(params.block_max.shape[2]) : 0;
   args.o_parts = static_cast<float*>(workspace.data);
-  args.lse_parts = args.o_parts + kPartRows * kDim;
-  args.next_tile = reinterpret_cast<int*>(args.lse_parts + kPartRows);
+  args.softmax_parts = reinterpret_cast<PartSoftmax*>(args.o_parts + kPartRows * kDim);
+  args.next_tile = reinterpret_cast<int*>(args.softmax_parts + kPartRows);
 
   Maps maps;
   MSA_TRY(map_queries("q", params.q, static_cast<uint32_t>(args.group),

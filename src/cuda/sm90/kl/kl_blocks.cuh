@@ -25,6 +25,7 @@
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/kl/config.h"
 #include "cuda/sm90/kl/readers.cuh"
+#include "cuda/tile/huge_lse.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -47,6 +48,9 @@ struct KlArgs {
 };
 
 template <int kGroup>
+inline constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
+
+template <int kGroup>
 struct KlShared {
   using KeyTile = SharedTile<kBlock, kDim>;
   using QTile = SharedTile<kTileRows, kDim>;
@@ -56,6 +60,7 @@ struct KlShared {
     SharedTile<kStepQueries, kDim> q_idx;
     float teacher[kStepQueries * kGroup];
     float student[kStepQueries];
+    bool huge;               ///< an LSE is (tile/huge_lse.cuh): probabilities are cut at 1
     int seen[kStepQueries];  ///< keys of the block that the query sees
     int part[kStepQueries];  ///< of its entry; -1: no query
   };
@@ -165,7 +170,6 @@ class Gatherer {
 
   __device__ void gather_query(Step& step, const Task& task, const Reader& reader) const {
     constexpr float kLog2E = 1.44269504088896340736F;
-    constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
     constexpr int kHeads = kGroup / 2;  // of a lane
     const int n = lane() / 2, half = lane() % 2;
     const int64_t row = reader.row;
@@ -177,17 +181,22 @@ class Gatherer {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i)
       shift[i] = exists ? a_.lse[row * a_.lse_token + (head0 + i) * a_.lse_head] : -INFINITY;
+    bool huge = is_huge(student);
+#pragma unroll
+    for (int i = 0; i < kHeads; ++i) huge = huge || is_huge(shift[i]);
 #pragma unroll
     for (int i = 0; i < kHeads; ++i)  // a row without a student has no teacher
       shift[i] = student == -INFINITY || shift[i] == -INFINITY
                      ? -INFINITY
-                     : fmaf(shift[i], -kLog2E, -kLog2Group);
+                     : fmaf(less_slack(shift[i]), -kLog2E, -kLog2Group<kGroup>);
+    huge = __any_sync(0xffffffff, huge);
 #pragma unroll
     for (int i = 0; i < kHeads; i += 4)
       *reinterpret_cast<float4*>(&step.teacher[n * kGroup + half * kHeads + i]) = {
           shift[i], shift[i + 1], shift[i + 2], shift[i + 3]};
     if (half > 0) return;
-    step.student[n] = student == -INFINITY ? student : student * -kLog2E;
+    step.student[n] = student == -INFINITY ? student : less_slack(student) * -kLog2E;
+    if (n == 0) step.huge = huge;
     step.seen[n] = exists ? backward::keys_seen(task, reader.row) : 0;
     step.part[n] = reader.part;
   }
@@ -334,7 +343,7 @@ class KlConsumer {
         }
         store_divergence();
       }
-      teach(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
+      teach(s, &step.teacher[tile * kTileRows], step.huge, tile * kQueries % 8, sums);
       ptx::pin(sums);  // not behind the next wait
       if ((tile + 1) * kQueries % 8 == 0) reduce_quad(sums, &p[tile * kQueries / 8 * 4]);
     }
@@ -372,7 +381,7 @@ class KlConsumer {
   }
 
   /// Adds the probabilities of a tile, queries first .. of 8, over this lane's columns.
-  __device__ void teach(const float (&s)[kTileRows / 2], const float* shifts, int first,
+  __device__ void teach(float (&s)[kTileRows / 2], const float* shifts, bool huge, int first,
                         float (&sums)[16]) const {
     constexpr int kPairs = kGroup / 8;  // of neighbouring columns that belong to a query
 #pragma unroll
@@ -380,8 +389,19 @@ class KlConsumer {
       const float2 shift = *reinterpret_cast<const float2*>(&shifts[8 * j + 2 * (lane() % 4)]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float p = ptx::exp2_fast(fmaf(s[4 * j + 2 * h], args_.scale, shift.x)) +
-                        ptx::exp2_fast(fmaf(s[4 * j + 2 * h + 1], args_.scale, shift.y));
+        s[4 * j + 2 * h] = fmaf(s[4 * j + 2 * h], args_.scale, shift.x);
+        s[4 * j + 2 * h + 1] = fmaf(s[4 * j + 2 * h + 1], args_.scale, shift.y);
+      }
+    }
+    if (huge) {
+#pragma unroll
+      for (float& x : s) x = x > -kLog2Group<kGroup> ? -kLog2Group<kGroup> : x;
+    }
+#pragma unroll
+    for (int j = 0; j < kTileRows / 8; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float p = ptx::exp2_fast(s[4 * j + 2 * h]) + ptx::exp2_fast(s[4 * j + 2 * h + 1]);
         float& sum = sums[2 * (first + j / kPairs) + h];
         sum = j % kPairs == 0 ? p : sum + p;
       }
@@ -408,7 +428,8 @@ class KlConsumer {
         for (int h = 0; h < 2; ++h) {
           const int i = 4 * j + 2 * h + e;
           const bool sees = key + 8 * h < seen;  // else both may be anything
-          const float log_student = fmaf(z[i], args_.index_scale, shift);
+          float log_student = fmaf(z[i], args_.index_scale, shift);
+          if (step.huge && log_student > 0) log_student = 0;
           ds[i] = sees ? (ptx::exp2_fast(log_student) - p[i]) * factor_ : 0;
           if (args_.kl_parts != nullptr && sees && p[i] > 0)
             kl[2 * j + e] += p[i] * (log2f(p[i]) - log_student);

@@ -280,8 +280,7 @@ class TileConsumer {
     for (int h = 0; h < 2; ++h) {
       const int g = (first_row() + 8 * h) % kGroup + threadIdx.x % 32 / 4;
       if (part_[h] >= 0 && threadIdx.x % 4 == 0)
-        args_.softmax[int64_t{part_[h]} * kGroup + g] = {softmax.max[h] * args_.scale,
-                                                         softmax.sum[h]};
+        args_.softmax[int64_t{part_[h]} * kGroup + g] = {softmax.max[h], softmax.sum[h]};
     }
   }
 

@@ -23,6 +23,7 @@ struct Call {
   CUtensorMap q, k, v;
   DeviceBatch batch;
   Lists lists;
+  Operands operands;
   Output out;
   float scale;
   int heads_kv;
@@ -30,6 +31,12 @@ struct Call {
   uint32_t sms;
   bool measured;  ///< the kernels of the order that the lists do not ask for return at once
 };
+
+KeyRows key_rows(const TensorView& keys, KvLayout layout) {
+  const bool paged = layout == KvLayout::kPaged;
+  return {keys.at<const __nv_bfloat16>(), keys.stride[0], keys.stride[1],
+          keys.stride[paged ? 2 : 0]};
+}
 
 Status make_call(const Plan& plan, const SparseAttentionParams& a, Workspace workspace, Order order,
                  Call* call) {
@@ -39,6 +46,8 @@ Status make_call(const Plan& plan, const SparseAttentionParams& a, Workspace wor
   MSA_TRY(map_keys("v", a.v, problem.layout, kBlock, &call->v));
   call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
   call->lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], problem.topk};
+  call->operands = {a.q.at<const __nv_bfloat16>(), a.q.stride[0], a.q.stride[1],
+                    key_rows(a.k, problem.layout), key_rows(a.v, problem.layout)};
   call->out = {a.o.data,        a.lse.given() ? a.lse.at<float>() : nullptr,
                a.o.stride[0],   a.o.stride[1],
                a.lse.stride[0], a.lse.stride[1]};
@@ -67,6 +76,7 @@ Status launch_union(const Call& call, cudaStream_t stream) {
       call.heads_kv;
   const UnionArgs args{.batch = call.batch,
                        .lists = call.lists,
+                       .operands = call.operands,
                        .out = call.out,
                        .scale = call.scale,
                        .heads_kv = call.heads_kv,
@@ -142,7 +152,11 @@ Status launch_merge(const Call& call, const Windows& w, int64_t first, int64_t i
       MergeArgs{.chosen = window_lists(w, call.workspace, call.heads_kv, call.lists.topk, i).chosen,
                 .softmax = reinterpret_cast<const PartSoftmax*>(call.workspace + w.softmax),
                 .o = reinterpret_cast<const __nv_bfloat16*>(call.workspace + w.o),
+                .batch = call.batch,
+                .lists = call.lists,
+                .operands = call.operands,
                 .out = call.out,
+                .scale = call.scale,
                 .first = static_cast<int>(begin),
                 .tokens = static_cast<int>(tokens),
                 .window_tokens = static_cast<int>(w.tokens),

@@ -10,6 +10,7 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/prefill/build_lists.cuh"
 #include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/sm90/prefill/single_row.cuh"
 #include "cuda/sm90/prefill/windows.h"
 
 namespace msa::cuda::sm90::prefill {
@@ -22,7 +23,11 @@ struct MergeArgs {
   const uint16_t* chosen;      ///< [Hkv,W]: bit s = slot s has a partial result
   const PartSoftmax* softmax;  ///< [Hkv,W,K,G]
   const __nv_bfloat16* o;      ///< [Hkv,W,K,G,D]
+  DeviceBatch batch;
+  Lists lists;
+  Operands operands;
   Output out;
+  float scale;        ///< softmax_scale * log2(e)
   int first, tokens;  ///< query rows of the window
   int window_tokens;  ///< W
   int group, topk;    ///< G, K
@@ -60,11 +65,12 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, step));
-  const bool empty = max == -INFINITY;
-  const float weight = empty ? 0 : ptx::exp2_fast(own.max - max);
-  float sum = weight * own.sum;
+  const bool counts = own.sum != 0;
+  const float weight = counts ? ptx::exp2_fast((own.max - max) * a.scale) : -1;
+  float sum = counts ? weight * own.sum : 0;
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  const bool empty = sum == 0;
 
   uint4 parts[kMostSlots];
 #pragma unroll
@@ -76,7 +82,7 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
 #pragma unroll
   for (int slot = 0; slot < kMostSlots; ++slot) {
     const float w = __shfl_sync(0xffffffff, weight, slot, kMergeLanes);
-    if (w == 0) continue;  // not chosen, or no key counted: its o may hold anything
+    if (w < 0) continue;  // not chosen, or no key counted: its o may hold anything
     const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&parts[slot]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -94,7 +100,21 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
       o, static_cast<Out*>(a.out.o) + token * a.out.o_token + head_q * a.out.o_head + lane * 8);
   if (lane == 0 && a.out.lse != nullptr)
     a.out.lse[token * a.out.lse_token + head_q * a.out.lse_head] =
-        empty ? -INFINITY : (max + log2f(sum)) * kLn2;
+        empty ? -INFINITY : fmaf(max, a.scale, log2f(sum)) * kLn2;
+
+  // A value that the row does not see, but another query of its tile, may have reached it.
+  float zero = 0;
+#pragma unroll
+  for (const float x : o) zero = fmaf(x, 0.F, zero);
+  const uint32_t lanes = __ballot_sync(0xffffffff, zero != 0 && !isnan(sum));
+#pragma unroll 1
+  for (int other = 0; lanes != 0 && other < 32; other += kMergeLanes) {
+    if ((lanes >> other & 0xffff) == 0) continue;
+    __syncwarp();  // what the row's lanes have stored is stored over
+    attend_row<Out>(a.batch, a.lists, a.operands, a.out, a.scale, head,
+                    __shfl_sync(0xffffffff, static_cast<int>(head_q), other),
+                    static_cast<int>(token));
+  }
 }
 
 /// blockIdx.y is the KV head; along x the (query row, head of the group) pairs of the window.

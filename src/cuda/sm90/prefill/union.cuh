@@ -15,6 +15,7 @@
 #include "cuda/ptx/mma.cuh"
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/sm90/prefill/single_row.cuh"
 #include "cuda/sm90/prefill/tile_plan.cuh"
 #include "cuda/sm90/prefill/windows.h"
 #include "cuda/tile/load_tile.cuh"
@@ -28,6 +29,7 @@ namespace msa::cuda::sm90::prefill {
 struct UnionArgs {
   DeviceBatch batch;
   Lists lists;
+  Operands operands;
   Output out;
   float scale;   ///< softmax_scale * log2(e)
   int heads_kv;  ///< Hkv
@@ -243,6 +245,8 @@ class Consumer {
     softmax_.finish(args_.scale, inverse, lse);
     scale_rows(o_, inverse);
     const Output& out = args_.out;
+    bool finite[2], again[2];
+    find_finite(o_, finite);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool exists = token_[h] >= 0;
@@ -250,6 +254,25 @@ class Consumer {
       store_row(o_, h, exists ? row : nullptr);
       if (exists && out.lse != nullptr && threadIdx.x % 4 == 0)
         out.lse[token_[h] * out.lse_token + head_[h] * out.lse_head] = lse[h];
+      again[h] = exists && !finite[h] && !isnan(lse[h]);
+    }
+    if (__any_sync(0xffffffff, again[0] || again[1])) attend_rows_again(again);
+  }
+  /// Rows whose softmax is right and whose values are no finite numbers: a value that this row does
+  /// not attend, but another one of the tile, may have reached them.
+  __device__ void attend_rows_again(const bool (&again)[2]) {
+    __syncwarp();  // what the row's lanes have stored is stored over
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t lanes = __ballot_sync(0xffffffff, again[h]);
+#pragma unroll 1
+      for (int lane = 0; lane < 32; lane += 4) {
+        if ((lanes >> lane & 0xf) == 0) continue;
+        const int head = __shfl_sync(0xffffffff, head_[h], lane);
+        const int token = __shfl_sync(0xffffffff, token_[h], lane);
+        attend_row<Out>(args_.batch, args_.lists, args_.operands, args_.out, args_.scale,
+                        head / kGroup, head, token);
+      }
     }
   }
 

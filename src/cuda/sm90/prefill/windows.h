@@ -11,6 +11,7 @@
 
 #include "cuda/sm90/prefill/choose.h"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/tile/part_softmax.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::prefill {
@@ -29,12 +30,6 @@ static_assert(sizeof(Task) == 16);
 /// An entry is a (query, slot) of a window: row in the window * 16 + slot.
 using Entry = uint16_t;
 inline constexpr int64_t kMostWindowTokens = (1 << 16) / kMostSlots;
-
-/// The softmax behind a row of a partial result, which is not divided by `sum`.
-struct PartSoftmax {
-  float max;  ///< of the scores in units of log2; -inf: the row sees no key of the block
-  float sum;  ///< of exp2(score - max)
-};
 
 /// A window's partial results take no more than this: 1.25 GiB.
 inline constexpr int64_t kPartBytes = int64_t{5} << 28;
@@ -56,7 +51,7 @@ struct Windows {
   int64_t entries;   ///< Entry [round,Hkv,W*K], by blocks
   int64_t tasks;     ///< Task [round,Hkv,W*K], largest first
   int64_t softmax;   ///< PartSoftmax [Hkv,W,K,G]
-  int64_t o;         ///< bf16 [Hkv,W,K,G,D]
+  int64_t o;         ///< bf16 [Hkv,W,K,G,D], not divided by the sums
   int64_t bytes;     ///< of all
 };
 
