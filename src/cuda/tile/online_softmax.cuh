@@ -107,9 +107,26 @@ __device__ inline void pack_operand(const float (&s)[kCount], uint32_t (&p)[kCou
   }
 }
 
-/// Logits in units of log2 from which on the rounding of score * scale, 2^-9 here and up to 2^7 at
-/// 2^31, is felt in 2^x.
-inline constexpr float kHugeLogit = 1 << 16;
+/// Exponents, logits in units of log2, of rows up to here are score * scale, whose rounding is the
+/// row's own, 2^5 at most, and cancels. From here on it could exceed what 2^x bears, and scores
+/// that are not equal lie 2^6 apart: there the factor is the next power of two, so that the product
+/// is exact, the largest score weighs 1, and the others nothing as they should.
+inline constexpr float kHugeExponent = 1 << 30;
+
+/// The factor of a row whose largest exponent is that.
+__device__ inline float factor_of(float exponent, float scale) {
+  const float power = __uint_as_float((__float_as_uint(scale) + 0x7fffff) & 0xff800000);
+  return fabsf(exponent) < kHugeExponent ? scale : power;
+}
+/// The exponent of a row's largest score; ascends with it.
+__device__ inline float exponent_of(float score, float scale) {
+  return __fmul_rn(score, factor_of(__fmul_rn(score, scale), scale));
+}
+/// ln of sum * 2^max, where the row's largest exponent is `max`.
+__device__ inline float lse_of(float max, float sum, float scale) {
+  constexpr float kLn2 = 0.693147180559945309F;
+  return fmaf(max, scale / factor_of(max, scale), log2f(sum)) * kLn2;  // exact quotient
+}
 
 /// Whether all elements that this lane holds of a row are finite.
 template <int kCount>
@@ -125,45 +142,31 @@ __device__ inline void find_finite(const float (&o)[kCount], bool (&finite)[2]) 
 }
 
 /// Running softmax of the thread's two rows. `scale` is softmax_scale * log2(e), positive: the
-/// exponentials are powers of two, and maxima stay in units of raw scores.
+/// exponentials are powers of two.
 struct OnlineSoftmax {
-  float max[2] = {-INFINITY, -INFINITY};  ///< of the whole row
+  float max[2] = {-INFINITY, -INFINITY};  ///< exponent of the whole row's largest score
   float sum[2] = {0, 0};                  ///< over this lane's columns alone, until add_quad()
 
   /// Takes a tile's scores, whose row maxima are `tile_max`, and leaves probabilities relative to
   /// the new maximum. What was accumulated before must be multiplied by `factor`.
-  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0. All lanes of a
-  /// warp together.
+  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0.
   template <int kCount>
   __device__ void absorb(float (&s)[kCount], const float (&tile_max)[2], float scale,
                          float (&factor)[2]) {
-    float shift[2], before[2];
+    float by[2], shift[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      before[h] = max[h];
-      max[h] = fmaxf(before[h], tile_max[h]);
-      shift[h] = max[h] == -INFINITY ? 0 : __fmul_rn(max[h], scale);
-      factor[h] = ptx::exp2_fast(__fmul_rn(before[h], scale) - shift[h]);  // exactly 1 if unmoved
-    }
-    // The exponent is the exact s * scale less the rounded shift. From a huge score the maximum
-    // itself is subtracted first, so that its own probability is 1 at any size.
-    if (__any_sync(0xffffffff, fmaxf(fabsf(shift[0]), fabsf(shift[1])) >= kHugeLogit)) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const bool huge = fabsf(shift[h]) >= kHugeLogit;
-        const float base = huge ? max[h] : 0;
-        if (huge) factor[h] = ptx::exp2_fast((before[h] - base) * scale);
-        if (huge) shift[h] = 0;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i)
-          if (i / 2 % 2 == h) s[i] -= base;
-      }
+      const float next = fmaxf(max[h], exponent_of(tile_max[h], scale));
+      by[h] = factor_of(next, scale);
+      shift[h] = next == -INFINITY ? 0 : next;
+      factor[h] = ptx::exp2_fast(max[h] - shift[h]);  // exactly 1 if unmoved
+      max[h] = next;
     }
     float tile_sum[2] = {0, 0};  // by itself: a long row's sum would swallow what a tile adds
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int h = i / 2 % 2;
-      s[i] = ptx::exp2_fast(fmaf(s[i], scale, -shift[h]));
+      s[i] = ptx::exp2_fast(fmaf(s[i], by[h], -shift[h]));
       tile_sum[h] += s[i];
     }
 #pragma unroll
@@ -181,13 +184,12 @@ struct OnlineSoftmax {
 
   /// inverse = 1 / sum of the row, lse = ln(sum exp(scaled scores)); 0 and -inf if no key was seen.
   __device__ void finish(float scale, float (&inverse)[2], float (&lse)[2]) {
-    constexpr float kLn2 = 0.693147180559945309F;
     add_quad();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool seen = sum[h] != 0;  // it may be NaN, as a score is
       inverse[h] = seen ? 1 / sum[h] : 0;
-      lse[h] = seen ? fmaf(max[h], scale, log2f(sum[h])) * kLn2 : -INFINITY;
+      lse[h] = seen ? lse_of(max[h], sum[h], scale) : -INFINITY;
     }
   }
 };

@@ -5,8 +5,8 @@ namespace msa::cuda {
 
 /// The softmax over some of a row's keys.
 struct PartSoftmax {
-  float max;  ///< of the raw scores; -inf: none of the keys is seen
-  float sum;  ///< of exp2((score - max) * scale)
+  float max;  ///< exponent of the largest score, as OnlineSoftmax has it; -inf: no key is seen
+  float sum;  ///< of exp2(exponent - max)
 };
 
 }  // namespace msa::cuda

@@ -242,7 +242,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
   float max = part_max;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, i));
-  const float weight = part_sum == 0 ? 0 : ptx::exp2_fast((part_max - max) * a.scale);
+  const float weight = part_sum == 0 ? 0 : ptx::exp2_fast(part_max - max);
   float sum = weight * part_sum;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffff, sum, i);
@@ -270,11 +270,9 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
     *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.o) + at) =
         reinterpret_cast<const uint2&>(pairs);
   }
-  if (a.lse != nullptr && lane == 0) {
-    constexpr float kLn2 = 0.693147180559945309F;
+  if (a.lse != nullptr && lane == 0)
     a.lse[t * a.lse_token_stride + h * a.lse_head_stride] =
-        seen ? fmaf(max, a.scale, __log2f(sum)) * kLn2 : -INFINITY;
-  }
+        seen ? lse_of(max, sum, a.scale) : -INFINITY;
 }
 
 /// Grid [cluster size * T, Hkv], clusters along x. The blocks are those of a.ids, or with kChoose

@@ -429,13 +429,12 @@ __global__ void __launch_bounds__(128)
   for (int lanes = 16; lanes > 0; lanes /= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
   constexpr int kAtOnce = 8;  // loads in flight
-  constexpr float kLn2 = 0.693147180559945309F;
   float weight = 0;
   float4 o{};
   for (int base = first; base <= last; base += 32) {
     const PartSoftmax own = softmax_of(base + lane);
     const float mine =  // may be NaN
-        own.sum == 0 ? 0 : own.sum * ptx::exp2_fast((own.max - max) * args.scale);
+        own.sum == 0 ? 0 : own.sum * ptx::exp2_fast(own.max - max);
     for (int begin = 0; begin < 32 && base + begin <= last; begin += kAtOnce) {
       float w[kAtOnce];
       float4 x[kAtOnce];
@@ -463,7 +462,7 @@ __global__ void __launch_bounds__(128)
     reinterpret_cast<float4*>(args.o_wide.at(t, head))[lane] = o;
   }
   if (lane == 0 && args.lse.data != nullptr)
-    *args.lse.at(t, head) = weight == 0 ? -INFINITY : fmaf(max, args.scale, log2f(weight)) * kLn2;
+    *args.lse.at(t, head) = weight == 0 ? -INFINITY : lse_of(max, weight, args.scale);
 }
 
 }  // namespace msa::cuda::sm90::dense

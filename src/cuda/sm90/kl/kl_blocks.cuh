@@ -343,7 +343,10 @@ class KlConsumer {
         }
         store_divergence();
       }
-      teach(s, &step.teacher[tile * kTileRows], step.huge, tile * kQueries % 8, sums);
+      if (step.huge)
+        teach<true>(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
+      else
+        teach<false>(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
       ptx::pin(sums);  // not behind the next wait
       if ((tile + 1) * kQueries % 8 == 0) reduce_quad(sums, &p[tile * kQueries / 8 * 4]);
     }
@@ -381,27 +384,20 @@ class KlConsumer {
   }
 
   /// Adds the probabilities of a tile, queries first .. of 8, over this lane's columns.
-  __device__ void teach(float (&s)[kTileRows / 2], const float* shifts, bool huge, int first,
+  template <bool kHuge>
+  __device__ void teach(const float (&s)[kTileRows / 2], const float* shifts, int first,
                         float (&sums)[16]) const {
     constexpr int kPairs = kGroup / 8;  // of neighbouring columns that belong to a query
+    const auto share = [&](float score, float shift) {
+      const float x = fmaf(score, args_.scale, shift);
+      return ptx::exp2_fast(kHuge && x > -kLog2Group<kGroup> ? -kLog2Group<kGroup> : x);
+    };
 #pragma unroll
     for (int j = 0; j < kTileRows / 8; ++j) {
       const float2 shift = *reinterpret_cast<const float2*>(&shifts[8 * j + 2 * (lane() % 4)]);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        s[4 * j + 2 * h] = fmaf(s[4 * j + 2 * h], args_.scale, shift.x);
-        s[4 * j + 2 * h + 1] = fmaf(s[4 * j + 2 * h + 1], args_.scale, shift.y);
-      }
-    }
-    if (huge) {
-#pragma unroll
-      for (float& x : s) x = x > -kLog2Group<kGroup> ? -kLog2Group<kGroup> : x;
-    }
-#pragma unroll
-    for (int j = 0; j < kTileRows / 8; ++j) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float p = ptx::exp2_fast(s[4 * j + 2 * h]) + ptx::exp2_fast(s[4 * j + 2 * h + 1]);
+        const float p = share(s[4 * j + 2 * h], shift.x) + share(s[4 * j + 2 * h + 1], shift.y);
         float& sum = sums[2 * (first + j / kPairs) + h];
         sum = j % kPairs == 0 ? p : sum + p;
       }

@@ -12,6 +12,7 @@
 #include "cuda/sm90/prefill/operands.cuh"
 #include "cuda/sm90/prefill/single_row.cuh"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/tile/online_softmax.cuh"
 
 namespace msa::cuda::sm90::prefill {
 
@@ -53,7 +54,6 @@ __device__ inline void store_columns(const float (&o)[8], float* to) {
 /// Half a warp: one (query, head), a lane for each slot's softmax and for 8 columns.
 template <class Out>
 __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
-  constexpr float kLn2 = 0.693147180559945309F;
   const int lane = static_cast<int>(threadIdx.x) % kMergeLanes;
   const int query = head * a.window_tokens + row;
   const uint32_t chosen = a.chosen[query];
@@ -66,7 +66,7 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
   for (int step = 1; step < kMergeLanes; step *= 2)
     max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, step));
   const bool counts = own.sum != 0;
-  const float weight = counts ? ptx::exp2_fast((own.max - max) * a.scale) : -1;
+  const float weight = counts ? ptx::exp2_fast(own.max - max) : -1;
   float sum = counts ? weight * own.sum : 0;
 #pragma unroll
   for (int step = 1; step < kMergeLanes; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
@@ -100,7 +100,7 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
       o, static_cast<Out*>(a.out.o) + token * a.out.o_token + head_q * a.out.o_head + lane * 8);
   if (lane == 0 && a.out.lse != nullptr)
     a.out.lse[token * a.out.lse_token + head_q * a.out.lse_head] =
-        empty ? -INFINITY : fmaf(max, a.scale, log2f(sum)) * kLn2;
+        empty ? -INFINITY : lse_of(max, sum, a.scale);
 
   // A value that the row does not see, but another query of its tile, may have reached it.
   float zero = 0;
