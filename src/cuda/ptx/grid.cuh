@@ -43,6 +43,13 @@ __device__ inline void allow_next_grid() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+/// The smaller one, NaN if one is.
+__device__ inline float min_nan(float a, float b) {
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 /// 2^x, one instruction, about 2 ulp; -inf gives 0.
 __device__ inline float exp2_fast(float x) {
   float y;

@@ -48,9 +48,6 @@ struct KlArgs {
 };
 
 template <int kGroup>
-inline constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
-
-template <int kGroup>
 struct KlShared {
   using KeyTile = SharedTile<kBlock, kDim>;
   using QTile = SharedTile<kTileRows, kDim>;
@@ -60,7 +57,6 @@ struct KlShared {
     SharedTile<kStepQueries, kDim> q_idx;
     float teacher[kStepQueries * kGroup];
     float student[kStepQueries];
-    bool huge;               ///< an LSE is (tile/huge_lse.cuh): probabilities are cut at 1
     int seen[kStepQueries];  ///< keys of the block that the query sees
     int part[kStepQueries];  ///< of its entry; -1: no query
   };
@@ -170,6 +166,7 @@ class Gatherer {
 
   __device__ void gather_query(Step& step, const Task& task, const Reader& reader) const {
     constexpr float kLog2E = 1.44269504088896340736F;
+    constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
     constexpr int kHeads = kGroup / 2;  // of a lane
     const int n = lane() / 2, half = lane() % 2;
     const int64_t row = reader.row;
@@ -181,22 +178,17 @@ class Gatherer {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i)
       shift[i] = exists ? a_.lse[row * a_.lse_token + (head0 + i) * a_.lse_head] : -INFINITY;
-    bool huge = is_huge(student);
-#pragma unroll
-    for (int i = 0; i < kHeads; ++i) huge = huge || is_huge(shift[i]);
 #pragma unroll
     for (int i = 0; i < kHeads; ++i)  // a row without a student has no teacher
       shift[i] = student == -INFINITY || shift[i] == -INFINITY
                      ? -INFINITY
-                     : fmaf(less_slack(shift[i]), -kLog2E, -kLog2Group<kGroup>);
-    huge = __any_sync(0xffffffff, huge);
+                     : fmaf(less_slack(shift[i]), -kLog2E, -kLog2Group);
 #pragma unroll
     for (int i = 0; i < kHeads; i += 4)
       *reinterpret_cast<float4*>(&step.teacher[n * kGroup + half * kHeads + i]) = {
           shift[i], shift[i + 1], shift[i + 2], shift[i + 3]};
     if (half > 0) return;
     step.student[n] = student == -INFINITY ? student : less_slack(student) * -kLog2E;
-    if (n == 0) step.huge = huge;
     step.seen[n] = exists ? backward::keys_seen(task, reader.row) : 0;
     step.part[n] = reader.part;
   }
@@ -343,10 +335,7 @@ class KlConsumer {
         }
         store_divergence();
       }
-      if (step.huge)
-        teach<true>(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
-      else
-        teach<false>(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
+      teach(s, &step.teacher[tile * kTileRows], tile * kQueries % 8, sums);
       ptx::pin(sums);  // not behind the next wait
       if ((tile + 1) * kQueries % 8 == 0) reduce_quad(sums, &p[tile * kQueries / 8 * 4]);
     }
@@ -383,14 +372,14 @@ class KlConsumer {
     ptx::wait(&shared_.exchanged[(steps_ + 1) % 2], (steps_ - 1) >> 1 & 1);
   }
 
-  /// Adds the probabilities of a tile, queries first .. of 8, over this lane's columns.
-  template <bool kHuge>
+  /// Adds the probabilities of a tile, queries first .. of 8, over this lane's columns. Each is cut
+  /// at 1 (tile/huge_lse.cuh): a minimum more costs nothing beside the exponentials.
   __device__ void teach(const float (&s)[kTileRows / 2], const float* shifts, int first,
                         float (&sums)[16]) const {
     constexpr int kPairs = kGroup / 8;  // of neighbouring columns that belong to a query
+    constexpr float kMost = kGroup == 16 ? -4 : -3;  // log2(1 / G)
     const auto share = [&](float score, float shift) {
-      const float x = fmaf(score, args_.scale, shift);
-      return ptx::exp2_fast(kHuge && x > -kLog2Group<kGroup> ? -kLog2Group<kGroup> : x);
+      return ptx::exp2_fast(ptx::min_nan(fmaf(score, args_.scale, shift), kMost));
     };
 #pragma unroll
     for (int j = 0; j < kTileRows / 8; ++j) {
@@ -424,8 +413,7 @@ class KlConsumer {
         for (int h = 0; h < 2; ++h) {
           const int i = 4 * j + 2 * h + e;
           const bool sees = key + 8 * h < seen;  // else both may be anything
-          float log_student = fmaf(z[i], args_.index_scale, shift);
-          if (step.huge && log_student > 0) log_student = 0;
+          const float log_student = ptx::min_nan(fmaf(z[i], args_.index_scale, shift), 0);
           ds[i] = sees ? (ptx::exp2_fast(log_student) - p[i]) * factor_ : 0;
           if (args_.kl_parts != nullptr && sees && p[i] > 0)
             kl[2 * j + e] += p[i] * (log2f(p[i]) - log_student);
