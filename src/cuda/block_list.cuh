@@ -19,11 +19,13 @@ __device__ inline bool named_before(const int32_t* ids, int slot) {
 template <int kLanes>
 __device__ inline bool counts(int id) {
   const int lane = static_cast<int>(threadIdx.x % 32), slot = lane % kLanes;
+  const int before = __shfl_up_sync(0xffffffff, id, 1);
+  const bool ascends = slot == 0 || before < id;
+  // Most lists are full and ascend, or ascend up to their end.
+  if (__all_sync(0xffffffff, id >= 0 && ascends)) return true;
   const uint32_t ends = __ballot_sync(0xffffffff, id < 0) >> (lane - slot);
   const bool listed = (ends & ((2u << slot) - 1)) == 0;
-  const int before = __shfl_up_sync(0xffffffff, id, 1);
-  // Ascending, as index_select leaves them.
-  if (__all_sync(0xffffffff, !listed || slot == 0 || before < id)) return listed;
+  if (__all_sync(0xffffffff, !listed || ascends)) return listed;
   const uint32_t same = __match_any_sync(0xffffffff, id) >> (lane - slot);
   return listed && (same & ((1u << slot) - 1)) == 0;
 }

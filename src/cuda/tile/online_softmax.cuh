@@ -113,6 +113,9 @@ __device__ inline void pack_operand(const float (&s)[kCount], uint32_t (&p)[kCou
 /// is exact, the largest score weighs 1, and the others nothing as they should.
 inline constexpr float kHugeExponent = 1 << 30;
 
+__device__ inline bool is_huge_exponent(float exponent) {
+  return fabsf(exponent) >= kHugeExponent && exponent != -INFINITY;
+}
 /// The factor of a row whose largest exponent is that.
 __device__ inline float factor_of(float exponent, float scale) {
   const float power = __uint_as_float((__float_as_uint(scale) + 0x7fffff) & 0xff800000);
@@ -128,19 +131,6 @@ __device__ inline float lse_of(float max, float sum, float scale) {
   return fmaf(max, scale / factor_of(max, scale), log2f(sum)) * kLn2;  // exact quotient
 }
 
-/// Whether all elements that this lane holds of a row are finite.
-template <int kCount>
-__device__ inline void find_finite(const float (&o)[kCount], bool (&finite)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float zero = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      if (i / 2 % 2 == h) zero = fmaf(o[i], 0.F, zero);
-    finite[h] = zero == 0;
-  }
-}
-
 /// Running softmax of the thread's two rows. `scale` is softmax_scale * log2(e), positive: the
 /// exponentials are powers of two.
 struct OnlineSoftmax {
@@ -149,15 +139,18 @@ struct OnlineSoftmax {
 
   /// Takes a tile's scores, whose row maxima are `tile_max`, and leaves probabilities relative to
   /// the new maximum. What was accumulated before must be multiplied by `factor`.
-  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0.
-  template <int kCount>
+  /// A row without a visible key so far keeps max -inf, sum 0 and probabilities 0. Without kAnySize
+  /// rows whose max becomes huge get something undefined.
+  template <bool kAnySize = true, int kCount>
   __device__ void absorb(float (&s)[kCount], const float (&tile_max)[2], float scale,
                          float (&factor)[2]) {
     float by[2], shift[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float next = fmaxf(max[h], exponent_of(tile_max[h], scale));
-      by[h] = factor_of(next, scale);
+      const float tile_exponent =
+          kAnySize ? exponent_of(tile_max[h], scale) : __fmul_rn(tile_max[h], scale);
+      const float next = fmaxf(max[h], tile_exponent);
+      by[h] = kAnySize ? factor_of(next, scale) : scale;
       shift[h] = next == -INFINITY ? 0 : next;
       factor[h] = ptx::exp2_fast(max[h] - shift[h]);  // exactly 1 if unmoved
       max[h] = next;

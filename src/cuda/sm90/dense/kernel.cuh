@@ -257,9 +257,12 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
           rows.block_max[h][j] = block_max[h];
       softmax.absorb(s, block_max, args.scale, factor);
     };
+    // Whether all tokens of the tile see all of block j.
+    const auto all_see = [&](int j) { return (j + 1) * kBlock <= segment.limit(0); };
     // Adds block j.
-    const auto add = [&](const RingPosition<kStages>& v, int j) {
-      if (const int begin = segment.limit(0) - j * kBlock; begin < kBlock) {
+    const auto add = [&](const RingPosition<kStages>& v, int j, bool may_hide) {
+      if (may_hide && !all_see(j)) {
+        const int begin = segment.limit(0) - j * kBlock;
         const int end = min(segment.limit(segment.tokens - 1) - j * kBlock, kBlock);
         const int limit[2] = {rows.limit[0] - j * kBlock, rows.limit[1] - j * kBlock};
         isolate_values<kConsumers>(shared.kv[v.stage], max(begin, 0), end, limit, o);
@@ -285,7 +288,8 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
       weigh(segment.last - 1, keys);
       pack_operand(s, p);
 
-      for (int j = segment.last - 2; j >= segment.first; --j) {
+      // Scores of block j; values of block j + 1.
+      const auto step = [&](int j, bool may_hide) {
         const RingPosition<kStages> k = kv;
         kv.advance();
         const RingPosition<kStages> v = kv;
@@ -294,7 +298,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         k.wait_full(shared.kv_ring);
         score(k);
         v.wait_full(shared.kv_ring);
-        add(v, j + 1);
+        add(v, j + 1, may_hide);
         const int keys = read_for_warp(shared.keys[k.stage]);
 
         ptx::wgmma_wait<1>();
@@ -313,11 +317,15 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
         ptx::pin(o);
         release(&shared.kv_ring.empty[v.stage]);
         pack_operand(s, p);
-      }
+      };
+      // Two loops: a test in the long one would keep its products apart.
+      int j = segment.last - 2;
+      for (; j >= segment.first && !all_see(j + 1); --j) step(j, /*may_hide=*/true);
+      for (; j >= segment.first; --j) step(j, /*may_hide=*/false);
       ptx::arrive(&shared.q_ring.empty[q.stage]);
 
       kv.wait_full(shared.kv_ring);
-      add(kv, segment.first);
+      add(kv, segment.first, /*may_hide=*/true);
       ptx::wgmma_wait<0>();
       ptx::pin(o);
       release(&shared.kv_ring.empty[kv.stage]);

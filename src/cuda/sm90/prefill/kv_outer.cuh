@@ -274,7 +274,7 @@ class TileConsumer {
     float block_max[2], factor[2];
     row_max(s_, block_max);
     OnlineSoftmax softmax;
-    softmax.absorb(s_, block_max, args_.scale, factor);
+    softmax.absorb<false>(s_, block_max, args_.scale, factor);
     softmax.add_quad();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {

@@ -102,11 +102,13 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
     a.out.lse[token * a.out.lse_token + head_q * a.out.lse_head] =
         empty ? -INFINITY : lse_of(max, sum, a.scale);
 
-  // A value that the row does not see, but another query of its tile, may have reached it.
+  // A value that the row does not see, but another query of its tile, may have reached it; and
+  // huge logits are not for tiles.
   float zero = 0;
 #pragma unroll
   for (const float x : o) zero = fmaf(x, 0.F, zero);
-  const uint32_t lanes = __ballot_sync(0xffffffff, zero != 0 && !isnan(sum));
+  const uint32_t lanes =
+      __ballot_sync(0xffffffff, (zero != 0 && !isnan(sum)) || is_huge_exponent(max));
 #pragma unroll 1
   for (int other = 0; lanes != 0 && other < 32; other += kMergeLanes) {
     if ((lanes >> other & 0xffff) == 0) continue;

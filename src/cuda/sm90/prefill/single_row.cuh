@@ -1,6 +1,7 @@
 // One row of the output, key by key, without tensor cores: no value that the row does not attend is
-// multiplied by its zero probability, so a NaN or an infinity there cannot reach it. The kernels
-// come here with rows whose results are no finite numbers; most of them have seen such a value.
+// multiplied by its zero probability, so a NaN or an infinity there cannot reach it, and logits may
+// be of any size. The kernels come here with rows whose results are no finite numbers, or whose
+// logits are huge.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -30,8 +31,8 @@ __device__ inline void store_four(const float4& x, float* to) {
   *reinterpret_cast<float4*>(to) = x;
 }
 
-/// o of query row `row`, query head `head` of KV head `kv_head`; a warp, four columns a lane.
-/// `scale` is softmax_scale * log2(e).
+/// o and lse of query row `row`, query head `head` of KV head `kv_head`; a warp, four columns a
+/// lane. `scale` is softmax_scale * log2(e).
 template <class Out>
 __device__ void attend_row(const DeviceBatch& batch, const Lists& lists, const Operands& operands,
                            const Output& out, float scale, int kv_head, int head, int row) {
@@ -68,6 +69,9 @@ __device__ void attend_row(const DeviceBatch& batch, const Lists& lists, const O
     }
   }
   const float inverse = max == -INFINITY ? 0 : 1 / sum;
+  if (lane == 0 && out.lse != nullptr)
+    out.lse[row * out.lse_token + head * out.lse_head] =
+        max == -INFINITY ? -INFINITY : fmaf(max, scale, log2f(sum)) * 0.693147180559945309F;
   store_four({o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse},
              static_cast<Out*>(out.o) + row * out.o_token + head * out.o_head + column);
 }

@@ -213,7 +213,7 @@ class Consumer {
     if (__any_sync(0xffffffff, limit[0] < kBlock || limit[1] < kBlock)) mask_columns(s_, limit);
     float block_max[2];
     row_max(s_, block_max);
-    softmax_.absorb(s_, block_max, args_.scale, factor);
+    softmax_.absorb<false>(s_, block_max, args_.scale, factor);
   }
   /// The rows' probabilities; zeros where the warp sat the block out.
   __device__ void pack() {
@@ -245,8 +245,13 @@ class Consumer {
     softmax_.finish(args_.scale, inverse, lse);
     scale_rows(o_, inverse);
     const Output& out = args_.out;
-    bool finite[2], again[2];
-    find_finite(o_, finite);
+    // A value that is no finite number has reached all 64 rows of the warpgroup.
+    float zero = 0;
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i)
+      if (i / 2 % 2 == 0) zero = fmaf(o_[i], 0.F, zero);
+    const bool spoiled = __any_sync(0xffffffff, zero != 0);
+    bool again[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool exists = token_[h] >= 0;
@@ -254,12 +259,12 @@ class Consumer {
       store_row(o_, h, exists ? row : nullptr);
       if (exists && out.lse != nullptr && threadIdx.x % 4 == 0)
         out.lse[token_[h] * out.lse_token + head_[h] * out.lse_head] = lse[h];
-      again[h] = exists && !finite[h] && !isnan(lse[h]);
+      again[h] = exists && ((spoiled && !isnan(lse[h])) || is_huge_exponent(softmax_.max[h]));
     }
     if (__any_sync(0xffffffff, again[0] || again[1])) attend_rows_again(again);
   }
-  /// Rows whose softmax is right and whose values are no finite numbers: a value that this row does
-  /// not attend, but another one of the tile, may have reached them.
+  /// Rows that a value may have reached which another row of the tile attends, and rows with huge
+  /// logits.
   __device__ void attend_rows_again(const bool (&again)[2]) {
     __syncwarp();  // what the row's lanes have stored is stored over
 #pragma unroll
