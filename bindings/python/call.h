@@ -339,10 +339,9 @@ class Call {
       const int64_t most_k = !paged_                  ? extents_.get("S", INT32_MAX)
                              : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
                                                       : INT32_MAX;
-      const char* q_name = is_decode(op_) ? "max_q_len" : "max_seqlen_q";
       out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
-      out.max_q_len =
-          round_up(bound(q_name, "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));
+      out.max_q_len = round_up(
+          bound("max_seqlen_q", "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));
       const int64_t longest = bound("max_seqlen_k", paged_ ? "seq_lens" : "cu_seqlens_k",
                                     options_.max_seqlen_k, k.longest, known, most_k);
       out.max_kv_len = round_up(longest);

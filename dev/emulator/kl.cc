@@ -112,9 +112,8 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
                                      {"peaked", Values::kPeaked},
                                      {"rising", Values::kRising},
                                      {"falling", Values::kFalling},
-                                     {"giant", Values::kGiant},
-                                     {"no numbers", Values::kNonFinite}})
-    add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}, {17, 90}},
+                                     {"giant", Values::kGiant}})
+    add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}},
         [values](Case& c) { c.values = values; });
 
   add("ragged", Op::kKlLoss, Support::kListed, 16, 4, kRagged, two_heads, true);
