@@ -124,46 +124,49 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
 
 // ---- the consumers: one warpgroup each ----------------------------------------------------------
 
-/// Named barrier of all consumers; 0 is __syncthreads.
-constexpr uint32_t kConsumerBarrier = 1;
+/// Named barriers: one per consumer, and that of all consumers; 0 is __syncthreads.
+constexpr uint32_t kConsumerBarrier = 1, kConsumersBarrier = 3;
 
-/// Whether a bf16 is a NaN or an infinity.
-__device__ inline bool is_special(uint32_t bits) { return (bits & 0x7f80) == 0x7f80; }
-/// The same of any of eight, and those that are cleared.
-__device__ inline bool clear_special(uint4* eight) {
-  bool any = false;
-  for (uint32_t* pair : {&eight->x, &eight->y, &eight->z, &eight->w}) {
-    const bool low = is_special(*pair), high = is_special(*pair >> 16);
-    *pair &= (low ? 0 : 0xffff) | (high ? 0 : 0xffff0000);
-    any = any || low || high;
+/// Whether any of eight bf16 is a NaN or an infinity: an exponent of ones carries into the sign.
+__device__ inline bool any_special(const uint4& eight) {
+  uint32_t carries = 0;
+  for (const uint32_t pair : {eight.x, eight.y, eight.z, eight.w})
+    carries |= (pair & 0x7f807f80) + 0x00800080;
+  return (carries & 0x80008000) != 0;
+}
+/// The eight without those.
+__device__ inline uint4 without_special(uint4 eight) {
+  for (uint32_t* pair : {&eight.x, &eight.y, &eight.z, &eight.w}) {
+    const uint32_t carries = ((*pair & 0x7f807f80) + 0x00800080) & 0x80008000;
+    *pair &= ~((carries >> 15) * 0xffff);
   }
-  return any;
+  return eight;
 }
 
-/// A block of V that not all tokens of the tile see: no product with a probability of zero may be
-/// NaN, and in P V all rows are multiplied with all keys. Keys from `end` on, which no token sees,
-/// become zeros. From those before it, from `begin` on, NaN and infinities are taken out, and added
-/// to o by hand where this thread's rows, which see keys below limit[h], attend them. All consumers
-/// together; their products may then read the tile.
+/// A block of V that not all tokens of the tile see, as a consumer does before it adds the block:
+/// in P V all rows are multiplied with all keys, and no product with a probability of zero may be
+/// NaN. Rows from `keys` on hold whatever lay there and become zeros. NaN and infinities of the
+/// others are seldom: then, all consumers together, rows from `end` on, which no token sees, become
+/// zeros too, and of those before, from `begin` on, such values are taken out, and added to o by
+/// hand where this thread's rows see them, keys below limit[h].
 template <int kConsumers>
-__device__ inline void isolate_values(SharedTile<kBlock, kDim>& v, int begin, int end,
-                                      const int (&limit)[2], float (&o)[kDim / 2]) {
-  constexpr int kThreads = 128 * kConsumers, kUnits = kDim / 8;
-  const int thread = static_cast<int>(threadIdx.x) - 128;
+__device__ inline void isolate_values(SharedTile<kBlock, kDim>& v, int begin, int end, int keys,
+                                      const int (&limit)[2], float (&o)[kDim / 2], int consumer) {
+  constexpr int kUnits = kDim / 8, kAll = 128 * kConsumers;
+  const int thread = static_cast<int>(threadIdx.x % 128);
   const auto unit = [&](int i) {
     return reinterpret_cast<uint4*>(v.at(i / kUnits, i % kUnits * 8));
   };
 #pragma unroll 1
-  for (int i = end * kUnits + thread; i < kBlock * kUnits; i += kThreads) *unit(i) = {};
+  for (int i = keys * kUnits + thread; i < kBlock * kUnits; i += 128) *unit(i) = {};
   bool special = false;
 #pragma unroll 1
-  for (int i = begin * kUnits + thread; i < end * kUnits; i += kThreads) {
-    uint4 eight = *unit(i);
-    special = clear_special(&eight) || special;
-  }
+  for (int i = begin * kUnits + thread; i < keys * kUnits; i += 128)
+    special = any_special(*unit(i)) || special;
   ptx::fence_async_proxy();
-  if (!ptx::join_any(kConsumerBarrier, kThreads, special)) return;
+  if (!ptx::join_any(kConsumerBarrier + consumer, 128, special)) return;
 
+  ptx::join(kConsumersBarrier, kAll);  // all have found them
 #pragma unroll 1
   for (int key = begin; key < end; ++key) {
 #pragma unroll
@@ -173,14 +176,12 @@ __device__ inline void isolate_values(SharedTile<kBlock, kDim>& v, int begin, in
       if (key < limit[i / 2 % 2] && (isnan(x) || isinf(x))) o[i] += x;
     }
   }
-  ptx::join(kConsumerBarrier, kThreads);
+  ptx::join(kConsumersBarrier, kAll);
 #pragma unroll 1
-  for (int i = begin * kUnits + thread; i < end * kUnits; i += kThreads) {
-    uint4 eight = *unit(i);
-    if (clear_special(&eight)) *unit(i) = eight;
-  }
+  for (int i = begin * kUnits + consumer * 128 + thread; i < keys * kUnits; i += kAll)
+    *unit(i) = i < end * kUnits ? without_special(*unit(i)) : uint4{};
   ptx::fence_async_proxy();
-  ptx::join(kConsumerBarrier, kThreads);
+  ptx::join(kConsumersBarrier, kAll);
 }
 
 /// The thread's two rows of the tile, their place in the outputs and what they see.
@@ -262,10 +263,11 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
     // Adds block j.
     const auto add = [&](const RingPosition<kStages>& v, int j, bool may_hide) {
       if (may_hide && !all_see(j)) {
-        const int begin = segment.limit(0) - j * kBlock;
+        const int begin = max(segment.limit(0) - j * kBlock, 0);
         const int end = min(segment.limit(segment.tokens - 1) - j * kBlock, kBlock);
+        const int keys = min(segment.kv_len - j * kBlock, kBlock);
         const int limit[2] = {rows.limit[0] - j * kBlock, rows.limit[1] - j * kBlock};
-        isolate_values<kConsumers>(shared.kv[v.stage], max(begin, 0), end, limit, o);
+        isolate_values<kConsumers>(shared.kv[v.stage], begin, end, keys, limit, o, consumer);
       }
       ptx::wgmma_fence();
       add_values(o, p, shared.kv[v.stage]);
