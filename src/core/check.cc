@@ -333,12 +333,15 @@ Status Border::id_values(const TensorView& ids, const Batch& batch) const {
         const int64_t end = batch.block_offset.given() ? INT64_MAX : s.blocks();
         const int32_t* list = ids.at<const int32_t>(h, t);
         bool ascending = true;
+        int32_t before = -1;
         int64_t n = 0;
         for (; n < p_.topk && list[n] != -1; ++n) {
-          if (list[n] < 0 || list[n] >= end)
-            return invalid("ids[", h, ",", t, ",", n, "]: got ", list[n],
+          const int32_t id = list[n];
+          if (id < 0 || id >= end)
+            return invalid("ids[", h, ",", t, ",", n, "]: got ", id,
                            ", expected -1 or a block of sequence ", b, ", which has ", s.blocks());
-          ascending = ascending && (n == 0 || list[n - 1] < list[n]);
+          ascending &= before < id;
+          before = id;
         }
         if (ascending) return {};
         const int64_t slot = repeated_slot(list, n);

@@ -22,7 +22,6 @@ struct Avx2 {
   static MSA_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static MSA_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // NaN in a gives b
-  static MSA_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }  // NaN in b stays NaN
 
   static MSA_INLINE float reduce_max(Vec v) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -22,7 +22,6 @@ struct Avx512Vector {
   static MSA_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static MSA_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static MSA_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // NaN in a gives b
-  static MSA_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // NaN in b stays NaN
   static MSA_INLINE float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
   static MSA_INLINE float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 

@@ -420,13 +420,12 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
           if (lse == -kInfinity) continue;
           hide_invisible(scores[r], most(0, least(s.visible(q0 + query) - start, n)), cols,
                          scale < 0 ? kInfinity : -kInfinity);
-          const Probability of_row(lse);
+          const float c = scale * kLog2E;
           typename Isa::Vec sum = Isa::zero();
-          const typename Isa::Vec factor = Isa::set1(scale * kLog2E);
-          const typename Isa::Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
+          const typename Isa::Vec factor = Isa::set1(c),
+                                  shift = Isa::set1(probability_shift(lse, c, scores[r], cols));
           for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-            const auto x = Isa::fma(Isa::load(scores[r] + col), factor, shift);
-            sum = Isa::add(sum, Isa::exp2(Isa::min(limit, x)));
+            sum = Isa::add(sum, Isa::exp2(Isa::fma(Isa::load(scores[r] + col), factor, shift)));
           }
           *params.mass.at<float>(head, token, j) +=
               Isa::reduce_add(sum) / static_cast<float>(group);

@@ -16,9 +16,8 @@ struct BackwardCall {
   float scale;
   const float* delta;  ///< [T,Hq]
 
-  MSA_INLINE Probability probability(int64_t token, int64_t h) const {
-    return Probability(*a.lse.at<const float>(token, h));
-  }
+  MSA_INLINE float c() const { return scale * kLog2E; }
+  MSA_INLINE float lse(int64_t token, int64_t h) const { return *a.lse.at<const float>(token, h); }
   MSA_INLINE float shift_of_dp(int64_t token, int64_t h) const {
     return -delta[token * p.heads_q + h] * scale;
   }
@@ -76,13 +75,12 @@ struct BackwardQuerySide {
 /// One row of S and dP: dP becomes dS, 0 from `valid` on.
 template <class Isa>
 MSA_INLINE void gradient_row(const float* s, float* dp, int64_t valid, int64_t cols, float c,
-                             Probability probability, float scale, float shift_of_dp) {
+                             float shift, float scale, float shift_of_dp) {
   using Vec = typename Isa::Vec;
   const Vec c_all = Isa::set1(c), scale_all = Isa::set1(scale);
-  const Vec shift = Isa::set1(probability.shift), limit = Isa::set1(probability.limit);
-  const Vec shift_of_dp_all = Isa::set1(shift_of_dp);
+  const Vec shift_all = Isa::set1(shift), shift_of_dp_all = Isa::set1(shift_of_dp);
   for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-    const Vec p = Isa::exp2(Isa::min(limit, Isa::fma(Isa::load(s + col), c_all, shift)));
+    const Vec p = Isa::exp2(Isa::fma(Isa::load(s + col), c_all, shift_all));
     Isa::store(dp + col, Isa::mul(p, Isa::fma(Isa::load(dp + col), scale_all, shift_of_dp_all)));
   }
   for (int64_t col = valid; col < cols; ++col) dp[col] = 0;
@@ -123,8 +121,10 @@ void write_dq(const BackwardCall& call, const Sequence& s, int64_t head, int64_t
             const int64_t query = from[r] / group, token = token0 + query;
             const int64_t h = first_head + from[r] % group;
             const int64_t valid = most(0, least(s.visible(q0 + query) - start, n));
-            gradient_row<Isa>(w.s + r * kPiece, w.dp + r * kPiece, valid, cols, call.scale * kLog2E,
-                              call.probability(token, h), call.scale, call.shift_of_dp(token, h));
+            const float shift =
+                probability_shift(call.lse(token, h), call.c(), w.s + r * kPiece, cols);
+            gradient_row<Isa>(w.s + r * kPiece, w.dp + r * kPiece, valid, cols, call.c(), shift,
+                              call.scale, call.shift_of_dp(token, h));
           }
           gemm<Isa>(w.dp, kPiece, rows, w.k, n * Isa::kCols, n, w.ldo, dq, w.ldo, true);
         }
@@ -144,7 +144,7 @@ struct BackwardKeySide {
   float* rows;                         // [kReaders,ld]
   float *q_cols, *d_o_cols, *q, *d_o;  // panels of readers: as columns, as depths
   float *s, *dp;                       // [kPiece,kReaders], keys down
-  float *shift, *limit, *shift_of_dp;  // [kReaders]
+  float *shift, *shift_of_dp;          // [kReaders]
   int64_t seen[kReaders];              // keys of the piece that a column sees, ascending
 
   MSA_INLINE BackwardKeySide(Arena& arena, const Problem& p) {
@@ -162,7 +162,6 @@ struct BackwardKeySide {
     s = arena.take<float>(kPiece * kReaders);
     dp = arena.take<float>(kPiece * kReaders);
     shift = arena.take<float>(kReaders);
-    limit = arena.take<float>(kReaders);
     shift_of_dp = arena.take<float>(kReaders);
   }
 };
@@ -177,8 +176,7 @@ void gradient_tile(const BackwardKeySide<Isa>& w, int64_t n, int64_t cols, float
   for (int64_t key = 0; key < n; ++key) {
     float *s = w.s + key * kReaders, *dp = w.dp + key * kReaders;
     for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-      const Vec x = Isa::fma(Isa::load(s + col), c_all, Isa::load(w.shift + col));
-      const Vec p = Isa::exp2(Isa::min(Isa::load(w.limit + col), x));
+      const Vec p = Isa::exp2(Isa::fma(Isa::load(s + col), c_all, Isa::load(w.shift + col)));
       const Vec ds = Isa::fma(Isa::load(dp + col), scale_all, Isa::load(w.shift_of_dp + col));
       Isa::store(s + col, p);
       Isa::store(dp + col, Isa::mul(p, ds));
@@ -206,14 +204,11 @@ void write_dk_dv(const BackwardCall& call, const InverseLists& lists, const Sequ
     for (int64_t col = 0; col < count; ++col) {
       const int64_t query = readers.query((c0 + col) / group), token = s.q_begin + query;
       const int64_t h = first_head + (c0 + col) % group;
-      const Probability probability = call.probability(token, h);
-      w.shift[col] = probability.shift;
-      w.limit[col] = probability.limit;
       w.shift_of_dp[col] = call.shift_of_dp(token, h);
       w.seen[col] = s.visible(query) - start;
     }
     for (int64_t col = count; col < cols; ++col) {  // read, but in no product
-      w.shift[col] = w.limit[col] = w.shift_of_dp[col] = 0;
+      w.shift[col] = w.shift_of_dp[col] = 0;
       w.seen[col] = n;
     }
     const auto pack = [&](const TensorView& view, float* columns, float* depths) {
@@ -227,7 +222,12 @@ void write_dk_dv(const BackwardCall& call, const InverseLists& lists, const Sequ
     pack(a.d_o, w.d_o_cols, w.d_o);
     product<Isa>(w.k, w.ld, n, w.q_cols, w.ld, cols, w.s, kReaders, false);
     product<Isa>(w.v, w.ld, n, w.d_o_cols, w.ld, cols, w.dp, kReaders, false);
-    gradient_tile<Isa>(w, n, cols, call.scale * kLog2E, call.scale);
+    for (int64_t col = 0; col < count; ++col) {
+      const int64_t token = s.q_begin + readers.query((c0 + col) / group);
+      const float lse = call.lse(token, first_head + (c0 + col) % group);
+      w.shift[col] = probability_shift(lse, call.c(), w.s + col, n, kReaders);
+    }
+    gradient_tile<Isa>(w, n, cols, call.c(), call.scale);
     product<Isa>(w.s, kReaders, n, w.d_o, count, w.ldo, w.dv, w.ldo, true);
     product<Isa>(w.dp, kReaders, n, w.q, count, w.ldo, w.dk, w.ldo, true);
   }

@@ -116,17 +116,17 @@ struct KlCall {
     const int32_t queries = *a.batch.cu_seqlens_q.at<const int32_t>(batch_size(a.batch));
     factor = index_scale(p) / (static_cast<float>(queries) * static_cast<float>(p.heads_kv));
   }
-  MSA_INLINE Probability student(int64_t token, int64_t head) const {
-    return Probability(*a.index_lse.at<const float>(token, head));
+  /// What products of a row need to become log2 of probabilities.
+  MSA_INLINE float shift_of_student(int64_t token, int64_t head, float* s, int64_t n,
+                                    int64_t step = 1) const {
+    return probability_shift(*a.index_lse.at<const float>(token, head), c_index, s, n, step);
   }
-  /// Of a head's share in the mean; a row without a student has no teacher.
-  MSA_INLINE Probability teacher(int64_t token, int64_t h) const {
-    const bool none = *a.index_lse.at<const float>(token, h / p.group()) == -kInfinity;
-    Probability out(none ? -kInfinity : *a.lse.at<const float>(token, h));
-    const float share = std::log2(static_cast<float>(p.group()));
-    out.shift -= share;
-    out.limit -= share;
-    return out;
+  /// Likewise, of a head's share in the mean; a row without a student has no teacher.
+  MSA_INLINE float shift_of_teacher(int64_t token, int64_t h, float* s, int64_t n,
+                                    int64_t step = 1) const {
+    if (*a.index_lse.at<const float>(token, h / p.group()) == -kInfinity) return -kInfinity;
+    return probability_shift(*a.lse.at<const float>(token, h), c, s, n, step) -
+           std::log2(static_cast<float>(p.group()));
   }
 };
 
@@ -146,12 +146,11 @@ MSA_INLINE float log2_of(float x) {
 /// terms: [cols].
 template <class Isa>
 MSA_INLINE float divergence(const float* teacher, const float* z, int64_t valid, int64_t cols,
-                            float c, Probability student, float* terms) {
+                            float c, float shift, float* terms) {
   for (int64_t col = 0; col < cols; ++col) {
     const float p = teacher[col];
-    const float x = z[col] * c + student.shift;
-    const float term = p * (log2_of(p) - (student.limit < x ? student.limit : x));
-    terms[col] = p != 0 && col < valid ? term : 0;  // NaN stays NaN
+    const float term = p * (log2_of(p) - (z[col] * c + shift));
+    terms[col] = p != 0 && col < valid ? term : 0;  // NaN stays
   }
   typename Isa::Vec sum = Isa::zero();
   for (int64_t col = 0; col < cols; col += Isa::kLanes) sum = Isa::add(sum, Isa::load(terms + col));
@@ -197,12 +196,11 @@ void teach_rows(const KlCall& call, const int64_t* listed, int64_t rows, int64_t
                   static_cast<size_t>(dim) * sizeof(float));
     product<Isa>(w.rows, dim, rows, w.k_cols, dim, cols, w.s, kPiece, false);
     for (int64_t r = 0; r < rows; ++r) {
-      const float* s = w.s + r * kPiece;
-      float* teacher = w.teacher + r * kPiece;
-      const Probability of_row = call.teacher(token0 + query_of(listed[r]), head * group + g);
-      const Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
+      float *s = w.s + r * kPiece, *teacher = w.teacher + r * kPiece;
+      const Vec shift =
+          Isa::set1(call.shift_of_teacher(token0 + query_of(listed[r]), head * group + g, s, cols));
       for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-        const Vec p = Isa::exp2(Isa::min(limit, Isa::fma(Isa::load(s + col), c, shift)));
+        const Vec p = Isa::exp2(Isa::fma(Isa::load(s + col), c, shift));
         Isa::store(teacher + col, g == 0 ? p : Isa::add(Isa::load(teacher + col), p));
       }
     }
@@ -245,18 +243,16 @@ void write_dq_idx(const KlCall& call, const Sequence& s, int64_t head, int64_t q
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t query = query_of(listed[r]);
             const int64_t valid = most(0, least(s.visible(q0 + query) - start, n));
-            const Probability of_row = call.student(token0 + query, head);
             float *z = w.s + r * kPiece, *teacher = w.teacher + r * kPiece;
+            const float shift = call.shift_of_student(token0 + query, head, z, cols);
             if (loss) {
               alignas(64) float terms[kPiece];
-              w.kl[query] += divergence<Isa>(teacher, z, valid, cols, call.c_index, of_row, terms);
+              w.kl[query] += divergence<Isa>(teacher, z, valid, cols, call.c_index, shift, terms);
             }
-            const Vec c = Isa::set1(call.c_index);
-            const Vec shift = Isa::set1(of_row.shift), limit = Isa::set1(of_row.limit);
+            const Vec c = Isa::set1(call.c_index), shift_all = Isa::set1(shift);
             const Vec factor = Isa::set1(call.factor), minus = Isa::set1(-call.factor);
             for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-              const Vec student =
-                  Isa::exp2(Isa::min(limit, Isa::fma(Isa::load(z + col), c, shift)));
+              const Vec student = Isa::exp2(Isa::fma(Isa::load(z + col), c, shift_all));
               Isa::store(z + col,
                          Isa::fma(student, factor, Isa::mul(Isa::load(teacher + col), minus)));
             }
@@ -280,7 +276,7 @@ struct KlKeySide {
   float* rows;                         // [kReaders,max(D,Di)]
   float *q_cols, *q_idx_cols, *q_idx;  // panels of readers: as columns, as depths
   float *s, *teacher;                  // [kPiece,kReaders], keys down
-  float *shift, *limit;                // [kReaders]
+  float* shift;                        // [kReaders]
   int64_t seen[kReaders];              // keys of the piece that a column sees, ascending
 
   MSA_INLINE KlKeySide(Arena& arena, const Problem& p) {
@@ -295,11 +291,6 @@ struct KlKeySide {
     s = arena.take<float>(kPiece * kReaders);
     teacher = arena.take<float>(kPiece * kReaders);
     shift = arena.take<float>(kReaders);
-    limit = arena.take<float>(kReaders);
-  }
-  MSA_INLINE void set(int64_t col, Probability probability) const {
-    shift[col] = probability.shift;
-    limit[col] = probability.limit;
   }
 };
 
@@ -314,15 +305,17 @@ void teach_tile(const KlCall& call, const Readers& readers, int64_t c0, int64_t 
     for (int64_t col = 0; col < count; ++col) {
       const int64_t token = readers.q_begin + readers.query(c0 + col);
       load_row<Isa>(call.a.q, token, h, w.rows + col * dim);
-      w.set(col, call.teacher(token, h));
     }
-    for (int64_t col = count; col < cols; ++col) w.set(col, Probability(-kInfinity));
     pack_columns<Isa>(w.rows, dim, count, w.q_cols);
     product<Isa>(w.k, dim, n, w.q_cols, dim, cols, w.s, kReaders, false);
+    for (int64_t col = 0; col < count; ++col) {
+      const int64_t token = readers.q_begin + readers.query(c0 + col);
+      w.shift[col] = call.shift_of_teacher(token, h, w.s + col, n, kReaders);
+    }
+    for (int64_t col = count; col < cols; ++col) w.shift[col] = -kInfinity;  // in no product
     for (int64_t i = 0; i < n * kReaders; i += kReaders) {
       for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-        const Vec x = Isa::fma(Isa::load(w.s + i + col), c, Isa::load(w.shift + col));
-        const Vec p = Isa::exp2(Isa::min(Isa::load(w.limit + col), x));
+        const Vec p = Isa::exp2(Isa::fma(Isa::load(w.s + i + col), c, Isa::load(w.shift + col)));
         float* teacher = w.teacher + i + col;
         Isa::store(teacher, h == head * group ? p : Isa::add(Isa::load(teacher), p));
       }
@@ -340,8 +333,7 @@ void learn_tile(const KlCall& call, int64_t n, int64_t cols, const KlKeySide<Isa
   for (int64_t key = 0; key < n; ++key) {
     float *z = w.s + key * kReaders, *teacher = w.teacher + key * kReaders;
     for (int64_t col = 0; col < cols; col += Isa::kLanes) {
-      const Vec x = Isa::fma(Isa::load(z + col), c, Isa::load(w.shift + col));
-      const Vec student = Isa::exp2(Isa::min(Isa::load(w.limit + col), x));
+      const Vec student = Isa::exp2(Isa::fma(Isa::load(z + col), c, Isa::load(w.shift + col)));
       Isa::store(z + col, Isa::fma(student, factor, Isa::mul(Isa::load(teacher + col), minus)));
     }
     while (blind < cols && w.seen[blind] <= key) ++blind;
@@ -368,16 +360,16 @@ void write_dk_idx(const KlCall& call, const InverseLists& lists, const Sequence&
       for (int64_t col = 0; col < count; ++col) {
         const int64_t query = readers.query(c0 + col), token = s.q_begin + query;
         load_row<Isa>(a.q_idx, token, head, w.rows + col * dim);
-        w.set(col, call.student(token, head));
         w.seen[col] = s.visible(query) - start;
       }
-      for (int64_t col = count; col < cols; ++col) {  // in no product
-        w.set(col, Probability(-kInfinity));
-        w.seen[col] = n;
-      }
+      for (int64_t col = count; col < cols; ++col) w.seen[col] = n;
       pack_columns<Isa>(w.rows, dim, count, w.q_idx_cols);
       pack_depths<Isa>(w.rows, dim, count, w.q_idx);
       product<Isa>(w.k_idx, dim, n, w.q_idx_cols, dim, cols, w.s, kReaders, false);
+      for (int64_t col = 0; col < count; ++col) {
+        const int64_t token = s.q_begin + readers.query(c0 + col);
+        w.shift[col] = call.shift_of_student(token, head, w.s + col, n, kReaders);
+      }
       learn_tile<Isa>(call, n, cols, w);
       product<Isa>(w.s, kReaders, n, w.q_idx, count, w.ldo, w.dk, w.ldo, true);
     }

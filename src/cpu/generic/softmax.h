@@ -16,24 +16,28 @@ inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f;
 /// of two instead: the shift is exact, the largest product weighs 1 and the others nothing.
 struct Exponents {
   float factor, shift;
-  MSA_INLINE Exponents(float max, float c) : factor(c) {
-    if (!(std::fabs(max * c) < 0x1p30f))
-      factor = std::bit_cast<float>((std::bit_cast<uint32_t>(c) + 0x7fffffu) & 0x7f800000u);
+  MSA_INLINE Exponents(float max, float c) : factor(c), shift(-(max * c)) {
+    if (std::fabs(shift) < 0x1p30f) [[likely]]
+      return;
+    factor = std::bit_cast<float>((std::bit_cast<uint32_t>(c) + 0x7fffffu) & 0x7f800000u);
     shift = max == -kInfinity ? 0.0f : -(max * factor);
   }
 };
 
-/// What makes the exponent of a probability of a product s, given the row's LSE:
-/// min(s * c + shift, limit). An LSE of 2^24 and more stands for all logits that close to it.
-struct Probability {
-  float shift, limit = 128;  // 2^128 is infinity
-  explicit MSA_INLINE Probability(float lse) : shift(-lse * kLog2E) {
-    if (lse == -kInfinity) shift = -kInfinity;  // of nothing
-    if (!(std::fabs(lse) >= 0x1p24f) || std::fabs(lse) == kInfinity) return;
-    shift = (std::fabs(lse) * 0x1p-21f - lse) * kLog2E;
-    limit = 0;
+/// What n products s, `step` apart, need to become exponents of probabilities: s * c + shift. An
+/// LSE of 2^24 and more stands for all logits near it, whose probability is 1: such products are
+/// replaced by those that give the right exponent, at most 0, with a shift of 0.
+MSA_INLINE float probability_shift(float lse, float c, float* s, int64_t n, int64_t step = 1) {
+  if (!(std::fabs(lse) >= 0x1p24f)) [[likely]]
+    return -lse * kLog2E;
+  if (std::fabs(lse) == kInfinity) return -kInfinity;  // of nothing
+  const float shift = (std::fabs(lse) * 0x1p-21f - lse) * kLog2E;
+  for (int64_t i = 0; i < n * step; i += step) {
+    const float x = s[i] * c + shift;
+    s[i] = x > 0 ? 0 : x / c;  // NaN stays
   }
-};
+  return 0;
+}
 
 /// One row against one piece: S becomes P, the running maximum and sum move on, O is rescaled if
 /// need be.

@@ -13,7 +13,7 @@
 // The vocabulary an instruction set `Isa` provides:
 //   Elem, Vec          element of A and B; vector of kLanes floats
 //   kLanes kRows kCols kPair kDepthStep kChunk     (kDepthStep: depth granularity of `tile`)
-//   zero set1 load store add mul fma max min exp2 reduce_max reduce_add
+//   zero set1 load store add mul fma max exp2 reduce_max reduce_add
 //   load_as<T>(p)      kLanes elements of dtype T as floats;  store_as<T>(p, v) the way back
 //   load_unit<T>(p)    kLanes*kPair elements of dtype T as one vector of 32-bit units of Elem
 //   interleave(a,b,d)  kPair == 2: kCols elements of two rows zipped into d
