@@ -22,11 +22,15 @@ import argparse
 import inspect
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+write_whole = runpy.run_path(
+    str(Path(__file__).resolve().parents[1] / "python/msa_cpp/_files.py"))["write_whole"]
 
 CASES = ("index:32768 random:32768 shared:32768 dense:32768 backward:32768 kl:32768 index:131072 "
          "random:131072 shared:131072 decode:8x131072 decode:1x131072")
@@ -204,7 +208,7 @@ def main():
               f"{new[0]:.4f} ({new[1]:.4f} to {new[2]:.4f})   "
               f"{old[0]:.4f} ({old[1]:.4f} to {old[2]:.4f})", flush=True)
     if o.json:
-        Path(o.json).write_text(json.dumps({"rounds": o.rounds, "rows": rows}, indent=1) + "\n")
+        write_whole(o.json, json.dumps({"rounds": o.rounds, "rows": rows}, indent=1) + "\n")
     for process in processes.values():
         process.stdin.close()
         process.wait()

@@ -179,7 +179,7 @@ Status ModelSession::extend_timed(std::span<const int32_t> tokens, std::span<flo
 Status ModelSession::forward(std::span<const int32_t> tokens, int64_t done, int64_t total,
                              const Hooks& hooks) {
   norms_.clear();
-  const Status status = run_layers(tokens, done, total, hooks);
+  Status status = run_layers(tokens, done, total, hooks);
   const std::optional<BadRow> bad = compute_.bad_row();
   if (!status.ok() || !bad) return status;
   const Normed& from = norms_[static_cast<size_t>(bad->call)];
