@@ -13,19 +13,24 @@ __device__ inline bool named_before(const int32_t* ids, int slot) {
   return false;
 }
 
-/// The same of lists of up to kLanes ids that lie in as many neighbouring lanes, slot after slot:
-/// whether the list goes as far as this lane's id and has not named it before. All lanes of a warp
-/// together.
+/// Of lists of up to kLanes ids that lie in as many neighbouring lanes, slot after slot: whether
+/// the list goes as far as this lane's id. All lanes of a warp together.
+template <int kLanes>
+__device__ inline bool is_listed(int id) {
+  if (__all_sync(0xffffffff, id >= 0)) return true;
+  const int lane = static_cast<int>(threadIdx.x % 32), slot = lane % kLanes;
+  const uint32_t ends = __ballot_sync(0xffffffff, id < 0) >> (lane - slot);
+  return (ends & ((2u << slot) - 1)) == 0;
+}
+
+/// Likewise, and has not named it before.
 template <int kLanes>
 __device__ inline bool counts(int id) {
   const int lane = static_cast<int>(threadIdx.x % 32), slot = lane % kLanes;
+  const bool listed = is_listed<kLanes>(id);
   const int before = __shfl_up_sync(0xffffffff, id, 1);
-  const bool ascends = slot == 0 || before < id;
-  // Most lists are full and ascend, or ascend up to their end.
-  if (__all_sync(0xffffffff, id >= 0 && ascends)) return true;
-  const uint32_t ends = __ballot_sync(0xffffffff, id < 0) >> (lane - slot);
-  const bool listed = (ends & ((2u << slot) - 1)) == 0;
-  if (__all_sync(0xffffffff, !listed || ascends)) return listed;
+  // Most lists ascend.
+  if (__all_sync(0xffffffff, !listed || slot == 0 || before < id)) return listed;
   const uint32_t same = __match_any_sync(0xffffffff, id) >> (lane - slot);
   return listed && (same & ((1u << slot) - 1)) == 0;
 }

@@ -150,7 +150,7 @@ class TilePlanner {
       const int query = (32 * r + lane) / kMostSlots;
       const int row = __shfl_sync(0xffffffff, row_, query);
       const int visible = __shfl_sync(0xffffffff, visible_, query);
-      const int block = chosen_block(batch, lists, s, head, row, visible);
+      const int block = chosen_block</*kRepeats=*/true>(batch, lists, s, head, row, visible);
       key_[r] = block >= 0 ? static_cast<uint32_t>(block) * kKeyQueries + query : kNone;
     }
     sort_in_warp(key_);
