@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""The measurements behind README's table, in one run and one JSON file.
+"""The CPU's measurements of docs/results.md, in one run and one JSON file.
 
     python3 bench/suite.py --msa build/release/msa --library build/release/src/libmsa.so \\
-        --output bench/results/NAME.json            measures (half an hour on 2 cores, 8 minutes on 16)
-    python3 bench/suite.py --table bench/results/NAME.json      prints the table
+        --output bench/results/NAME.json            (half an hour on 2 cores, 8 minutes on 16)
 
 Block lists come from the trained model in models/code-11m, traced at the longest context. Every row of `msa bench`
 checks its result before it is timed; ratios are of interleaved rounds. --pairs adds torch's attention
@@ -83,58 +82,16 @@ def measure(args):
         save(result, args.output)
 
 
-def seconds(value):
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
-
-
-def spread(row):
-    return f"{seconds(row['seconds_median'])} ({seconds(row['seconds_p10'])} to {seconds(row['seconds_p90'])})"
-
-
-def table(result):
-    machine = result["machine"]
-    peaks = ", ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in machine["peak_gflops"].items())
-    print(f"{machine['cpu']}, {machine['cores']} cores, commit {result['commit']}; measured ceilings: {peaks}, "
-          f"read {machine['read_gbps']:.0f} GB/s. Median (10th to 90th percentile).\n")
-    print("| run | operator | backend | time | of the ceiling | faster than dense |\n|---|---|---|---|---|---|")
-    for row in result["rows"]:
-        if row["run"] == "growth":
-            continue
-        ratio = row.get("ratio_to_dense")
-        faster = f"{ratio['median']:.2f}x" if ratio else ""
-        print(f"| {row['run']} | {row['op']} | {row['backend']} | {spread(row)} | {row['ceiling_fraction']:.0%} | "
-              f"{faster} |")
-    growth = {(row["op"], row["context"]): row for row in result["rows"] if row["run"] == "growth"}
-    if growth:
-        print("\n| context | index, us per token | sparse attention, us per token |\n|---|---|---|")
-    for context in sorted({context for _, context in growth}):
-        cells = [growth[op, context]["seconds_median"] / context * 1e6 for op in ("index_select", "sparse_attention")]
-        print(f"| {context} | {cells[0]:.2f} | {cells[1]:.2f} |")
-    if result["pairs"]:
-        print("\n| dense prefill at 8K against torch | threads | ours | torch | ratio (range of the pairs) |")
-        print("|---|---|---|---|---|")
-    for row in result["pairs"]:
-        print(f"| {row['dtype']}, {row['backend']} | {row['threads']} | {row['gflops']:.0f} GFLOP/s | "
-              f"{row['torch_gflops']:.0f} GFLOP/s | {row['ratio_median']:.2f}x ({row['ratio_min']:.2f} to "
-              f"{row['ratio_max']:.2f}) |")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--msa", type=Path, default=ROOT / "build/release/msa")
     parser.add_argument("--library", type=Path, default=ROOT / "build/release/src/libmsa.so")
     parser.add_argument("--longest", type=int, default=131072, help="longest context; 32768 is quick")
     parser.add_argument("--pairs", action="store_true", help="also against torch")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of this file")
+    parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    if args.table:
-        table(json.loads(args.table.read_text()))
-    elif args.output:
-        args.msa, args.library = args.msa.resolve(), args.library.resolve()
-        measure(args)
-    else:
-        parser.error("give --output FILE or --table FILE")
+    args.msa, args.library = args.msa.resolve(), args.library.resolve()
+    measure(args)
 
 
 if __name__ == "__main__":
