@@ -150,7 +150,8 @@ def test_roofline_holds_every_row():
 
 @pytest.mark.parametrize(
     "name, page",
-    [("selection", "README.md"), ("speedup", "README.md"), ("roofline", "docs/python.md")],
+    [("selection", "README.md"), ("speedup", "docs/results.md"),
+     ("speedup-h200", "docs/results.md"), ("roofline", "docs/python.md")],
 )
 def test_pictures_of_the_pages(name, page):
     path = ROOT / f"docs/images/{name}.png"

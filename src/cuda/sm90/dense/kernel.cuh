@@ -1,8 +1,7 @@
 // Dense attention on Hopper: one producer warp feeds tiles of Q, K and V by TMA, each consumer
 // warpgroup keeps 64 query rows in registers. The structure is FlashAttention-3's (Shah et al.,
-// arXiv 2407.08608): Q K^T of the next block is started before the softmax of this one, and two
-// consumers take turns at the tensor cores, so that one's softmax hides behind the other's
-// products.
+// arXiv 2407.08608) without its turns at the tensor cores: Q K^T of the next block is started
+// before the softmax of this one, which hides behind those products and the other consumer's.
 #pragma once
 
 #include "cuda/ptx/barrier.cuh"
