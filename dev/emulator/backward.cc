@@ -84,8 +84,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.strided = c.shared_ids = c.loose_limits = true;
   });
   add("many sequences", 16, 4, std::vector<SequenceSize>(35, {3, 3}), [](Case&) {});
-  add("repeated ids", 16, 4, {{20, 300}, {40, 200}}, [](Case& c) { c.repeated_ids = true; });
-  add("repeated ids, G 8", 8, 8, {{30, 700}}, [](Case& c) { c.repeated_ids = true; });
   add("giant", 16, 4, {{20, 300}, {40, 200}}, [](Case& c) { c.values = Values::kGiant; });
   add("dense, giant", 8, 16, {{20, 300}}, [&](Case& c) {
     dense(c);

@@ -82,9 +82,6 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
   const auto non_finite = [](Case& c) { c.values = Values::kNonFinite; };
   add("giant logits", 16, 4, {{40, 900}, {3, 3}}, giant);
   add("giant logits, G 8", 8, 4, {{40, 900}}, giant);
-  const auto repeated = [](Case& c) { c.repeated_ids = true; };
-  add("repeated ids", 16, 4, {{40, 900}, {3, 3}}, repeated);
-  add("repeated ids, G 8", 8, 16, {{40, 900}}, repeated);
   add("values that are no numbers", 16, 4, {{150, 700}, {9, 9}}, non_finite);
   add("values that are no numbers, G 8, paged, f32", 8, 2, {{40, 300}, {60, 900}}, [&](Case& c) {
     non_finite(c);
