@@ -112,19 +112,12 @@ Status Border::unit_stride(const char* name, const TensorView& view) const {
   return invalid(name, ": got innermost stride ", view.stride[last], ", expected 1");
 }
 
-Status Border::derive(std::string_view letters) {
-  Status status;
-  for_each_letter(letters, [&](std::string_view letter) {
-    if (extent(letter) != kUnknown) return;
-    if (letter == "NB+1" && host()) bind(letter, sum_of_blocks_ + 1);
-    if (letter != "T*K") return;
-    // Names of (token, slot) fit into an int32.
-    const int64_t entries = extent("T") * p_.topk;
-    if (entries > INT32_MAX)
-      status = invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
-    bind(letter, entries);
-  });
-  return status;
+Status Border::number_entries() {
+  const int64_t entries = extent("T") * p_.topk;
+  if (entries > INT32_MAX)
+    return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
+  bind("T*K", entries);
+  return {};
 }
 
 Status Border::argument(const Argument& argument, const TensorView& view) {
@@ -136,9 +129,10 @@ Status Border::argument(const Argument& argument, const TensorView& view) {
   const bool required = argument.role == Role::kInput || argument.role == Role::kOutput;
   if (!required && !view.given()) return {};
   const std::string_view letters = argument.letters(paged_);
-  MSA_TRY(derive(letters));
+  if (argument.has_letter("NB+1") && extent("NB+1") == kUnknown && host())
+    bind("NB+1", sum_of_blocks_ + 1);
   MSA_TRY(tensor(name, view, letters, argument.content));
-  if (argument.content == Content::kBlocks && numbers_entries_) MSA_TRY(derive("T*K"));
+  if (argument.content == Content::kBlocks && numbers_entries_) MSA_TRY(number_entries());
   if (!argument.any_strides) MSA_TRY(unit_stride(name, view));
   for (size_t i = 0; argument.is_written() && i < static_cast<size_t>(view.rank); ++i) {
     if (view.shape[i] > 1 && view.stride[i] == 0 && view.numel() > 0)

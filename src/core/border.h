@@ -45,8 +45,8 @@ class Border {
   };
 
   void bind(std::string_view letter, int64_t extent) { known_[count_++] = {letter, extent}; }
-  /// Letters that follow from others: T*K, and NB+1 where lengths can be read.
-  Status derive(std::string_view letters);
+  /// Binds T*K, once the lists are known: names of (token, slot) fit into an int32.
+  Status number_entries();
   bool takes(Content content, DType dtype) const;
   std::string types_text(Content content) const;
   std::string shape_text(std::string_view letters) const;
