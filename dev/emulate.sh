@@ -12,14 +12,14 @@ mkdir -p "$out"
 
 # FAMILY: the .cu files it needs. dev/emulator/FAMILY.cc has its backend and its cases.
 declare -A kernels=(
-  [prefill]="sm90/prefill/launch.cu"
-  [decode]="sm90/decode/launch.cu"
-  [dense]="sm90/dense/launch.cu"
-  [index]="sm90/index/launch.cu"
-  [backward]="sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
-  [kl]="sm90/kl/launch.cu smxx/block_lists.cu"
+  [prefill]="sm90/prefill/family.cc sm90/prefill/launch.cu"
+  [decode]="sm90/decode/family.cc sm90/decode/launch.cu"
+  [dense]="sm90/dense/family.cc sm90/dense/launch.cu"
+  [index]="sm90/index/family.cc sm90/index/launch.cu"
+  [backward]="sm90/backward/family.cc sm90/backward/launch.cu sm90/backward/query_gradient.cu smxx/block_lists.cu"
+  [kl]="sm90/kl/family.cc sm90/kl/launch.cu smxx/block_lists.cu"
   [plain]="smxx/plain.cc smxx/attention.cu smxx/scores.cu smxx/block_lists.cu
-    smxx/attention_backward.cu smxx/kl.cu smxx/select.cu"
+    smxx/attention_backward.cu smxx/kl.cu smxx/select.cu smxx/append.cu smxx/mass.cu smxx/merge.cu"
 )
 order=(prefill decode dense index backward kl plain)
 
@@ -38,7 +38,7 @@ shrink sm90/prefill/windows.h kRoundWindows 2
 shrink sm90/prefill/build_lists.cuh kTableBlocks 5
 shrink sm90/prefill/choose.h kFewTokens 0
 shrink sm90/decode/config.h kMultiprocessors 34  # two lists get clusters of 16, 18 none
-shrink sm90/dense/config.h kMaxCtas 3  # whole tiles from 1,536 rows on
+shrink sm90/dense/shape.h kMaxCtas 3  # whole tiles from 1,536 rows on
 shrink sm90/index/config.h kSMs 5  # several parts of a tile for short contexts
 shrink sm90/index/config.h kMostBytes '(16 << 10)'
 
@@ -55,7 +55,7 @@ compile() {  # SOURCE FLAGS...: the object goes to `objects`
 }
 objects=()
 for source in dev/emulator/{cta,driver,main}.cc src/core/*.cc src/reference/*.cc \
-  src/cpu/threads.cc src/cuda/tensor_map.cc tests/conformance/*.cc; do
+  src/cpu/threads.cc src/cuda/{tensor_map,sm90/conditions}.cc tests/conformance/*.cc; do
   compile "$source"
 done
 shared=("${objects[@]}")

@@ -14,12 +14,13 @@ echo "format: ${#sources[@]} files"
 .venv/bin/ruff check --quiet .
 echo "ruff: $(git ls-files '*.py' | wc -l) files"
 
-lines=$(cat include/msa/*.h | wc -l)
-if ((lines > 1100)); then
-  echo "the public headers have $lines lines, more than 1100" >&2
+# c_ops.h is printed by a program.
+lines=$(find include/msa -name '*.h' ! -name c_ops.h -exec cat {} + | wc -l)
+if ((lines > 900)); then
+  echo "the public headers have $lines lines written by hand, more than 900" >&2
   exit 1
 fi
-echo "public headers: $lines of 1100 lines"
+echo "public headers: $lines of 900 lines"
 
 CC=clang-19 CXX=clang++-19 cmake --preset debug -B build/lint --log-level=WARNING >/dev/null
 cmake --build build/lint --target msa_commit >/dev/null  # a generated header

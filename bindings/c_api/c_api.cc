@@ -1,11 +1,14 @@
 // The C interface: converts C structs to their C++ twins, calls the operator, keeps the message.
 #include "msa/c_api.h"
 
+#include <array>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <system_error>
-#include <utility>
 
+#include "core/check.h"
+#include "core/op_table.h"
 #include "core/text.h"
 #include "msa/msa.h"
 
@@ -26,11 +29,11 @@ using msa::TensorView;
 static_assert(static_cast<int>(StatusCode::kNumeric) == MSA_NUMERIC);
 static_assert(static_cast<int>(msa::DType::kI32) == MSA_I32);
 static_assert(static_cast<int>(msa::DeviceKind::kCUDA) == MSA_CUDA);
-static_assert(static_cast<int>(msa::Op::kKlLoss) == MSA_OP_KL_LOSS);
 static_assert(static_cast<int>(msa::KvLayout::kPaged) == MSA_PAGED);
 static_assert(msa::kMaxRank == MSA_MAX_RANK);
 
 thread_local std::string last_error;
+thread_local std::string last_reasons;  // of msa_plan_explain
 
 msa_status report(const Status& status) {
   if (!status.ok()) last_error = status.message();
@@ -51,20 +54,24 @@ msa_status guarded(const Body& body) {
 }
 
 /// Copies a caller's struct of its struct_size over `out`, which holds the defaults.
-template <class Struct>
-Status adopt(const char* name, const Struct* given, Struct* out) {
+Status adopt(const char* name, const void* given, size_t known, size_t alignment, void* out) {
   if (given == nullptr) return invalid(name, ": got NULL, expected a struct");
-  const uint32_t size = given->struct_size;
-  if (size > sizeof(Struct)) {
+  uint32_t size = 0;  // the first field of every struct
+  std::memcpy(&size, given, sizeof size);
+  if (size > known) {
     return invalid(name, ".struct_size: got ", size, ", version " MSA_VERSION_STRING " knows ",
-                   sizeof(Struct), " bytes; the caller's header is newer than the library");
+                   known, " bytes; the caller's header is newer than the library");
   }
-  if (size == 0 || size % alignof(Struct) != 0) {
+  if (size == 0 || size % alignment != 0) {
     return invalid(name, ".struct_size: got ", size, ", expected the sizeof of the struct, ",
-                   sizeof(Struct));
+                   known);
   }
   std::memcpy(out, given, size);
   return {};
+}
+template <class Struct>
+Status adopt(const char* name, const Struct* given, Struct* out) {
+  return adopt(name, given, sizeof(Struct), alignof(Struct), out);
 }
 
 Status device_from(const char* name, int32_t kind, int32_t id, msa::Device* out) {
@@ -159,152 +166,54 @@ Status convert(const msa_queue* given, msa::Queue* out) {
   return {};
 }
 
-// The C++ twin of each C params struct.
+// ---- arguments of operators ---------------------------------------------------------------------
 
-Status convert(const msa_index_scores_params& c, msa::IndexScoresParams* out) {
-  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  return convert("scores", c.scores, &out->scores);
+/// Room for the arguments of any operator.
+struct Arguments {
+  alignas(std::max_align_t) std::array<std::byte, 4096> memory;
+};
+template <class... Params>
+constexpr bool all_fit(msa::ParamsList<Params...>) {
+  return ((sizeof(Params) <= sizeof(Arguments)) && ...);
+}
+static_assert(all_fit(msa::AllParams{}));
+
+/// A C struct of arguments: struct_size, softmax_scale (or nothing), then a pointer for each
+/// argument in the order of the table.
+Status convert(const msa::OpInfo& info, const void* given, Arguments* out) {
+  struct {
+    uint32_t struct_size;
+    float softmax_scale;
+    std::array<const void*, 16> pointers;
+  } c{};
+  const size_t count = info.arguments.size();
+  MSA_TRY(adopt("params", given, offsetof(decltype(c), pointers) + count * sizeof(void*),
+                alignof(void*), &c));
+  std::byte* const to = out->memory.data();
+  std::memcpy(to, info.defaults, info.size);
+  for (size_t i = 0; i < count; ++i) {
+    const msa::Argument& a = info.arguments[i];
+    if (a.is_tensor())
+      MSA_TRY(convert(a.name, static_cast<const msa_tensor*>(c.pointers[i]), &a.in(to)));
+    else
+      MSA_TRY(convert(a.name, static_cast<const msa_batch*>(c.pointers[i]),
+                      reinterpret_cast<msa::Batch*>(to + info.batch)));
+  }
+  if (info.softmax_scale != msa::OpInfo::kNone)
+    std::memcpy(to + info.softmax_scale, &c.softmax_scale, sizeof c.softmax_scale);
+  return {};
 }
 
-Status convert(const msa_select_blocks_params& c, msa::SelectBlocksParams* out) {
-  MSA_TRY(convert("scores", c.scores, &out->scores));
-  MSA_TRY(convert("num_valid_blocks", c.num_valid_blocks, &out->num_valid_blocks));
-  return convert("ids", c.ids, &out->ids);
-}
-
-Status convert(const msa_index_select_params& c, msa::IndexSelectParams* out) {
-  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  return convert("scores", c.scores, &out->scores);
-}
-
-Status convert(const msa_sparse_attention_params& c, msa::SparseAttentionParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("v", c.v, &out->v));
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  MSA_TRY(convert("o", c.o, &out->o));
-  return convert("lse", c.lse, &out->lse);
-}
-
-Status convert(const msa_dense_attention_params& c, msa::DenseAttentionParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("v", c.v, &out->v));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  MSA_TRY(convert("o", c.o, &out->o));
-  MSA_TRY(convert("lse", c.lse, &out->lse));
-  return convert("block_max", c.block_max, &out->block_max);
-}
-
-Status convert(const msa_merge_params& c, msa::MergeParams* out) {
-  MSA_TRY(convert("o_parts", c.o_parts, &out->o_parts));
-  MSA_TRY(convert("lse_parts", c.lse_parts, &out->lse_parts));
-  MSA_TRY(convert("o", c.o, &out->o));
-  return convert("lse", c.lse, &out->lse);
-}
-
-Status convert(const msa_block_lists_params& c, msa::BlockListsParams* out) {
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
-  return convert("entries", c.entries, &out->entries);
-}
-
-Status convert(const msa_append_paged_params& c, msa::AppendPagedParams* out) {
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("v", c.v, &out->v));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  MSA_TRY(convert("k_pages", c.k_pages, &out->k_pages));
-  MSA_TRY(convert("v_pages", c.v_pages, &out->v_pages));
-  return convert("k_idx_pages", c.k_idx_pages, &out->k_idx_pages);
-}
-
-Status convert(const msa_block_mass_params& c, msa::BlockMassParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("lse", c.lse, &out->lse));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  return convert("mass", c.mass, &out->mass);
-}
-
-Status convert(const msa_layer_decode_params& c, msa::LayerDecodeParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("v", c.v, &out->v));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  MSA_TRY(convert("o", c.o, &out->o));
-  MSA_TRY(convert("lse", c.lse, &out->lse));
-  return convert("ids", c.ids, &out->ids);
-}
-
-Status convert(const msa_attention_backward_params& c, msa::AttentionBackwardParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("v", c.v, &out->v));
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  MSA_TRY(convert("o", c.o, &out->o));
-  MSA_TRY(convert("lse", c.lse, &out->lse));
-  MSA_TRY(convert("d_o", c.d_o, &out->d_o));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
-  MSA_TRY(convert("entries", c.entries, &out->entries));
-  MSA_TRY(convert("dq", c.dq, &out->dq));
-  MSA_TRY(convert("dk", c.dk, &out->dk));
-  return convert("dv", c.dv, &out->dv);
-}
-
-Status convert(const msa_index_lse_params& c, msa::IndexLseParams* out) {
-  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  return convert("lse", c.lse, &out->lse);
-}
-
-Status convert(const msa_kl_params& c, msa::KlParams* out) {
-  MSA_TRY(convert("q", c.q, &out->q));
-  MSA_TRY(convert("k", c.k, &out->k));
-  MSA_TRY(convert("lse", c.lse, &out->lse));
-  MSA_TRY(convert("q_idx", c.q_idx, &out->q_idx));
-  MSA_TRY(convert("k_idx", c.k_idx, &out->k_idx));
-  MSA_TRY(convert("index_lse", c.index_lse, &out->index_lse));
-  MSA_TRY(convert("ids", c.ids, &out->ids));
-  MSA_TRY(convert("batch", c.batch, &out->batch));
-  out->softmax_scale = c.softmax_scale;
-  MSA_TRY(convert("row_ptr", c.row_ptr, &out->row_ptr));
-  MSA_TRY(convert("entries", c.entries, &out->entries));
-  MSA_TRY(convert("dq_idx", c.dq_idx, &out->dq_idx));
-  MSA_TRY(convert("dk_idx", c.dk_idx, &out->dk_idx));
-  return convert("kl", c.kl, &out->kl);
-}
-
-/// What every msa_run_* does; Params is the C++ twin of CParams.
-template <class Params, class CParams>
-msa_status run(const msa_plan* plan, const CParams* params, void* workspace, size_t bytes,
+/// What every msa_run_* does; `op` is the first of the operators that take these arguments.
+msa_status run(msa::Op op, const msa_plan* plan, const void* params, void* workspace, size_t bytes,
                const msa_queue* queue) {
   return guarded([&]() -> Status {
     if (plan == nullptr) return invalid("plan: got NULL, expected one made by msa_plan_create");
-    CParams c{};
-    Params converted;
+    Arguments converted;
     msa::Queue where;
-    MSA_TRY(adopt("params", params, &c));
-    MSA_TRY(convert(c, &converted));
+    MSA_TRY(convert(msa::info_of(op), params, &converted));
     MSA_TRY(convert(queue, &where));
-    return msa::run(plan->plan, converted, {workspace, bytes}, where);
+    return msa::run(plan->plan, {op, converted.memory.data()}, {workspace, bytes}, where);
   });
 }
 
@@ -344,13 +253,13 @@ int32_t msa_backend_count() { return static_cast<int32_t>(msa::backends().size()
 const char* msa_backend_name(int32_t index) {
   const msa::Backend* backend = nullptr;
   const msa_status status = guarded([&] { return backend_at(index, &backend); });
-  return status == MSA_OK ? backend->name() : nullptr;
+  return status == MSA_OK ? backend->name : nullptr;
 }
 
 const char* msa_backend_requirement(int32_t index) {
   const msa::Backend* backend = nullptr;
   const msa_status status = guarded([&] { return backend_at(index, &backend); });
-  return status == MSA_OK ? backend->requirement() : nullptr;
+  return status == MSA_OK ? backend->requirement : nullptr;
 }
 
 msa_status msa_backend_usable(int32_t index) {
@@ -431,7 +340,29 @@ msa_status msa_plan_create(const msa_problem* problem, const msa_limits* limits,
 }
 
 const char* msa_plan_backend(const msa_plan* plan) {
-  return plan == nullptr ? nullptr : plan->plan.backend->name();
+  return plan == nullptr ? nullptr : plan->plan.backend->name;
+}
+
+const char* msa_plan_kernel(const msa_plan* plan) {
+  return plan == nullptr ? nullptr : plan->plan.kernel();
+}
+
+msa_status msa_plan_explain(const msa_plan* plan, const void* params, const char** kernel,
+                            const char** reasons) {
+  return guarded([&]() -> Status {
+    if (plan == nullptr) return invalid("plan: got NULL, expected one made by msa_plan_create");
+    if (kernel == nullptr || reasons == nullptr) return invalid("kernel, reasons: got NULL");
+    const msa::Op op = msa::info_of(plan->plan.problem.op).params;
+    Arguments converted;
+    MSA_TRY(convert(msa::info_of(op), params, &converted));
+    const msa::ParamsRef arguments{op, converted.memory.data()};
+    MSA_TRY(msa::check(plan->plan, arguments));
+    last_reasons.clear();
+    const msa::Kernel* found = msa::kernel_of(plan->plan, arguments, &last_reasons);
+    *kernel = found != nullptr ? found->name : nullptr;
+    *reasons = last_reasons.c_str();
+    return {};
+  });
 }
 
 int64_t msa_plan_workspace_bytes(const msa_plan* plan) {
@@ -440,68 +371,10 @@ int64_t msa_plan_workspace_bytes(const msa_plan* plan) {
 
 void msa_plan_destroy(msa_plan* plan) { delete plan; }
 
-msa_status msa_run_index_scores(const msa_plan* plan, const msa_index_scores_params* params,
-                                void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::IndexScoresParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_select_blocks(const msa_plan* plan, const msa_select_blocks_params* params,
-                                 void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::SelectBlocksParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
-                                void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::IndexSelectParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_sparse_attention(const msa_plan* plan, const msa_sparse_attention_params* params,
-                                    void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::SparseAttentionParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_dense_attention(const msa_plan* plan, const msa_dense_attention_params* params,
-                                   void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::DenseAttentionParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* params, void* workspace,
-                         size_t bytes, const msa_queue* queue) {
-  return run<msa::MergeParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_block_lists(const msa_plan* plan, const msa_block_lists_params* params,
-                               void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::BlockListsParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_append_paged(const msa_plan* plan, const msa_append_paged_params* params,
-                                void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::AppendPagedParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
-                              void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::BlockMassParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
-                                void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::LayerDecodeParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_attention_backward(const msa_plan* plan,
-                                      const msa_attention_backward_params* params, void* workspace,
-                                      size_t bytes, const msa_queue* queue) {
-  return run<msa::AttentionBackwardParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_index_lse(const msa_plan* plan, const msa_index_lse_params* params,
-                             void* workspace, size_t bytes, const msa_queue* queue) {
-  return run<msa::IndexLseParams>(plan, params, workspace, bytes, queue);
-}
-
-msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params, void* workspace,
-                      size_t bytes, const msa_queue* queue) {
-  return run<msa::KlParams>(plan, params, workspace, bytes, queue);
-}
+#define MSA_DEFINE_RUN(name, op)                                                     \
+  msa_status msa_run_##name(const msa_plan* plan, const msa_##name##_params* params, \
+                            void* workspace, size_t bytes, const msa_queue* queue) { \
+    return run(static_cast<msa::Op>(op), plan, params, workspace, bytes, queue);     \
+  }
+MSA_FOR_EACH_PARAMS(MSA_DEFINE_RUN)
+#undef MSA_DEFINE_RUN

@@ -10,13 +10,12 @@
 namespace msa::python {
 namespace {
 
-template <class Params>
-void add_op(nb::module_& module, Op op) {
+void add_op(nb::module_& module, const OpInfo& info) {
   module.def(
-      name_of(op),
-      [op](const nb::tuple& tensors, nb::handle batch, const nb::tuple& options, nb::handle plan,
-           nb::object workspace, nb::handle backend) {
-        return Call<Params>(op, tensors, batch, options, plan, backend).run(workspace);
+      info.name,
+      [&info](const nb::tuple& tensors, nb::handle batch, const nb::tuple& options, nb::handle plan,
+              nb::object workspace, nb::handle backend) {
+        return call(info, tensors, batch, options, plan, std::move(workspace), backend);
       },
       nb::arg("tensors"), nb::arg("batch").none(), nb::arg("options"), nb::arg("plan").none(),
       nb::arg("workspace").none(), nb::arg("backend").none());
@@ -24,10 +23,9 @@ void add_op(nb::module_& module, Op op) {
 
 Op op_named(const std::string& name) {
   std::string known;
-  for (int i = 0; i < kOpCount; ++i) {
-    const Op op = static_cast<Op>(i);
-    if (name == name_of(op)) return op;
-    known += (i == 0 ? "" : ", ") + std::string(name_of(op));
+  for (const OpInfo& info : all_ops()) {
+    if (name == info.name) return info.op;
+    known += (known.empty() ? "" : ", ") + std::string(info.name);
   }
   raise(PyExc_ValueError, "op: got \"", name, "\", expected one of ", known);
 }
@@ -71,8 +69,8 @@ nb::list list_backends() {
   nb::list out;
   for (const Backend* backend : backends()) {
     const Status usable = backend->usable();
-    out.append(nb::make_tuple(backend->name(), usable.ok(), usable.message(),
-                              backend->requirement(), backend->priority()));
+    out.append(nb::make_tuple(backend->name, usable.ok(), usable.message(), backend->requirement,
+                              backend->priority));
   }
   return out;
 }
@@ -85,11 +83,12 @@ NB_MODULE(_core, module) {
 
   nb::class_<Plan>(module, "Plan", "An operator bound to a backend, made by msa_cpp.plan().")
       .def_prop_ro("op", [](const Plan& p) { return name_of(p.problem.op); })
-      .def_prop_ro("backend", [](const Plan& p) { return p.backend->name(); })
+      .def_prop_ro("backend", [](const Plan& p) { return p.backend->name; })
+      .def_prop_ro("kernel", [](const Plan& p) { return p.kernel(); })
       .def_ro("workspace_bytes", &Plan::workspace_bytes)
       .def_prop_ro("num_threads", [](const Plan& p) { return p.limits.max_threads; })
       .def("__repr__", [](const Plan& p) {
-        return text("<msa_cpp.Plan ", name_of(p.problem.op), " on ", p.backend->name(), ", ",
+        return text("<msa_cpp.Plan ", name_of(p.problem.op), " on ", p.backend->name, ", ",
                     p.workspace_bytes, " bytes of workspace>");
       });
   module.def("plan", make_plan, nb::kw_only(), nb::arg("op"), nb::arg("dtype"), nb::arg("paged"),
@@ -109,22 +108,7 @@ NB_MODULE(_core, module) {
     set_num_threads(count);
   });
 
-  add_op<IndexScoresParams>(module, Op::kIndexScores);
-  add_op<SelectBlocksParams>(module, Op::kSelectBlocks);
-  add_op<IndexSelectParams>(module, Op::kIndexSelect);
-  add_op<SparseAttentionParams>(module, Op::kSparseAttention);
-  add_op<SparseAttentionParams>(module, Op::kSparseDecode);
-  add_op<DenseAttentionParams>(module, Op::kDenseAttention);
-  add_op<MergeParams>(module, Op::kMerge);
-  add_op<BlockListsParams>(module, Op::kBlockLists);
-  add_op<AppendPagedParams>(module, Op::kAppendPaged);
-  add_op<BlockMassParams>(module, Op::kBlockMass);
-  add_op<LayerDecodeParams>(module, Op::kLayerDecode);
-  add_op<AttentionBackwardParams>(module, Op::kSparseAttentionBackward);
-  add_op<AttentionBackwardParams>(module, Op::kDenseAttentionBackward);
-  add_op<IndexLseParams>(module, Op::kIndexLse);
-  add_op<KlParams>(module, Op::kKlBackward);
-  add_op<KlParams>(module, Op::kKlLoss);
+  for (const OpInfo& info : all_ops()) add_op(module, info);
 }
 
 }  // namespace msa::python

@@ -197,8 +197,8 @@ Array array_of(nb::handle array, const char* name, bool written, Leases* leases)
 }
 
 DType dtype_of(nb::handle array, const char* name, Content content, const Array& a) {
-  const bool real = content != Content::kI32;
-  const bool rows = content == Content::kRows || content == Content::kOutput;
+  const bool real = content != Content::kI32 && content != Content::kBlocks;
+  const bool rows = content == Content::kRows || content == Content::kWide;
   if (real && a.code == kFloat && a.bits == 32) return DType::kF32;
   if (rows && a.code == kFloat && a.bits == 16) return DType::kF16;
   if (rows && a.code == kBfloat && a.bits == 16) return DType::kBF16;

@@ -8,20 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "core/op_table.h"
 #include "msa/backend.h"
 #include "msa/tensor.h"
 
 namespace msa::python {
 
 namespace nb = nanobind;
-
-/// What an argument may hold.
-enum class Content {
-  kRows,    ///< f32, bf16 or f16, the same for all of a call
-  kOutput,  ///< as kRows, or f32
-  kF32,
-  kI32,
-};
 
 /// Keeps what a generic DLPack exporter lent, until the call ends.
 using Leases = std::vector<nb::ndarray<nb::ro>>;

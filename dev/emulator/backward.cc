@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -14,27 +14,9 @@ using namespace msa;
 using namespace msa::conformance;
 namespace backward = msa::cuda::sm90::backward;
 
-class Backward final : public EmulatedBackend {
- public:
-  Backward() : EmulatedBackend("cuda") {}
-
-  bool fits(const Problem& problem) const override { return backward::fits(problem); }
-  bool fits(const Params& params, const Plan& plan) const override {
-    return backward::fits(std::get<AttentionBackwardParams>(params), plan);
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return backward::workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspace,
-             Queue) const override {
-    return backward::run(plan, a, workspace, nullptr);
-  }
-  using PartialBackend::run;
-};
-
 /// Sizes around those of tiles, tasks and blocks, and every feature of a batch. A task has 64
 /// queries here. The arguments say whether there are inverse lists: two seeds of most cases.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add = [&](const char* name, int group, int topk, std::vector<SequenceSize> sequences,
                        auto&& change, bool bad_metadata = false) {
@@ -84,8 +66,18 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
     c.strided = c.shared_ids = c.loose_limits = true;
   });
   add("many sequences", 16, 4, std::vector<SequenceSize>(35, {3, 3}), [](Case&) {});
-  add("repeated ids", 16, 4, {{20, 300}, {40, 200}}, [](Case& c) { c.repeated_ids = true; });
-  add("repeated ids, G 8", 8, 8, {{30, 700}}, [](Case& c) { c.repeated_ids = true; });
+  for (int group : {8, 16}) {  // without inverse lists, which name every mention
+    Case c;
+    c.name = text("repeated ids, G ", group);
+    c.problem = {.op = Op::kSparseAttentionBackward,
+                 .dtype = DType::kBF16,
+                 .heads_q = group,
+                 .heads_kv = 1,
+                 .topk = 4};
+    c.sequences = {{20, 300}, {40, 500}};
+    c.repeated_ids = true;
+    cases.push_back({fitting(c, backend)});
+  }
   add("giant", 16, 4, {{20, 300}, {40, 200}}, [](Case& c) { c.values = Values::kGiant; });
   add("dense, giant", 8, 16, {{20, 300}}, [&](Case& c) {
     dense(c);
@@ -113,6 +105,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() { return family_of<Backward>(make_cases); }
+Family make_family() {
+  Family family{.backends = {on_host("cuda", msa::cuda::sm90::backward::kernels())}, .cases = {}};
+  family.cases = make_cases(family.backends[0]);
+  return family;
+}
 
 }  // namespace emulator

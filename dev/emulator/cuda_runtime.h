@@ -151,7 +151,7 @@ T atomicOr(T* to, std::type_identity_t<T> value) {
 // ---- the runtime, as far as cuda/launch.h and cuda/tensor_map.cc know it ----
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-using cudaStream_t = void*;
+using cudaStream_t = struct CUstream_st*;
 
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {

@@ -4,8 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "core/layer_decode.h"
-#include "cuda/sm90/decode/launch.h"
+#include "cuda/sm90/decode/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -15,45 +14,9 @@ using namespace msa;
 using namespace msa::conformance;
 namespace decode = msa::cuda::sm90::decode;
 
-class Decode final : public EmulatedBackend {
- public:
-  Decode() : EmulatedBackend("cuda") {}
-
-  bool fits(const Problem& problem) const override {
-    if (problem.op == Op::kLayerDecode) return supports_layer_decode(*this, problem).ok();
-    return decode::fits(problem) || decode::fits_index(problem, {});
-  }
-  bool fits(const Params& params, const Plan&) const override {
-    if (const auto* a = std::get_if<IndexSelectParams>(&params)) return decode::fits(*a);
-    if (const auto* a = std::get_if<SparseAttentionParams>(&params)) return decode::fits(*a);
-    const auto& a = std::get<LayerDecodeParams>(params);
-    return decode::fits(IndexSelectParams{.q_idx = a.q_idx, .k_idx = a.k_idx}) &&
-           decode::fits(SparseAttentionParams{
-               .q = a.q, .k = a.k, .v = a.v, .softmax_scale = a.softmax_scale, .o = a.o});
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    if (problem.op == Op::kLayerDecode) return layer_decode_bytes(*this, problem, limits);
-    return problem.op == Op::kIndexSelect ? decode::workspace_bytes(problem, limits) : 0;
-  }
-  Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace,
-             Queue) const override {
-    return decode::run(plan, a, workspace, nullptr);
-  }
-  Status run(const Plan& plan, const SparseAttentionParams& a, Workspace, Queue) const override {
-    return decode::run(plan, a, nullptr);
-  }
-  Status run(const Plan& plan, const LayerDecodeParams& a, Workspace workspace,
-             Queue) const override {
-    const LayerDecodeSteps s = layer_decode_steps(plan, a, workspace);
-    return decode::run_layer(s.select_plan, s.select, s.attend_plan, s.attend, s.workspace,
-                             nullptr);
-  }
-  using PartialBackend::run;
-};
-
 /// Clusters of every size (config.h; 34 SMs here), sizes around those of blocks and shares, and
 /// every feature of a batch.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add_one = [&](Op op, const char* name, int group, int topk,
                            const std::vector<SequenceSize>& sequences, auto&& change,
@@ -130,6 +93,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() { return family_of<Decode>(make_cases); }
+Family make_family() {
+  Family family{.backends = {on_host("cuda", msa::cuda::sm90::decode::kernels())}, .cases = {}};
+  family.cases = make_cases(family.backends[0]);
+  return family;
+}
 
 }  // namespace emulator

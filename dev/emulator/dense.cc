@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/sm90/dense/launch.h"
+#include "cuda/sm90/dense/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -14,26 +14,8 @@ using namespace msa;
 using namespace msa::conformance;
 namespace dense = msa::cuda::sm90::dense;
 
-class Dense final : public EmulatedBackend {
- public:
-  Dense() : EmulatedBackend("cuda") {}
-
-  bool fits(const Problem& problem) const override { return dense::fits(problem); }
-  bool fits(const Params& params, const Plan& plan) const override {
-    return dense::fits(std::get<DenseAttentionParams>(params), plan);
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return dense::workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& plan, const DenseAttentionParams& a, Workspace workspace,
-             Queue) const override {
-    return dense::run(plan, a, workspace, nullptr);
-  }
-  using PartialBackend::run;
-};
-
 /// Tiles of one and of two warpgroups, equal shares and whole tiles, and every feature of a batch.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add = [&](const char* name, int group, std::vector<SequenceSize> sequences,
                        auto&& change, bool bad_metadata = false) {
@@ -112,6 +94,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() { return family_of<Dense>(make_cases); }
+Family make_family() {
+  Family family{.backends = {on_host("cuda", msa::cuda::sm90::dense::kernels())}, .cases = {}};
+  family.cases = make_cases(family.backends[0]);
+  return family;
+}
 
 }  // namespace emulator

@@ -42,4 +42,7 @@ Status device_info(int, const DeviceInfo** out) {
   return {};
 }
 
+DeviceScope::DeviceScope(int id) : id_(id) {}
+DeviceScope::~DeviceScope() = default;
+
 }  // namespace msa::cuda

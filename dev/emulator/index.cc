@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cuda/sm90/index/config.h"
-#include "cuda/sm90/index/launch.h"
+#include "cuda/sm90/index/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -14,34 +14,6 @@ namespace {
 using namespace msa;
 using namespace msa::conformance;
 namespace index = msa::cuda::sm90::index;
-
-class Index final : public EmulatedBackend {
- public:
-  Index() : EmulatedBackend("cuda") {}
-
-  bool fits(const Problem& problem) const override { return index::fits(problem); }
-  bool fits(const Params& params, const Plan&) const override {
-    if (const auto* a = std::get_if<IndexScoresParams>(&params)) return index::fits(*a);
-    if (const auto* a = std::get_if<SelectBlocksParams>(&params)) return index::fits(*a);
-    return index::fits(std::get<IndexSelectParams>(params));
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return index::workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& plan, const IndexScoresParams& a, Workspace workspace,
-             Queue) const override {
-    return index::run(plan, a, workspace, nullptr);
-  }
-  Status run(const Plan& plan, const SelectBlocksParams& a, Workspace workspace,
-             Queue) const override {
-    return index::run(plan, a, workspace, nullptr);
-  }
-  Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace,
-             Queue) const override {
-    return index::run(plan, a, workspace, nullptr);
-  }
-  using PartialBackend::run;
-};
 
 /// How index_select goes about a call.
 enum class Way {
@@ -58,7 +30,7 @@ Way way_of(const Case& c) {
 }
 
 /// Every way, sizes around those of tiles, parts and blocks, and every feature of a batch.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add = [&](const std::string& name, Op op, int heads, int topk,
                        std::vector<SequenceSize> sequences, auto&& change,
@@ -155,6 +127,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() { return family_of<Index>(make_cases); }
+Family make_family() {
+  Family family{.backends = {on_host("cuda", msa::cuda::sm90::index::kernels())}, .cases = {}};
+  family.cases = make_cases(family.backends[0]);
+  return family;
+}
 
 }  // namespace emulator

@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/sm90/kl/launch.h"
+#include "cuda/sm90/kl/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -13,27 +13,6 @@ namespace {
 using namespace msa;
 using namespace msa::conformance;
 namespace kl = msa::cuda::sm90::kl;
-
-class IndexBranch final : public EmulatedBackend {
- public:
-  IndexBranch() : EmulatedBackend("cuda") {}
-
-  bool fits(const Problem& problem) const override { return kl::fits(problem); }
-  bool fits(const Params& params, const Plan& plan) const override {
-    if (const auto* a = std::get_if<IndexLseParams>(&params)) return kl::fits(*a, plan);
-    return kl::fits(std::get<KlParams>(params), plan);
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return kl::workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& plan, const IndexLseParams& a, Workspace workspace, Queue) const override {
-    return kl::run(plan, a, workspace, nullptr);
-  }
-  Status run(const Plan& plan, const KlParams& a, Workspace workspace, Queue) const override {
-    return kl::run(plan, a, workspace, nullptr);
-  }
-  using PartialBackend::run;
-};
 
 /// The support of a call: all blocks, or lists that the caller turned round or not.
 enum class Support { kFull, kListed, kTurned };
@@ -47,7 +26,7 @@ Support support_of(const Case& c) {
 }
 
 /// Sizes around those of tiles, steps, tasks, blocks and rounds, and every feature of a batch.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add = [&](const std::string& name, Op op, Support support, int group, int topk,
                        const std::vector<SequenceSize>& sequences, auto&& change,
@@ -139,6 +118,10 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 }  // namespace
 
-Family make_family() { return family_of<IndexBranch>(make_cases); }
+Family make_family() {
+  Family family{.backends = {on_host("cuda", msa::cuda::sm90::kl::kernels())}, .cases = {}};
+  family.cases = make_cases(family.backends[0]);
+  return family;
+}
 
 }  // namespace emulator

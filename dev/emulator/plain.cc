@@ -12,40 +12,6 @@ namespace {
 
 using namespace msa;
 using namespace msa::conformance;
-namespace plain = msa::cuda::plain;
-
-class Plain final : public EmulatedBackend {
- public:
-  Plain() : EmulatedBackend("cuda-plain") {}
-
-  bool fits(const Problem& problem) const override {
-    const cuda::DeviceInfo* device = nullptr;
-    return cuda::device_info(0, &device).ok() && plain::supports(problem, *device).ok();
-  }
-  bool fits(const Params&, const Plan&) const override { return true; }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return plain::workspace_bytes(problem, limits);
-  }
-  Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  Status run(const Plan& p, const BlockListsParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  Status run(const Plan& p, const KlParams& a, Workspace w, Queue) const override {
-    return plain::run(p, a, w, nullptr);
-  }
-  using PartialBackend::run;
-};
 
 bool walks(Op op) {
   return is_training(op) || op == Op::kSparseAttention || op == Op::kDenseAttention ||
@@ -108,8 +74,7 @@ void add_training(std::vector<EmulatedCase>* cases) {
 }  // namespace
 
 Family make_family() {
-  Family family;
-  family.backends.push_back(std::make_unique<Plain>());
+  Family family{.backends = {on_host("cuda-plain", msa::cuda::plain::kernels())}, .cases = {}};
   add_training(&family.cases);
   for (Case& c : msa::conformance::make_cases(Suite::kSmoke))
     if (walks(c.problem.op)) {

@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "cuda/sm90/prefill/launch.h"
+#include "cuda/sm90/prefill/family.h"
 #include "family.h"
 
 namespace emulator {
@@ -15,30 +15,9 @@ using namespace msa::conformance;
 namespace prefill = msa::cuda::sm90::prefill;
 
 /// Sparse attention in one order; "cuda" is auto.
-class Prefill final : public EmulatedBackend {
- public:
-  Prefill(const char* name, prefill::Order order) : EmulatedBackend(name), order_(order) {}
-
-  bool fits(const Problem& problem) const override { return prefill::fits(problem); }
-  bool fits(const Params& params, const Plan&) const override {
-    return prefill::fits(std::get<SparseAttentionParams>(params));
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return prefill::workspace_bytes(problem, limits, order_);
-  }
-  Status run(const Plan& plan, const SparseAttentionParams& a, Workspace workspace,
-             Queue) const override {
-    return prefill::run(plan, a, workspace, order_, nullptr);
-  }
-  using PartialBackend::run;
-
- private:
-  prefill::Order order_;
-};
-
 /// Sizes around those of tiles, tasks, windows and blocks, and every feature of a batch. Small, as
 /// all of them together shall take a minute.
-std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
+std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
   const auto add = [&](const char* name, int group, int topk, std::vector<SequenceSize> sequences,
                        auto&& change) {
@@ -100,10 +79,11 @@ std::vector<EmulatedCase> make_cases(const EmulatedBackend& backend) {
 
 Family make_family() {
   Family family;
-  family.backends.push_back(std::make_unique<Prefill>("cuda-union", prefill::Order::kUnion));
-  family.backends.push_back(std::make_unique<Prefill>("cuda-kv-outer", prefill::Order::kKvOuter));
-  family.backends.push_back(std::make_unique<Prefill>("cuda", prefill::Order::kAuto));
-  family.cases = make_cases(*family.backends[0]);
+  for (const auto& [name, order] : {std::pair{"cuda-union", prefill::Order::kUnion},
+                                    {"cuda-kv-outer", prefill::Order::kKvOuter},
+                                    {"cuda", prefill::Order::kAuto}})
+    family.backends.push_back(on_host(name, {&prefill::kernel(order), 1}));
+  family.cases = make_cases(family.backends[0]);
   return family;
 }
 

@@ -30,5 +30,5 @@ int main() {
                       {memory.data(), memory.size() * 64});
   }
   if (!status) return std::fprintf(stderr, "example: %s\n", status.message().c_str()), 1;
-  std::printf("msa %s, %s: o[63] = %.6f\n", MSA_VERSION_STRING, plan.backend->name(), o[63 * 16]);
+  std::printf("msa %s, %s: o[63] = %.6f\n", MSA_VERSION_STRING, plan.backend->name, o[63 * 16]);
 }

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/partial_backend.h"
-#include "core/text.h"
+#include "core/registry.h"
 
 namespace msa {
 namespace {
@@ -37,44 +36,35 @@ void merge_row(const MergeParams& m, int64_t t, int64_t h) {
   if (m.lse.given()) *m.lse.at<float>(t, h) = a == kNone ? kNone : a + std::log(sum);
 }
 
-class SkeletonBackend final : public PartialBackend {
- public:
-  using PartialBackend::run;
+Refusal fits(const Problem& p, const Limits&) {
+  if (p.dtype != DType::kF32) return {"dtype", name_of(p.dtype), 0, "f32"};
+  return {};
+}
 
-  const char* name() const override { return "skeleton"; }
-  const char* requirement() const override { return "any CPU"; }
-  int priority() const override { return -2; }  // below the reference: only when asked for
-  DeviceKind device() const override { return DeviceKind::kCPU; }
-  Status usable() const override { return {}; }
-
-  Status supports(const Problem& p) const override {
-    if (p.op != Op::kMerge)
-      return error(StatusCode::kUnsupported, "op: got ", name_of(p.op), ", supported: merge");
-    if (p.dtype != DType::kF32)
-      return error(StatusCode::kUnsupported, "dtype: got ", name_of(p.dtype), ", supported: f32");
-    return {};
+Status merge(const Plan&, const MergeParams& m, Workspace, Queue queue) {
+  const int64_t heads = m.o_parts.shape[2];
+  const auto row = [&](int64_t task, int) { merge_row(m, task / heads, task % heads); };
+  const int64_t rows = m.o_parts.shape[1] * heads;
+  if (queue.threads != nullptr) {
+    queue.threads->parallel_for(rows, row);
+  } else {
+    for (int64_t task = 0; task < rows; ++task) row(task, 0);
   }
+  return {};
+}
 
-  int64_t workspace_bytes(const Problem&, const Limits&) const override { return 0; }
+constexpr Kernel kKernels[] = {
+    {.op = Op::kMerge, .name = "skeleton", .fits = fits, .run = run_typed<MergeParams, merge>}};
 
-  Status run(const Plan&, const MergeParams& m, Workspace, Queue queue) const override {
-    const int64_t heads = m.o_parts.shape[2];
-    const auto row = [&](int64_t task, int) { merge_row(m, task / heads, task % heads); };
-    const int64_t rows = m.o_parts.shape[1] * heads;
-    if (queue.threads != nullptr) {
-      queue.threads->parallel_for(rows, row);
-    } else {
-      for (int64_t task = 0; task < rows; ++task) row(task, 0);
-    }
-    return {};
-  }
-};
+constexpr Backend kBackend{.name = "skeleton",
+                           .requirement = "any CPU",
+                           .priority = -2,  // below the reference: only when asked for
+                           .device = DeviceKind::kCPU,
+                           .usable = [] { return Status(); },
+                           .kernels = kKernels};
 
 }  // namespace
 
-const Backend* skeleton_backend() {
-  static const SkeletonBackend backend;
-  return &backend;
-}
+const Backend* skeleton_backend() { return &kBackend; }
 
 }  // namespace msa

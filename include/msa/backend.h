@@ -1,4 +1,4 @@
-// Backends are values in a list; plan() chooses one, run() computes.
+// Backends are values in a list, and so are their kernels; plan() chooses, run() computes.
 //
 //   msa::Plan plan;
 //   MSA_TRY(msa::plan(problem, limits, &plan));              // host arithmetic only
@@ -6,10 +6,12 @@
 //   MSA_TRY(msa::run(plan, params, {memory, bytes}, {.threads = &threads}));
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "msa/export.h"
@@ -62,7 +64,8 @@ struct Workspace {
   size_t bytes = 0;
 };
 
-class Backend;
+struct Backend;
+struct Kernel;
 
 /// An operator bound to a backend. A value: copy it, keep it, use it from many threads.
 struct Plan {
@@ -70,39 +73,56 @@ struct Plan {
   Problem problem{};
   Limits limits{};
   int64_t workspace_bytes = 0;
+  /// The backend's kernels for this problem, best first, null behind the last: a call runs on the
+  /// first one that takes its arguments.
+  std::array<const Kernel*, 4> kernels{};
+
+  /// Name of the best one; "" for an empty plan.
+  const char* kernel() const;
 };
 
-/// One way to compute the operators. Instances live as long as the program.
-class Backend {
- public:
-  virtual ~Backend() = default;
+/// Why a kernel leaves a problem or a call to the next one; empty where it does not.
+struct Refusal {
+  const char* field = nullptr;  ///< of the problem, or an argument; null: nothing is refused
+  const char* given = nullptr;  ///< in words; null: as a number
+  int64_t value = 0;
+  const char* supported = nullptr;
 
-  virtual const char* name() const = 0;         ///< "reference", "avx2", ...
-  virtual const char* requirement() const = 0;  ///< what it needs, for people
-  virtual int priority() const = 0;             ///< `auto` takes the highest usable one
-  virtual DeviceKind device() const = 0;
+  explicit operator bool() const { return field != nullptr; }
+  std::string text() const;  ///< "head_dim: got 300, supported: 1..256"
+};
+
+/// One way to compute one operator: plain data, in a backend's list.
+struct Kernel {
+  Op op;
+  const char* name;  ///< "reference", "avx2", "sm90/dense", ...
+  /// Null: takes every problem, every call.
+  Refusal (*fits)(const Problem&, const Limits&) = nullptr;
+  Refusal (*takes)(const Plan&, const ParamsRef&) = nullptr;
+  /// Scratch bytes for any call within limits. Null: none.
+  int64_t (*workspace_bytes)(const Problem&, const Limits&) = nullptr;
+  /// Arguments are checked. Never allocates, never waits.
+  Status (*run)(const Plan&, const ParamsRef&, Workspace, Queue) = nullptr;
+
+  /// What the conformance suite must know: whether probabilities are rounded to 16 bits before they
+  /// multiply, and what addresses and strides of 16-bit rows must be a multiple of, in bytes, for a
+  /// call to be taken.
+  bool rounds_probabilities = false;
+  int alignment = 1;
+};
+
+/// A device or instruction set with its kernels. Instances live as long as the program.
+struct Backend {
+  const char* name;         ///< "reference", "avx2", ...
+  const char* requirement;  ///< what it needs, for people
+  int priority;             ///< `auto` takes the highest usable one
+  DeviceKind device;
   /// Ok, or kUnavailable with the reason ("needs AVX-512F; this CPU has none").
-  virtual Status usable() const = 0;
-  /// Ok, or kUnsupported with the field, its value and what this backend supports.
-  virtual Status supports(const Problem& problem) const = 0;
-  /// Scratch bytes for any call within limits.
-  virtual int64_t workspace_bytes(const Problem& problem, const Limits& limits) const = 0;
+  Status (*usable)();
+  std::span<const Kernel> kernels;  ///< of an operator, the better ones first
 
-  // The operators, called by msa::run with checked arguments. Never allocate, never wait.
-  virtual Status run(const Plan&, const IndexScoresParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const SelectBlocksParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const IndexSelectParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const SparseAttentionParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const DenseAttentionParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const MergeParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const BlockListsParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const AppendPagedParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const BlockMassParams&, Workspace, Queue) const = 0;
-  /// Unless overridden: index_select, then sparse_decode.
-  virtual Status run(const Plan&, const LayerDecodeParams&, Workspace, Queue) const;
-  virtual Status run(const Plan&, const AttentionBackwardParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const IndexLseParams&, Workspace, Queue) const = 0;
-  virtual Status run(const Plan&, const KlParams&, Workspace, Queue) const = 0;
+  /// Ok, or kUnsupported with the field, its value and what this backend supports.
+  Status supports(const Problem& problem) const;
 };
 
 /// All backends of this build, usable or not, highest priority first.
@@ -126,18 +146,10 @@ Status plan(const Problem& problem, const Limits& limits, Plan* out,
 /// then enqueues the work. Never allocates on success, never waits for a device; on the CPU it
 /// returns when done. Errors: kInvalidArgument with argument, given and expected; the outputs are
 /// then untouched.
-Status run(const Plan&, const IndexScoresParams&, Workspace, Queue = {});
-Status run(const Plan&, const SelectBlocksParams&, Workspace, Queue = {});
-Status run(const Plan&, const IndexSelectParams&, Workspace, Queue = {});
-Status run(const Plan&, const SparseAttentionParams&, Workspace, Queue = {});
-Status run(const Plan&, const DenseAttentionParams&, Workspace, Queue = {});
-Status run(const Plan&, const MergeParams&, Workspace, Queue = {});
-Status run(const Plan&, const BlockListsParams&, Workspace, Queue = {});
-Status run(const Plan&, const AppendPagedParams&, Workspace, Queue = {});
-Status run(const Plan&, const BlockMassParams&, Workspace, Queue = {});
-Status run(const Plan&, const LayerDecodeParams&, Workspace, Queue = {});
-Status run(const Plan&, const AttentionBackwardParams&, Workspace, Queue = {});
-Status run(const Plan&, const IndexLseParams&, Workspace, Queue = {});
-Status run(const Plan&, const KlParams&, Workspace, Queue = {});
+Status run(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue = {});
+
+/// The kernel that a call with these legal arguments runs on (null: none), and in *reasons, unless
+/// null, why not on better ones ("sm90/dense: softmax_scale: got a negative one, supported: ...").
+const Kernel* kernel_of(const Plan& plan, const ParamsRef& params, std::string* reasons = nullptr);
 
 }  // namespace msa MSA_API

@@ -1,5 +1,4 @@
-/* The C interface (C11): the same operators over the same structs as ops.h and backend.h, which
- * document what each one computes, its shapes, dtypes and error cases; shape letters: problem.h.
+/* The C interface (C11) of the operators that ops.h documents; shape letters: problem.h.
  *
  *   msa_problem problem = MSA_PROBLEM_INIT;                  // MiniMax-M3; set what differs
  *   msa_limits limits = {.struct_size = sizeof limits, .max_batch = 1, .max_tokens = T, ...};
@@ -8,13 +7,11 @@
  *   msa_sparse_attention_params params = {.struct_size = sizeof params, .q = &q, ..., .o = &o};
  *   msa_run_sparse_attention(plan, &params, workspace, msa_plan_workspace_bytes(plan), NULL);
  *
- * Rules
- *   struct_size  is the first field of every struct: set it to sizeof the struct. A smaller value
- * is an older caller, the missing fields take their defaults; a larger one is an error. zero is the
- * default of every field that the rules of ops.h make optional; a NULL tensor means "argument not
- * given". ownership    the library keeps no pointer to a caller's struct or tensor after a call
- * returns. threads      a plan may be used by many threads at once, msa_threads by one call at a
- * time.
+ * - struct_size, the first field of every struct, is its sizeof. A smaller value is an older
+ * caller, whose missing fields take their defaults; a larger one is an error.
+ * - Zero is the default of every optional field, a NULL tensor means "argument not given".
+ * - The library keeps no pointer to a caller's struct or tensor after a call.
+ * - A plan may be used by many threads at once, msa_threads by one call at a time.
  */
 #pragma once
 
@@ -56,25 +53,6 @@ typedef enum msa_dtype {
 /* As in DLPack; 0 counts as MSA_CPU. */
 typedef enum msa_device_kind { MSA_CPU = 1, MSA_CUDA = 2 } msa_device_kind;
 
-typedef enum msa_op {
-  MSA_OP_INDEX_SCORES = 0,
-  MSA_OP_SELECT_BLOCKS = 1,
-  MSA_OP_INDEX_SELECT = 2,
-  MSA_OP_SPARSE_ATTENTION = 3,
-  MSA_OP_SPARSE_DECODE = 4, /* run with msa_run_sparse_attention */
-  MSA_OP_DENSE_ATTENTION = 5,
-  MSA_OP_MERGE = 6,
-  MSA_OP_BLOCK_LISTS = 7,
-  MSA_OP_APPEND_PAGED = 8,
-  MSA_OP_BLOCK_MASS = 9,
-  MSA_OP_LAYER_DECODE = 10,
-  MSA_OP_SPARSE_ATTENTION_BACKWARD = 11, /* run both with msa_run_attention_backward */
-  MSA_OP_DENSE_ATTENTION_BACKWARD = 12,
-  MSA_OP_INDEX_LSE = 13,
-  MSA_OP_KL_BACKWARD = 14, /* run both with msa_run_kl */
-  MSA_OP_KL_LOSS = 15
-} msa_op;
-
 typedef enum msa_kv_layout {
   MSA_PACKED = 0, /* k, v [S,Hkv,D], k_idx [S,Di], with cu_seqlens_k */
   MSA_PAGED = 1   /* k, v [P,Hkv,Bk,D], k_idx [P,Bk,Di], with page_table and seq_lens */
@@ -113,7 +91,8 @@ typedef struct msa_batch {
   const msa_tensor* block_offset; /* [B], optional: first block of this shard of the keys */
 } msa_batch;
 
-/* The static description of an operator call; fields that the operator does not use are ignored. */
+/* The static description of an operator call, MSA_PROBLEM_INIT by default; fields that the operator
+ * does not use are ignored. */
 typedef struct msa_problem {
   uint32_t struct_size;
   int32_t op;           /* msa_op */
@@ -130,23 +109,6 @@ typedef struct msa_problem {
   int32_t device_kind;  /* msa_device_kind */
   int32_t device_id;
 } msa_problem;
-
-/* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */
-#define MSA_PROBLEM_INIT               \
-  {.struct_size = sizeof(msa_problem), \
-   .op = MSA_OP_SPARSE_ATTENTION,      \
-   .dtype = MSA_F32,                   \
-   .layout = MSA_PACKED,               \
-   .heads_q = 64,                      \
-   .heads_kv = 4,                      \
-   .head_dim = 128,                    \
-   .index_dim = 128,                   \
-   .block_size = 128,                  \
-   .topk = 16,                         \
-   .init_blocks = 0,                   \
-   .local_blocks = 1,                  \
-   .device_kind = MSA_CPU,             \
-   .device_id = 0}
 
 /* Upper bounds of the calls that a plan will serve. */
 typedef struct msa_limits {
@@ -197,6 +159,8 @@ typedef struct msa_plan msa_plan;
 MSA_API msa_status msa_plan_create(const msa_problem* problem, const msa_limits* limits,
                                    const char* backend, msa_plan** out);
 MSA_API const char* msa_plan_backend(const msa_plan* plan); /* its name; NULL for NULL */
+/* Name of its best kernel for the problem ("avx2", "sm90/dense"); NULL for NULL. */
+MSA_API const char* msa_plan_kernel(const msa_plan* plan);
 /* Bytes of scratch memory for any call within the limits; 0 for NULL. */
 MSA_API int64_t msa_plan_workspace_bytes(const msa_plan* plan);
 MSA_API void msa_plan_destroy(msa_plan* plan); /* NULL is fine */
@@ -210,194 +174,19 @@ typedef struct msa_queue {
 } msa_queue;
 
 /* ---- operators ------------------------------------------------------------------------------
- * MSA_RUN(op) declares msa_run_op(plan, params, workspace, workspace_bytes, queue). It checks every
- * argument, then computes; on the CPU it returns when done. `workspace` is 64-byte aligned (256 on
- * CUDA) and at least msa_plan_workspace_bytes long.
+ * c_ops.h declares a struct msa_NAME_params for each kind of arguments, and
+ *   msa_status msa_run_NAME(plan, params, workspace, workspace_bytes, queue)
+ * which checks every argument, then computes; on the CPU it returns when done. `workspace` is
+ * 64-byte aligned (256 on CUDA) and at least msa_plan_workspace_bytes long.
  * Errors: MSA_INVALID_ARGUMENT with argument, given and expected; the outputs are then untouched.
  */
-#define MSA_RUN(op)                                                                      \
-  MSA_API msa_status msa_run_##op(const msa_plan* plan, const msa_##op##_params* params, \
-                                  void* workspace, size_t workspace_bytes, const msa_queue* queue)
+#include "msa/c_ops.h"
 
-/* scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s] */
-typedef struct msa_index_scores_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
-  const msa_batch* batch;
-  const msa_tensor* scores; /* out f32 [Hi,T,blocks] */
-} msa_index_scores_params;
-MSA_RUN(index_scores);
-
-/* ids = forced blocks and best scores, ascending, -1 in the unused tail */
-typedef struct msa_select_blocks_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* scores;           /* f32 [Hi,T,blocks] */
-  const msa_tensor* num_valid_blocks; /* i32 [T], optional */
-  const msa_tensor* ids;              /* out i32 [Hi,T,K] */
-} msa_select_blocks_params;
-MSA_RUN(select_blocks);
-
-/* index_scores and select_blocks in one pass */
-typedef struct msa_index_select_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
-  const msa_batch* batch;
-  const msa_tensor* ids;    /* out i32 [Hi,T,K] */
-  const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
-} msa_index_select_params;
-MSA_RUN(index_select);
-
-/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode */
-typedef struct msa_sparse_attention_params {
-  uint32_t struct_size;
-  float softmax_scale;   /* 0 = 1/sqrt(D) */
-  const msa_tensor* q;   /* [T,Hq,D] */
-  const msa_tensor* k;   /* [S,Hkv,D] or [P,Hkv,Bk,D] */
-  const msa_tensor* v;   /* as k */
-  const msa_tensor* ids; /* i32 [Hkv,T,K], any order, -1 ends a list */
-  const msa_batch* batch;
-  const msa_tensor* o;   /* out [T,Hq,D] */
-  const msa_tensor* lse; /* out f32 [T,Hq], optional */
-} msa_sparse_attention_params;
-MSA_RUN(sparse_attention);
-
-/* the same with every visible block */
-typedef struct msa_dense_attention_params {
-  uint32_t struct_size;
-  float softmax_scale; /* 0 = 1/sqrt(D) */
-  const msa_tensor* q; /* [T,Hq,D] */
-  const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
-  const msa_tensor* v; /* as k */
-  const msa_batch* batch;
-  const msa_tensor* o;         /* out [T,Hq,D] */
-  const msa_tensor* lse;       /* out f32 [T,Hq], optional */
-  const msa_tensor* block_max; /* out f32 [Hq,T,blocks], optional */
-} msa_dense_attention_params;
-MSA_RUN(dense_attention);
-
-/* combines partial results over disjoint key sets */
-typedef struct msa_merge_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* o_parts;   /* [parts,T,Hq,D] */
-  const msa_tensor* lse_parts; /* f32 [parts,T,Hq] */
-  const msa_tensor* o;         /* out [T,Hq,D] */
-  const msa_tensor* lse;       /* out f32 [T,Hq], optional */
-} msa_merge_params;
-MSA_RUN(merge);
-
-/* block -> queries, as CSR per KV head; an entry is token*K + slot */
-typedef struct msa_block_lists_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
-  const msa_batch* batch;
-  const msa_tensor* row_ptr; /* out i32 [Hkv,NB+1] */
-  const msa_tensor* entries; /* out i32 [Hkv,T*K] */
-} msa_block_lists_params;
-MSA_RUN(block_lists);
-
-/* writes the new rows into their pages; k with v, and k_idx, are each optional */
-typedef struct msa_append_paged_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* k;     /* [T,Hkv,D] */
-  const msa_tensor* v;     /* [T,Hkv,D] */
-  const msa_tensor* k_idx; /* [T,Di] */
-  const msa_batch* batch;
-  const msa_tensor* k_pages;     /* out [P,Hkv,Bk,D] */
-  const msa_tensor* v_pages;     /* out [P,Hkv,Bk,D] */
-  const msa_tensor* k_idx_pages; /* out [P,Bk,Di] */
-} msa_append_paged_params;
-MSA_RUN(append_paged);
-
-/* attention mass of each block, mean over the heads of a group */
-typedef struct msa_block_mass_params {
-  uint32_t struct_size;
-  float softmax_scale;   /* 0 = 1/sqrt(D) */
-  const msa_tensor* q;   /* [T,Hq,D] */
-  const msa_tensor* k;   /* [S,Hkv,D] or [P,Hkv,Bk,D] */
-  const msa_tensor* lse; /* f32 [T,Hq], of the dense attention */
-  const msa_batch* batch;
-  const msa_tensor* mass; /* out f32 [Hkv,T,blocks] */
-} msa_block_mass_params;
-MSA_RUN(block_mass);
-
-/* dq, dk and dv of sparse attention, without ids of dense attention; packed keys */
-typedef struct msa_attention_backward_params {
-  uint32_t struct_size;
-  float softmax_scale;   /* 0 = 1/sqrt(D) */
-  const msa_tensor* q;   /* [T,Hq,D] */
-  const msa_tensor* k;   /* [S,Hkv,D] */
-  const msa_tensor* v;   /* as k */
-  const msa_tensor* ids; /* i32 [Hkv,T,K]; NULL for dense */
-  const msa_tensor* o;   /* [T,Hq,D] */
-  const msa_tensor* lse; /* f32 [T,Hq] */
-  const msa_tensor* d_o; /* [T,Hq,D], gradient of o */
-  const msa_batch* batch;
-  const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional, with entries: block_lists of ids */
-  const msa_tensor* entries; /* i32 [Hkv,T*K] */
-  const msa_tensor* dq;      /* out [T,Hq,D] */
-  const msa_tensor* dk;      /* out [S,Hkv,D] */
-  const msa_tensor* dv;      /* out [S,Hkv,D] */
-} msa_attention_backward_params;
-MSA_RUN(attention_backward);
-
-/* LSE of the index logits over the listed blocks, without ids over all; packed keys */
-typedef struct msa_index_lse_params {
-  uint32_t struct_size;
-  uint32_t reserved;
-  const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k_idx; /* [S,Di] */
-  const msa_tensor* ids;   /* i32 [Hi,T,K], optional */
-  const msa_batch* batch;
-  const msa_tensor* lse; /* out f32 [T,Hi] */
-} msa_index_lse_params;
-MSA_RUN(index_lse);
-
-/* the KL loss of the index branch, or its gradients; packed keys */
-typedef struct msa_kl_params {
-  uint32_t struct_size;
-  float softmax_scale;         /* 0 = 1/sqrt(D) */
-  const msa_tensor* q;         /* [T,Hq,D] */
-  const msa_tensor* k;         /* [S,Hkv,D] */
-  const msa_tensor* lse;       /* f32 [T,Hq] */
-  const msa_tensor* q_idx;     /* [T,Hi,Di] */
-  const msa_tensor* k_idx;     /* [S,Di] */
-  const msa_tensor* index_lse; /* f32 [T,Hi] */
-  const msa_tensor* ids;       /* i32 [Hkv,T,K], optional */
-  const msa_batch* batch;
-  const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional, with entries: block_lists of ids */
-  const msa_tensor* entries; /* i32 [Hkv,T*K] */
-  const msa_tensor* dq_idx;  /* out [T,Hi,Di], kl_backward only */
-  const msa_tensor* dk_idx;  /* out [S,Di], kl_backward only */
-  const msa_tensor* kl;      /* out f32 [T,Hi], optional for kl_backward */
-} msa_kl_params;
-MSA_RUN(kl);
-#undef MSA_RUN
-
-/* a decoding step of a sparse layer: index_select, then attention over what it chose */
-typedef struct msa_layer_decode_params {
-  uint32_t struct_size;
-  float softmax_scale;     /* 0 = 1/sqrt(D) */
-  const msa_tensor* q;     /* [T,Hq,D] */
-  const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k;     /* [P,Hkv,Bk,D] */
-  const msa_tensor* v;     /* as k */
-  const msa_tensor* k_idx; /* [P,Bk,Di] */
-  const msa_batch* batch;
-  const msa_tensor* o;   /* out [T,Hq,D] */
-  const msa_tensor* lse; /* out f32 [T,Hq], optional */
-  const msa_tensor* ids; /* out i32 [Hkv,T,K], optional */
-} msa_layer_decode_params;
-MSA_API msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
-                                        void* workspace, size_t workspace_bytes,
-                                        const msa_queue* queue);
+/* The kernel that a call of these arguments runs on, msa_plan_kernel unless it leaves them to
+ * another one, and why ("" where it does not). `params` is the plan's operator's struct. *reasons
+ * is valid until the next such call of this thread. Errors: those of msa_run_NAME. */
+MSA_API msa_status msa_plan_explain(const msa_plan* plan, const void* params, const char** kernel,
+                                    const char** reasons);
 
 #ifdef __cplusplus
 }

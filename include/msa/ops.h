@@ -1,4 +1,4 @@
-// One plain Params struct per operator. Shapes use the letters of problem.h.
+// The operators, and a plain struct of arguments for each. Shapes use the letters of problem.h.
 //
 // Common rules
 //   dtypes    q, k, v, k_idx, q_idx share one of f32, bf16, f16; metadata and ids are i32;
@@ -22,16 +22,44 @@
 //             infinity, and never in another one.
 //   logits    may be as large as 2^126. From 2^30 on, in units of log2, two products of f32 lie 64
 //             and more apart: the largest of a row weighs 1, its equals too, all others nothing.
-//   given LSE of block_mass, the gradients and kl: P = exp(logit - lse). From |lse| = 2^24 on, an
-//   f32
+//   given LSE of block_mass, the gradients and kl: P = exp(logit - lse). From |lse| = 2^24 on, f32
 //             does not hold the logarithm of the sum: P = exp(min(0, logit - lse + 2^-21 |lse|)),
 //             so that every logit it may stand for has P = 1.
 // Bad contents of metadata and ids that lie in host memory are errors, by name and index.
 #pragma once
 
+#include <cstdint>
+
+#include "msa/export.h"
 #include "msa/tensor.h"
 
 namespace msa {
+
+/// The operators, from kSparseAttentionBackward on those of training.
+enum class Op : int32_t {
+  kIndexScores = 0,
+  kSelectBlocks = 1,
+  kIndexSelect = 2,
+  kSparseAttention = 3,
+  kSparseDecode = 4,  ///< sparse attention for 1..16 new tokens per sequence over a paged cache
+  kDenseAttention = 5,
+  kMerge = 6,
+  kBlockLists = 7,
+  kAppendPaged = 8,
+  kBlockMass = 9,
+  kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
+  kSparseAttentionBackward = 11,
+  kDenseAttentionBackward = 12,
+  kIndexLse = 13,
+  kKlBackward = 14,
+  kKlLoss = 15,
+};
+inline constexpr int kOpCount = 16;
+constexpr bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
+constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
+
+/// "index_scores", ... ; "unknown" for codes outside the enum.
+MSA_API const char* name_of(Op op);
 
 /// Which rows belong to which sequence.
 struct Batch {
@@ -49,6 +77,7 @@ struct Batch {
 /// Columns are the blocks of the given keys, counted from block_offset. Source: spec of MSA's index
 /// branch, paper section "index branch", eq. of the block score (max pooling).
 struct IndexScoresParams {
+  static constexpr Op kOps[] = {Op::kIndexScores};
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
@@ -60,6 +89,7 @@ struct IndexScoresParams {
 /// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, and those
 /// with ids below init_blocks.
 struct SelectBlocksParams {
+  static constexpr Op kOps[] = {Op::kSelectBlocks};
   TensorView scores{};            ///< f32 [Hi,T,blocks], any strides
   TensorView num_valid_blocks{};  ///< i32 [T], optional (default: all columns)
   TensorView ids{};               ///< out i32 [Hi,T,K]
@@ -68,6 +98,7 @@ struct SelectBlocksParams {
 /// index_scores and select_blocks in one pass; no score matrix exists. Forced are the local_blocks
 /// blocks that end at the local one, and those with global ids below init_blocks, as far as given.
 struct IndexSelectParams {
+  static constexpr Op kOps[] = {Op::kIndexSelect};
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
@@ -80,6 +111,7 @@ struct IndexSelectParams {
 /// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Serves the
 /// operators sparse_attention and sparse_decode. Source: paper section "sparse attention".
 struct SparseAttentionParams {
+  static constexpr Op kOps[] = {Op::kSparseAttention, Op::kSparseDecode};
   TensorView q{};    ///< [T,Hq,D]
   TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
   TensorView v{};    ///< as k
@@ -92,6 +124,7 @@ struct SparseAttentionParams {
 
 /// The same with every visible block.
 struct DenseAttentionParams {
+  static constexpr Op kOps[] = {Op::kDenseAttention};
   TensorView q{};  ///< [T,Hq,D]
   TensorView k{};  ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
   TensorView v{};  ///< as k
@@ -106,6 +139,7 @@ struct DenseAttentionParams {
 /// o = sum exp(lse_i - a) o_i / sum exp(lse_i - a). Parts with lse -inf count nothing; all -inf
 /// gives o 0, lse -inf. Parts of equal LSE weigh the same; one of LSE NaN makes o and lse NaN.
 struct MergeParams {
+  static constexpr Op kOps[] = {Op::kMerge};
   TensorView o_parts{};    ///< [parts,T,Hq,D]
   TensorView lse_parts{};  ///< f32 [parts,T,Hq]
   TensorView o{};          ///< out [T,Hq,D]
@@ -116,6 +150,7 @@ struct MergeParams {
 /// each other: NB = sum over sequences of ceil(kv_len/Bk). An entry is token*K + slot, ascending
 /// per block; a block's first slot in a list, where it stands twice.
 struct BlockListsParams {
+  static constexpr Op kOps[] = {Op::kBlockLists};
   TensorView ids{};      ///< i32 [Hkv,T,K]
   Batch batch{};         ///< lengths only
   TensorView row_ptr{};  ///< out i32 [Hkv,NB+1]
@@ -125,6 +160,7 @@ struct BlockListsParams {
 /// Writes the T new rows (the last q_len positions of each sequence) into their pages.
 /// k and v go together; k_idx is optional, and so are k and v when k_idx is given.
 struct AppendPagedParams {
+  static constexpr Op kOps[] = {Op::kAppendPaged};
   TensorView k{};            ///< [T,Hkv,D]
   TensorView v{};            ///< [T,Hkv,D]
   TensorView k_idx{};        ///< [T,Di]
@@ -137,6 +173,7 @@ struct AppendPagedParams {
 /// mass[r,t,j] = mean over the G heads of KV head r of sum over visible tokens s of block j of
 /// exp(q . k * scale - lse): the attention mass of each block (oracle, recall, kept mass).
 struct BlockMassParams {
+  static constexpr Op kOps[] = {Op::kBlockMass};
   TensorView q{};    ///< [T,Hq,D]
   TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
   TensorView lse{};  ///< f32 [T,Hq], of the dense attention
@@ -149,6 +186,7 @@ struct BlockMassParams {
 /// sequence over a paged cache, then sparse_decode of the blocks it chose. Same ids and values as
 /// the two calls; a backend may join them. Source: decoding with MSA, arXiv 2606.13392.
 struct LayerDecodeParams {
+  static constexpr Op kOps[] = {Op::kLayerDecode};
   TensorView q{};      ///< [T,Hq,D]
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k{};      ///< pages [P,Hkv,Bk,D], the new tokens already in them
@@ -167,6 +205,7 @@ struct LayerDecodeParams {
 ///   dq[t,h] = sum_s dS k[s];  dk[s] = sum_t,h dS q[t,h];  dv[s] = sum_t,h P d_o[t,h].
 /// Rows with lse -inf add nothing. Source: FlashAttention, arXiv 2205.14135, backward pass.
 struct AttentionBackwardParams {
+  static constexpr Op kOps[] = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
   TensorView q{};    ///< [T,Hq,D]
   TensorView k{};    ///< [S,Hkv,D]; training takes packed keys only
   TensorView v{};    ///< as k
@@ -186,6 +225,7 @@ struct AttentionBackwardParams {
 /// lse[t,r] = ln(sum exp(q_idx[t,r] . k_idx[s] / sqrt(Di))) over the visible tokens s of the listed
 /// blocks, without ids of all; -inf if none is visible.
 struct IndexLseParams {
+  static constexpr Op kOps[] = {Op::kIndexLse};
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di]
   TensorView ids{};    ///< i32 [Hi,T,K], optional
@@ -202,6 +242,7 @@ struct IndexLseParams {
 /// The loss is the mean of kl over the queries = cu_seqlens_q[B] rows and the Hkv groups; lambda is
 /// the caller's factor. Source: arXiv 2606.13392, training of the index branch.
 struct KlParams {
+  static constexpr Op kOps[] = {Op::kKlBackward, Op::kKlLoss};
   TensorView q{};          ///< [T,Hq,D]
   TensorView k{};          ///< [S,Hkv,D]
   TensorView lse{};        ///< f32 [T,Hq], of attention over the same tokens
@@ -216,6 +257,36 @@ struct KlParams {
   TensorView dq_idx{};      ///< out [T,Hi,Di], in the dtype of q_idx or f32; kl_backward only
   TensorView dk_idx{};      ///< out [S,Di], likewise
   TensorView kl{};          ///< out f32 [T,Hi], 0 if nothing is visible; optional for kl_backward
+};
+
+/// Every struct of arguments.
+template <class... Params>
+struct ParamsList {};
+using AllParams = ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
+                             SparseAttentionParams, DenseAttentionParams, MergeParams,
+                             BlockListsParams, AppendPagedParams, BlockMassParams,
+                             LayerDecodeParams, AttentionBackwardParams, IndexLseParams, KlParams>;
+
+/// The arguments of one call, whatever the operator, by reference.
+class ParamsRef {
+ public:
+  template <class Params>
+    requires requires { Params::kOps[0]; }
+  ParamsRef(const Params& params) : op_(Params::kOps[0]), data_(&params) {}  // NOLINT
+  /// `data`: the struct of arguments whose first operator is `op`.
+  ParamsRef(Op op, const void* data) : op_(op), data_(data) {}
+
+  Op op() const { return op_; }  ///< the first operator with such arguments
+  const void* data() const { return data_; }
+  /// Precondition: the arguments are of this type.
+  template <class Params>
+  const Params& as() const {
+    return *static_cast<const Params*>(data_);
+  }
+
+ private:
+  Op op_;
+  const void* data_;
 };
 
 }  // namespace msa

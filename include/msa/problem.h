@@ -11,36 +11,11 @@
 #include <cstdint>
 
 #include "msa/export.h"
+#include "msa/ops.h"
 #include "msa/status.h"
 #include "msa/tensor.h"
 
 namespace msa MSA_API {
-
-/// The operators, docs in ops.h; from kSparseAttentionBackward on those of training.
-enum class Op : int32_t {
-  kIndexScores = 0,
-  kSelectBlocks = 1,
-  kIndexSelect = 2,
-  kSparseAttention = 3,
-  kSparseDecode = 4,  ///< sparse attention for 1..16 new tokens per sequence over a paged cache
-  kDenseAttention = 5,
-  kMerge = 6,
-  kBlockLists = 7,
-  kAppendPaged = 8,
-  kBlockMass = 9,
-  kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
-  kSparseAttentionBackward = 11,
-  kDenseAttentionBackward = 12,
-  kIndexLse = 13,
-  kKlBackward = 14,
-  kKlLoss = 15,
-};
-inline constexpr int kOpCount = 16;
-constexpr bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
-constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
-
-/// "index_scores", ... ; "unknown" for codes outside the enum.
-const char* name_of(Op op);
 
 enum class KvLayout : int32_t {
   kPacked = 0,  ///< k, v [S,Hkv,D], k_idx [S,Di], with cu_seqlens_k

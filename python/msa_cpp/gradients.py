@@ -204,9 +204,8 @@ def kl_loss(
     options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
                None)
     return _core.kl_loss(
-        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, False, False,
-         True if out is None else out),
-        batch, options, plan, workspace, backend)[2]
+        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None, out),
+        batch, options, plan, workspace, backend)[0]
 
 
 def kl_backward(
@@ -259,7 +258,6 @@ def kl_backward(
                    None)
         made = _core.kl_backward(
             (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
-             True if dq_idx is None else dq_idx, True if dk_idx is None else dk_idx,
-             return_kl if kl is None else kl),
+             dq_idx, dk_idx, return_kl if kl is None else kl),
             batch, options, plan, workspace, backend)
     return made if return_kl else made[:2]

@@ -427,10 +427,10 @@ def kl_loss(
     max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tensor:
     return _core.kl_loss(
-        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, False, False, True),
+        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None, None),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
         (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
-        None, None, backend)[2]
+        None, None, backend)[0]
 
 
 @_operator(lambda a: (*_gradients_of(a.grads_f32, a.q_idx, a.k_idx),

@@ -7,43 +7,31 @@
 #include <thread>
 
 #include "core/check.h"
+#include "core/layer.h"
+#include "core/op_table.h"
 #include "core/text.h"
 
 namespace msa {
 namespace {
 
+constexpr const char* kOtherOps = "other operators";
+
 std::string known_names() {
   std::string names;
   for (const Backend* backend : backends())
-    names += (names.empty() ? "" : ", ") + std::string(backend->name());
+    names += (names.empty() ? "" : ", ") + std::string(backend->name);
   return names;
 }
 
 /// Ok when `backend` can serve `problem` now.
 Status suits(const Backend& backend, const Problem& problem) {
-  if (backend.device() != problem.device.kind) {
+  if (backend.device != problem.device.kind) {
     return error(StatusCode::kUnsupported, "works on ",
-                 backend.device() == DeviceKind::kCPU ? "CPU" : "CUDA",
+                 backend.device == DeviceKind::kCPU ? "CPU" : "CUDA",
                  " memory, the problem's tensors are elsewhere");
   }
   MSA_TRY(backend.usable());
   return backend.supports(problem);
-}
-
-template <class Params>
-Status checked_run(const Plan& plan, const Params& params, Workspace workspace, Queue queue) {
-  if (plan.backend == nullptr)
-    return invalid("plan: got an empty plan, expected one made by msa::plan");
-  if (static_cast<int64_t>(workspace.bytes) < plan.workspace_bytes ||
-      (workspace.data == nullptr && plan.workspace_bytes > 0)) {
-    return invalid("workspace: got ", workspace.data == nullptr ? 0 : workspace.bytes,
-                   " bytes, the plan needs ", plan.workspace_bytes);
-  }
-  if (reinterpret_cast<uintptr_t>(workspace.data) % 64 != 0) {
-    return invalid("workspace: the address must be a multiple of 64 bytes");
-  }
-  MSA_TRY(check(plan, params));
-  return plan.backend->run(plan, params, workspace, queue);
 }
 
 }  // namespace
@@ -59,9 +47,8 @@ std::span<const Backend* const> backends() {
 #endif
         reference_backend(), reference_f64_backend(),
     };
-    std::stable_sort(all.begin(), all.end(), [](const Backend* a, const Backend* b) {
-      return a->priority() > b->priority();
-    });
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Backend* a, const Backend* b) { return a->priority > b->priority; });
     return all;
   }();
   return list;
@@ -69,7 +56,7 @@ std::span<const Backend* const> backends() {
 
 const Backend* find_backend(std::string_view name) {
   for (const Backend* backend : backends()) {
-    if (name == backend->name()) return backend;
+    if (name == backend->name) return backend;
   }
   return nullptr;
 }
@@ -98,8 +85,7 @@ Status choose_backend(const Problem& problem, std::string_view name, const Backe
       *out = backend;
       return {};
     }
-    reasons +=
-        (reasons.empty() ? "" : "; ") + std::string(backend->name()) + ": " + status.message();
+    reasons += (reasons.empty() ? "" : "; ") + std::string(backend->name) + ": " + status.message();
   }
   return error(StatusCode::kUnsupported, "no backend can compute ", name_of(problem.op),
                " here: ", reasons);
@@ -114,49 +100,101 @@ Status plan(const Problem& problem, const Limits& limits, Plan* out, std::string
         static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
   }
   MSA_TRY(choose_backend(problem, backend, &made.backend));
-  made.workspace_bytes = made.backend->workspace_bytes(problem, made.limits);
+  if (const Refusal refusal = bind(*made.backend, problem, made.limits, &made))
+    return error(StatusCode::kUnsupported, "backend ", made.backend->name, ": ", refusal.text());
   *out = made;
   return {};
 }
 
-Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+Status run(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
+  if (plan.backend == nullptr)
+    return invalid("plan: got an empty plan, expected one made by msa::plan");
+  if (static_cast<int64_t>(workspace.bytes) < plan.workspace_bytes ||
+      (workspace.data == nullptr && plan.workspace_bytes > 0)) {
+    return invalid("workspace: got ", workspace.data == nullptr ? 0 : workspace.bytes,
+                   " bytes, the plan needs ", plan.workspace_bytes);
+  }
+  const bool cuda = plan.problem.device.kind == DeviceKind::kCUDA;
+  if (reinterpret_cast<uintptr_t>(workspace.data) % (cuda ? 256 : 64) != 0)
+    return invalid("workspace: the address must be a multiple of ", cuda ? 256 : 64, " bytes");
+  MSA_TRY(check(plan, params));
+  return run_checked(plan, params, workspace, queue);
 }
-Status run(const Plan& p, const SelectBlocksParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+// ---- plans and kernels --------------------------------------------------------------------------
+
+std::string Refusal::text() const {
+  return msa::text(field, ": got ", given != nullptr ? given : std::to_string(value),
+                   ", supported: ", supported);
 }
-Status run(const Plan& p, const IndexSelectParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+Status Backend::supports(const Problem& problem) const {
+  Kernels found;
+  const Refusal refusal = find_kernels(*this, problem, {}, &found);
+  if (refusal.supported == kOtherOps) {
+    std::string known;
+    for (const OpInfo& info : all_ops())
+      if (std::any_of(kernels.begin(), kernels.end(),
+                      [&](const Kernel& kernel) { return kernel.op == info.op; }))
+        known += (known.empty() ? "" : ", ") + std::string(info.name);
+    return error(StatusCode::kUnsupported, "op: got ", name_of(problem.op), ", supported: ", known);
+  }
+  return refusal ? error(StatusCode::kUnsupported, refusal.text()) : Status();
 }
-Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+Refusal find_kernels(const Backend& backend, const Problem& problem, const Limits& limits,
+                     Kernels* out) {
+  *out = {};
+  Refusal last{.field = "op", .given = name_of(problem.op), .supported = kOtherOps};
+  size_t count = 0;
+  const auto add = [&](const Kernel& kernel) {
+    if (count < out->size()) (*out)[count++] = &kernel;
+  };
+  for (const Kernel& kernel : backend.kernels) {
+    if (kernel.op != problem.op) continue;
+    last = kernel.fits != nullptr ? kernel.fits(problem, limits) : Refusal{};
+    if (!last) add(kernel);
+  }
+  if (problem.op == Op::kLayerDecode) {
+    last = layer_steps_fit(backend, problem, limits);
+    if (!last) add(kLayerSteps);
+  }
+  return count > 0 ? Refusal{} : last;
 }
-Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+Refusal bind(const Backend& backend, const Problem& problem, const Limits& limits, Plan* out) {
+  *out = {.backend = &backend, .problem = problem, .limits = limits};
+  const Refusal refusal = find_kernels(backend, problem, limits, &out->kernels);
+  for (const Kernel* kernel : out->kernels) {
+    if (kernel == nullptr) break;
+    const int64_t bytes = kernel == &kLayerSteps ? layer_steps_bytes(backend, problem, limits)
+                          : kernel->workspace_bytes != nullptr
+                              ? kernel->workspace_bytes(problem, limits)
+                              : 0;
+    out->workspace_bytes = std::max(out->workspace_bytes, bytes);
+  }
+  return refusal;
 }
-Status run(const Plan& p, const MergeParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+const Kernel* kernel_of(const Plan& plan, const ParamsRef& params, std::string* reasons) {
+  for (const Kernel* kernel : plan.kernels) {
+    if (kernel == nullptr) break;
+    const Refusal refusal = kernel->takes != nullptr ? kernel->takes(plan, params) : Refusal{};
+    if (!refusal) return kernel;
+    if (reasons != nullptr)
+      *reasons += (reasons->empty() ? "" : "; ") + text(kernel->name, ": ", refusal.text());
+  }
+  return nullptr;
 }
-Status run(const Plan& p, const BlockListsParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
+
+Status run_checked(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
+  if (const Kernel* kernel = kernel_of(plan, params))
+    return kernel->run(plan, params, workspace, queue);
+  std::string reasons;
+  kernel_of(plan, params, &reasons);
+  return error(StatusCode::kUnsupported, reasons);
 }
-Status run(const Plan& p, const AppendPagedParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
-Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
-Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
-Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
-Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
-Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) {
-  return checked_run(p, a, w, q);
-}
+
+const char* Plan::kernel() const { return kernels[0] != nullptr ? kernels[0]->name : ""; }
 
 }  // namespace msa

@@ -15,4 +15,23 @@ const Backend* cuda_plain_backend();  ///< any GPU
 const Backend* cuda_union_backend();  ///< cuda with sparse prefill in one order
 const Backend* cuda_kv_outer_backend();
 
+/// Those of `backend` that compute the problem, best first, null behind the last. Where none fits,
+/// why the last one does not. Calls no code of an instruction set.
+using Kernels = decltype(Plan::kernels);
+Refusal find_kernels(const Backend& backend, const Problem& problem, const Limits& limits,
+                     Kernels* out);
+
+/// A plan on this backend; the workspace is what the hungriest of its kernels needs. Where no
+/// kernel fits, why the last one does not.
+Refusal bind(const Backend& backend, const Problem& problem, const Limits& limits, Plan* out);
+
+/// msa::run for arguments that passed check().
+Status run_checked(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue);
+
+/// A kernel's run() by a function of one type of arguments.
+template <class Params, Status (*Run)(const Plan&, const Params&, Workspace, Queue)>
+Status run_typed(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
+  return Run(plan, params.as<Params>(), workspace, queue);
+}
+
 }  // namespace msa

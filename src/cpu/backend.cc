@@ -1,11 +1,11 @@
-// The CPU backends: one class, a table of kernels for each instruction set.
+// The CPU backends: a table of kernels for each instruction set, and what needs none.
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <string_view>
+#include <vector>
 
-#include "core/layer_decode.h"
+#include "core/op_table.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "cpu/generic/limits.h"
@@ -45,164 +45,110 @@ const char* missing_amx() {
   return granted ? nullptr : "permission of the operating system for AMX tiles";
 }
 
-class CpuBackend : public Backend {
- public:
-  CpuBackend(const char* name, const char* requirement, int priority, const Kernels& kernels,
-             const char* (*missing)(), bool bf16_only)
-      : name_(name),
-        requirement_(requirement),
-        priority_(priority),
-        kernels_(kernels),
-        missing_(missing),
-        bf16_only_(bf16_only) {}
-
-  const char* name() const override { return name_; }
-  const char* requirement() const override { return requirement_; }
-  int priority() const override { return priority_; }
-  DeviceKind device() const override { return DeviceKind::kCPU; }
-
-  Status usable() const override {
-    const char* missing = missing_();
-    if (missing == nullptr) return {};
-    return error(StatusCode::kUnavailable, "needs ", requirement_, "; this machine lacks ",
-                 missing);
+Refusal fits(const Problem& p, const Limits&) {
+  const uint32_t uses = info_of(p.op).uses;
+  if ((uses & kHeadDim) != 0) {
+    if (p.head_dim > cpu::kMaxHeadDim) return {"head_dim", nullptr, p.head_dim, "1..256"};
+    if (p.group() > cpu::kMaxGroup) return {"heads_q / heads_kv", nullptr, p.group(), "1..64"};
   }
-
-  Status supports(const Problem& p) const override {
-    if (p.op == Op::kLayerDecode) return supports_layer_decode(*this, p);
-    const auto refuse = [](const char* field, auto value, const char* supported) {
-      return error(StatusCode::kUnsupported, field, ": got ", value, ", supported: ", supported);
-    };
-    const bool attends = p.op == Op::kSparseAttention || p.op == Op::kSparseDecode ||
-                         p.op == Op::kDenseAttention || p.op == Op::kBlockMass ||
-                         (is_training(p.op) && p.op != Op::kIndexLse);
-    const bool indexes = p.op == Op::kIndexScores || p.op == Op::kIndexSelect ||
-                         p.op == Op::kIndexLse || p.op == Op::kKlBackward || p.op == Op::kKlLoss;
-    if (bf16_only_ && is_training(p.op))
-      return refuse("op", name_of(p.op), "the forward operators; training is in f32");
-    if (bf16_only_ && (attends || indexes) && p.dtype != DType::kBF16)
-      return refuse("dtype", name_of(p.dtype), "bf16");
-    if (bf16_only_ && !attends && !indexes)
-      return refuse("op", name_of(p.op), "attention and index operators");
-    if (attends && p.head_dim > cpu::kMaxHeadDim) return refuse("head_dim", p.head_dim, "1..256");
-    if (attends && p.group() > cpu::kMaxGroup)
-      return refuse("heads_q / heads_kv", p.group(), "1..64");
-    if (indexes && p.index_dim > cpu::kMaxHeadDim)
-      return refuse("index_dim", p.index_dim, "1..256");
-    if (indexes && p.heads_kv > cpu::kMaxIndexHeads)
-      return refuse("heads_kv", p.heads_kv, "1..256");
-    const bool lists = p.op == Op::kIndexSelect || p.op == Op::kSelectBlocks ||
-                       p.op == Op::kSparseAttention || p.op == Op::kSparseDecode;
-    if (lists && p.topk > cpu::kMaxTopK) return refuse("topk", p.topk, "1..256");
-    return {};
+  if ((uses & kIndexDim) != 0) {
+    if (p.index_dim > cpu::kMaxHeadDim) return {"index_dim", nullptr, p.index_dim, "1..256"};
+    if (p.heads_kv > cpu::kMaxIndexHeads) return {"heads_kv", nullptr, p.heads_kv, "1..256"};
   }
-
-  int64_t workspace_bytes(const Problem& p, const Limits& limits) const override {
-    switch (p.op) {
-      case Op::kLayerDecode:
-        return layer_decode_bytes(*this, p, limits);
-      case Op::kSelectBlocks:
-        return cpu::select_blocks_bytes(p, limits);
-      case Op::kMerge:
-      case Op::kBlockLists:
-      case Op::kAppendPaged:
-        return 0;
-      default:
-        return kernels_.workspace_bytes(p, limits);
-    }
-  }
-
-  using Backend::run;
-  Status run(const Plan& plan, const IndexScoresParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.index_scores(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const SelectBlocksParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { cpu::select_blocks(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const IndexSelectParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.index_select(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const SparseAttentionParams& a, Workspace w,
-             Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.sparse_attention(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const DenseAttentionParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.dense_attention(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const MergeParams& a, Workspace, Queue q) const override {
-    return with_team(plan, q, [&] { cpu::merge(plan, a, q); });
-  }
-  Status run(const Plan& plan, const BlockListsParams& a, Workspace, Queue q) const override {
-    return with_team(plan, q, [&] { cpu::block_lists(plan, a, q); });
-  }
-  Status run(const Plan& plan, const AppendPagedParams& a, Workspace, Queue q) const override {
-    return with_team(plan, q, [&] { cpu::append_paged(plan, a, q); });
-  }
-  Status run(const Plan& plan, const BlockMassParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.block_mass(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace w,
-             Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.attention_backward(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const IndexLseParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.index_lse(plan, a, w, q); });
-  }
-  Status run(const Plan& plan, const KlParams& a, Workspace w, Queue q) const override {
-    return with_team(plan, q, [&] { kernels_.kl(plan, a, w, q); });
-  }
-
-  const Kernels& kernels() const { return kernels_; }
-
- private:
-  /// The workspace has one slice per planned worker.
-  template <class Work>
-  static Status with_team(const Plan& plan, Queue queue, const Work& work) {
-    if (queue.threads != nullptr && queue.threads->count() > plan.limits.max_threads) {
-      return invalid("queue.threads: got ", queue.threads->count(), " threads, the plan allows ",
-                     plan.limits.max_threads, " (Limits::max_threads)");
-    }
-    work();
-    return {};
-  }
-
-  const char* name_;
-  const char* requirement_;
-  int priority_;
-  const Kernels& kernels_;
-  const char* (*missing_)();
-  bool bf16_only_;
-};
-
-const CpuBackend& avx2() {
-  static const CpuBackend backend("avx2", "x86-64 with AVX2, FMA and F16C", 10, cpu::kAvx2,
-                                  missing_avx2, false);
-  return backend;
+  if ((uses & kTopk) != 0 && !is_training(p.op) && p.topk > cpu::kMaxTopK)
+    return {"topk", nullptr, p.topk, "1..256"};
+  return {};
 }
-const CpuBackend& avx512() {
-  static const CpuBackend backend("avx512", "x86-64 with AVX-512 F, BW, DQ and VL", 20,
-                                  cpu::kAvx512, missing_avx512, false);
-  return backend;
+
+Refusal fits_bf16(const Problem& p, const Limits& limits) {
+  if (p.dtype != DType::kBF16) return {"dtype", name_of(p.dtype), 0, "bf16"};
+  return fits(p, limits);
 }
-const CpuBackend& amx() {
-  static const CpuBackend backend("amx", "x86-64 with AMX-BF16 and AVX512-BF16; bf16 tensors", 30,
-                                  cpu::kAmx, missing_amx, true);
-  return backend;
+
+template <const Kernels& Isa, class Params,
+          void (*Kernels::*Compute)(const Plan&, const Params&, Workspace, Queue)>
+Status run(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
+  MSA_TRY(cpu::check_team(plan, queue));
+  (Isa.*Compute)(plan, params.as<Params>(), workspace, queue);
+  return {};
+}
+
+template <const Kernels& Isa>
+int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+  return Isa.workspace_bytes(problem, limits);
+}
+
+/// The operators of an instruction set. AMX multiplies bf16 alone and does not train.
+template <const Kernels& Isa>
+std::vector<Kernel> kernels(const char* name, bool amx) {
+  std::vector<Kernel> all;
+  const auto add =
+      [&]<class Params, void (*Kernels::*Compute)(const Plan&, const Params&, Workspace, Queue)>() {
+        for (Op op : Params::kOps) {
+          if (amx && is_training(op)) continue;
+          all.push_back({.op = op,
+                         .name = name,
+                         .fits = amx ? fits_bf16 : fits,
+                         .workspace_bytes = workspace_bytes<Isa>,
+                         .run = run<Isa, Params, Compute>,
+                         .rounds_probabilities = amx});
+        }
+      };
+  add.template operator()<IndexScoresParams, &Kernels::index_scores>();
+  add.template operator()<IndexSelectParams, &Kernels::index_select>();
+  add.template operator()<SparseAttentionParams, &Kernels::sparse_attention>();
+  add.template operator()<DenseAttentionParams, &Kernels::dense_attention>();
+  add.template operator()<BlockMassParams, &Kernels::block_mass>();
+  add.template operator()<AttentionBackwardParams, &Kernels::attention_backward>();
+  add.template operator()<IndexLseParams, &Kernels::index_lse>();
+  add.template operator()<KlParams, &Kernels::kl>();
+  if (!amx) all.insert(all.end(), cpu::plain_kernels().begin(), cpu::plain_kernels().end());
+  return all;
+}
+
+constexpr const char* kAvx2Needs = "x86-64 with AVX2, FMA and F16C";
+constexpr const char* kAvx512Needs = "x86-64 with AVX-512 F, BW, DQ and VL";
+constexpr const char* kAmxNeeds = "x86-64 with AMX-BF16 and AVX512-BF16; bf16 tensors";
+
+Status usable(const char* requirement, const char* missing) {
+  if (missing == nullptr) return {};
+  return error(StatusCode::kUnavailable, "needs ", requirement, "; this machine lacks ", missing);
 }
 
 }  // namespace
 
-const Backend* avx2_backend() { return &avx2(); }
-const Backend* avx512_backend() { return &avx512(); }
-const Backend* amx_backend() { return &amx(); }
+const Backend* avx2_backend() {
+  static const auto all = kernels<cpu::kAvx2>("avx2", false);
+  static const Backend backend{
+      "avx2", kAvx2Needs, 10, DeviceKind::kCPU, [] { return usable(kAvx2Needs, missing_avx2()); },
+      all};
+  return &backend;
+}
+
+const Backend* avx512_backend() {
+  static const auto all = kernels<cpu::kAvx512>("avx512", false);
+  static const Backend backend{"avx512",
+                               kAvx512Needs,
+                               20,
+                               DeviceKind::kCPU,
+                               [] { return usable(kAvx512Needs, missing_avx512()); },
+                               all};
+  return &backend;
+}
+
+const Backend* amx_backend() {
+  static const auto all = kernels<cpu::kAmx>("amx", true);
+  static const Backend backend{
+      "amx", kAmxNeeds, 30, DeviceKind::kCPU, [] { return usable(kAmxNeeds, missing_amx()); }, all};
+  return &backend;
+}
 
 namespace cpu {
 
-const Kernels* kernels_named(std::string_view backend) {
-  for (const CpuBackend* known : {&avx2(), &avx512(), &amx()}) {
-    if (backend == known->name()) return &known->kernels();
-  }
-  return nullptr;
+double (*burn_of(const Backend& backend))() {
+  if (&backend == avx2_backend()) return kAvx2.burn;
+  if (&backend == avx512_backend()) return kAvx512.burn;
+  return &backend == amx_backend() ? kAmx.burn : nullptr;
 }
 
 }  // namespace cpu

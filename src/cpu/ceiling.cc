@@ -33,7 +33,7 @@ double peak_flops(const Backend& backend, Threads& threads) {
   if (!backend.usable()) return 0;  // asking also obtains the right to use AMX tiles
   double (*burn)() = burn_scalar;
 #if MSA_WITH_X86
-  if (const Kernels* kernels = kernels_named(backend.name())) burn = kernels->burn;
+  if (burn_of(backend) != nullptr) burn = burn_of(backend);
 #endif
   double best = 0;
   for (int round = 0; round < 5; ++round) {

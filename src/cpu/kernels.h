@@ -4,8 +4,6 @@
 // in by name.
 #pragma once
 
-#include <string_view>
-
 #include "msa/backend.h"
 
 namespace msa::cpu {
@@ -40,7 +38,7 @@ extern const Kernels kAmx;
 extern const LinearKernel kAvx2Linear;
 extern const LinearKernel kAvx512Linear;
 
-/// The table of a backend by name, or null.
-const Kernels* kernels_named(std::string_view backend);
+/// Kernels::burn of a backend, null for those without a table.
+double (*burn_of(const Backend& backend))();
 
 }  // namespace msa::cpu

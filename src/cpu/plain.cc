@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "core/text.h"
 #include "cpu/generic/tile.h"
 
 namespace msa::cpu {
@@ -85,7 +86,15 @@ int64_t tile_lists(const TensorView& ids, int64_t head, const Sequence& s, int64
   return count;
 }
 
-void merge(const Plan&, const MergeParams& a, Queue queue) {
+// ---- operators ----------------------------------------------------------------------------------
+
+Status check_team(const Plan& plan, const Queue& queue) {
+  if (queue.threads == nullptr || queue.threads->count() <= plan.limits.max_threads) return {};
+  return invalid("queue.threads: got ", queue.threads->count(), " threads, the plan allows ",
+                 plan.limits.max_threads, " (Limits::max_threads)");
+}
+
+void merge(const Plan&, const MergeParams& a, Workspace, Queue queue) {
   const int64_t parts = a.lse_parts.shape[0], tokens = a.lse_parts.shape[1],
                 heads = a.lse_parts.shape[2];
   const int64_t dim = a.o_parts.shape[3];
@@ -118,7 +127,7 @@ void merge(const Plan&, const MergeParams& a, Queue queue) {
   });
 }
 
-void block_lists(const Plan& plan, const BlockListsParams& a, Queue queue) {
+void block_lists(const Plan& plan, const BlockListsParams& a, Workspace, Queue queue) {
   const int64_t heads = a.ids.shape[0], slots = a.ids.shape[2],
                 block_size = plan.problem.block_size;
   const int64_t batch = batch_size(a.batch), total = a.row_ptr.shape[1] - 1;
@@ -153,7 +162,9 @@ void block_lists(const Plan& plan, const BlockListsParams& a, Queue queue) {
   });
 }
 
-void append_paged(const Plan& plan, const AppendPagedParams& a, Queue queue) {
+namespace {
+
+void append_paged(const Plan& plan, const AppendPagedParams& a, Workspace, Queue queue) {
   const int64_t block_size = plan.problem.block_size;
   for_each_task(queue, batch_size(a.batch), [&](int64_t b, int) {
     const Sequence s = sequence(a.batch, b, block_size);
@@ -209,5 +220,31 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
     }
   });
 }
+
+template <class Params, void (*Compute)(const Plan&, const Params&, Workspace, Queue)>
+Status run(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
+  MSA_TRY(check_team(plan, queue));
+  Compute(plan, params.as<Params>(), workspace, queue);
+  return {};
+}
+
+Refusal list_fits(const Problem& p, const Limits&) {
+  return p.topk <= kMaxTopK ? Refusal{} : Refusal{"topk", nullptr, p.topk, "1..256"};
+}
+
+constexpr Kernel kKernels[] = {
+    {.op = Op::kSelectBlocks,
+     .name = "plain",
+     .fits = list_fits,
+     .workspace_bytes = select_blocks_bytes,
+     .run = run<SelectBlocksParams, select_blocks>},
+    {.op = Op::kMerge, .name = "plain", .run = run<MergeParams, merge>},
+    {.op = Op::kBlockLists, .name = "plain", .run = run<BlockListsParams, block_lists>},
+    {.op = Op::kAppendPaged, .name = "plain", .run = run<AppendPagedParams, append_paged>},
+};
+
+}  // namespace
+
+std::span<const Kernel> plain_kernels() { return kKernels; }
 
 }  // namespace msa::cpu

@@ -2,6 +2,8 @@
 // block_lists, append_paged and select_blocks. Compiled once for the baseline instruction set.
 #pragma once
 
+#include <span>
+
 #include "core/sequence.h"
 #include "msa/backend.h"
 
@@ -49,10 +51,13 @@ void finish_topk(const TopK& top, const Forced& forced, int64_t begin, int64_t e
 int64_t tile_lists(const TensorView& ids, int64_t head, const Sequence& s, int64_t q0, int64_t nq,
                    int64_t slot0, int64_t slot1, int64_t* pairs);
 
-void merge(const Plan&, const MergeParams&, Queue);
-void block_lists(const Plan&, const BlockListsParams&, Queue);
-void append_paged(const Plan&, const AppendPagedParams&, Queue);
-void select_blocks(const Plan&, const SelectBlocksParams&, Workspace, Queue);
-int64_t select_blocks_bytes(const Problem&, const Limits&);
+/// An error where the queue brings more threads than the workspace has slices for.
+Status check_team(const Plan& plan, const Queue& queue);
+
+void merge(const Plan&, const MergeParams&, Workspace, Queue);
+void block_lists(const Plan&, const BlockListsParams&, Workspace, Queue);
+
+/// merge, block_lists, append_paged and select_blocks.
+std::span<const Kernel> plain_kernels();
 
 }  // namespace msa::cpu

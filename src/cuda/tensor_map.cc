@@ -74,16 +74,6 @@ Status encode(const char* name, const TensorView& view, int64_t columns,
 
 }  // namespace
 
-bool aligned(const TensorView& view) {
-  bool result = reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
-  for (size_t i = 0; i + 1 < static_cast<size_t>(view.rank); ++i) {
-    const int64_t stride = view.stride[i];
-    result =
-        result && (view.shape[i] <= 1 || (stride > 0 && stride * size_of(view.dtype) % 16 == 0));
-  }
-  return result;
-}
-
 Status map_keys(const char* name, const TensorView& keys, KvLayout layout, uint32_t rows,
                 CUtensorMap* out) {
   const auto axis = [&](size_t i, uint32_t box) {

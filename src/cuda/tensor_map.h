@@ -13,9 +13,6 @@
 
 namespace msa::cuda {
 
-/// Whether address and strides are multiples of 16 bytes, as tensor maps and 16-byte accesses need.
-bool aligned(const TensorView& view);
-
 /// Keys or values, or index keys with one head, as (column, token, head, page):
 ///   [S,Hkv,D] or [S,Di]            packed: pages 1, token = row of the tensor
 ///   [P,Hkv,Bk,D] or [P,Bk,Di]      paged:  token = row in the page

@@ -16,7 +16,7 @@ class LoadedModel final : public Model {
   const Config& config() const override { return config_; }
   const LoadOptions& options() const override { return options_; }
   DType dtype() const override { return dtype_; }
-  const char* backend_name() const override { return backend_->name(); }
+  const char* backend_name() const override { return backend_->name; }
   int threads() const override { return compute_->threads(); }
 
   /// Computing does not change the model, but one session at a time may compute.

@@ -17,8 +17,8 @@ Device device_of(std::string_view name) {
   if ((name.empty() || name == "auto") && forced != nullptr) name = forced;
   const bool automatic = name.empty() || name == "auto";
   for (const Backend* backend : backends()) {
-    if (automatic ? backend->usable().ok() : name == backend->name())
-      return {.kind = backend->device()};
+    if (automatic ? backend->usable().ok() : name == backend->name)
+      return {.kind = backend->device};
   }
   return {};  // choose_backend() explains unknown names
 }

@@ -62,7 +62,7 @@ void attend(const Problem& p, const Params& a, const Query& query, int64_t h, co
 }
 
 template <class Real>
-void sparse_attention(const Problem& p, const SparseAttentionParams& a, const Team& team) {
+void compute(const Problem& p, const SparseAttentionParams& a, const Team& team) {
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t h = 0; h < p.heads_q; ++h) {
@@ -73,7 +73,7 @@ void sparse_attention(const Problem& p, const SparseAttentionParams& a, const Te
 }
 
 template <class Real>
-void dense_attention(const Problem& p, const DenseAttentionParams& a, const Team& team) {
+void compute(const Problem& p, const DenseAttentionParams& a, const Team& team) {
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t h = 0; h < p.heads_q; ++h) {
@@ -86,7 +86,7 @@ void dense_attention(const Problem& p, const DenseAttentionParams& a, const Team
 }
 
 template <class Real>
-void block_mass(const Problem& p, const BlockMassParams& a, const Team& team) {
+void compute(const Problem& p, const BlockMassParams& a, const Team& team) {
   const Real scale = scale_of<Real>(a.softmax_scale, p.head_dim);
   const int64_t group = p.group();
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte*) {
@@ -108,7 +108,7 @@ void block_mass(const Problem& p, const BlockMassParams& a, const Team& team) {
 }
 
 template <class Real>
-void merge(const Problem& p, const MergeParams& a, const Team& team) {
+void compute(const Problem& p, const MergeParams& a, const Team& team) {
   const int64_t parts = a.o_parts.shape[0];
   team.for_each(a.o_parts.shape[1], [&](int64_t t, std::byte*) {
     for (int64_t h = 0; h < p.heads_q; ++h) {

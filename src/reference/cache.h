@@ -25,7 +25,8 @@ void for_each_listed(const Problem& p, const BlockListsParams& a, int64_t h, con
   }
 }
 
-inline void block_lists(const Problem& p, const BlockListsParams& a, const Team& team) {
+template <class Real>
+void compute(const Problem& p, const BlockListsParams& a, const Team& team) {
   team.for_each(p.heads_kv, [&](int64_t h, std::byte*) {
     int32_t* row_ptr = a.row_ptr.at<int32_t>(h);
     int32_t* entries = a.entries.at<int32_t>(h);
@@ -43,7 +44,8 @@ inline void block_lists(const Problem& p, const BlockListsParams& a, const Team&
   });
 }
 
-inline void append_paged(const Problem& p, const AppendPagedParams& a, const Team& team) {
+template <class Real>
+void compute(const Problem& p, const AppendPagedParams& a, const Team& team) {
   // One head's row of the new token goes where its position says.
   const auto copy = [](const TensorView& pages, int64_t to, const TensorView& rows, int64_t from,
                        int64_t dim) {

@@ -62,7 +62,7 @@ void select(const Score& score, int64_t first, int64_t blocks, const Forced& for
 }
 
 template <class Real>
-void index_scores(const Problem& p, const IndexScoresParams& a, const Team& team) {
+void compute(const Problem& p, const IndexScoresParams& a, const Team& team) {
   team.for_each(a.q_idx.shape[0], [&](int64_t t, std::byte*) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t r = 0; r < p.heads_kv; ++r) {
@@ -73,7 +73,8 @@ void index_scores(const Problem& p, const IndexScoresParams& a, const Team& team
   });
 }
 
-inline void select_blocks(const Problem& p, const SelectBlocksParams& a, const Team& team) {
+template <class Real>
+void compute(const Problem& p, const SelectBlocksParams& a, const Team& team) {
   team.for_each(a.scores.shape[1], [&](int64_t t, std::byte* scratch) {
     const int64_t blocks =
         a.num_valid_blocks.given() ? *a.num_valid_blocks.at<const int32_t>(t) : a.scores.shape[2];
@@ -87,7 +88,7 @@ inline void select_blocks(const Problem& p, const SelectBlocksParams& a, const T
 }
 
 template <class Real>
-void index_select(const Problem& p, const IndexSelectParams& a, const Team& team) {
+void compute(const Problem& p, const IndexSelectParams& a, const Team& team) {
   team.for_each(a.q_idx.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
     const int64_t blocks = query.visible_blocks();

@@ -56,7 +56,7 @@ PairGradient<Real> pair_gradient(const Problem& p, const AttentionBackwardParams
 }
 
 template <class Real>
-void attention_backward(const Problem& p, const AttentionBackwardParams& a, const Team& team) {
+void compute(const Problem& p, const AttentionBackwardParams& a, const Team& team) {
   const int64_t group = p.group();
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {
     Real* dq = reinterpret_cast<Real*>(scratch);
@@ -101,7 +101,7 @@ Real index_logit(const Problem& p, Row q_idx, Row k_idx) {
 }
 
 template <class Real>
-void index_lse(const Problem& p, const IndexLseParams& a, const Team& team) {
+void compute(const Problem& p, const IndexLseParams& a, const Team& team) {
   team.for_each(a.q_idx.shape[0], [&](int64_t t, std::byte*) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t r = 0; r < p.heads_kv; ++r) {
@@ -154,7 +154,7 @@ Real kl_factor(const Problem& p, const KlParams& a) {
 }
 
 template <class Real>
-void kl(const Problem& p, const KlParams& a, const Team& team) {
+void compute(const Problem& p, const KlParams& a, const Team& team) {
   const bool gradients = p.op == Op::kKlBackward;
   const Real factor = kl_factor<Real>(p, a);
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {

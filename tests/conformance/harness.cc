@@ -23,18 +23,6 @@ constexpr Repeat kRepeats[] = {{"1 thread", false, std::byte{0x5a}},
                                {"N threads", true, std::byte{0xff}},
                                {"N threads again", true, std::byte{0x00}}};
 
-/// The problem with its tensors where the backend wants them.
-Problem placed(Problem problem, const Backend& backend) {
-  problem.device = {backend.device(), 0};
-  return problem;
-}
-
-/// As msa::plan, for backends that need not be on its list.
-Plan bind(const Backend& backend, const Problem& problem, const Limits& limits) {
-  const Problem here = placed(problem, backend);
-  return {&backend, here, limits, backend.workspace_bytes(here, limits)};
-}
-
 Status call_here(const Plan& plan, const Params& params, Workspace workspace, Threads* threads) {
   return std::visit(
       [&](const auto& a) { return msa::run(plan, a, workspace, {.threads = threads}); }, params);
@@ -59,8 +47,7 @@ Status call(const Plan& plan, const Params& params, HostRange scratch,
             std::vector<HostRange> memory, Threads* threads) {
   const auto bytes = static_cast<size_t>(plan.workspace_bytes);
   const Workspace workspace{bytes == 0 ? nullptr : scratch.data(), bytes};
-  if (plan.backend->device() == DeviceKind::kCPU)
-    return call_here(plan, params, workspace, threads);
+  if (plan.backend->device == DeviceKind::kCPU) return call_here(plan, params, workspace, threads);
   memory.push_back(scratch);
   return call_on_device(plan, params, workspace, memory);
 }
@@ -94,7 +81,8 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
   for (const Backend* backend : backends) {
     const auto start = std::chrono::steady_clock::now();
     if (status.ok())
-      results.push_back(run(instance_for(alignment(*backend)), expected, *backend));
+      results.push_back(run(instance_for(alignment(plan_on(*backend, c.problem, plain.limits()))),
+                            expected, *backend));
     else
       results.push_back({backend, Outcome::kFailed, "the judge: " + status.message()});
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
@@ -104,10 +92,9 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
 }
 
 Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
-  const Problem here = placed(instance.problem(), backend);
-  if (const Status status = backend.supports(here); !status.ok())
+  if (const Status status = supported_on(backend, instance.problem()); !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
-  if (instance.repeat_ids() && backend.device() == DeviceKind::kCPU) {
+  if (instance.repeat_ids() && backend.device == DeviceKind::kCPU) {
     const std::string failure = refuse_repeated(instance, backend);
     return {&backend, failure.empty() ? Outcome::kPassed : Outcome::kFailed, failure};
   }
@@ -127,7 +114,7 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
   for (const Repeat& way : kRepeats) {
     Limits limits = instance.limits();
     limits.max_threads = way.parallel ? threads_.count() : 1;
-    const Plan plan = bind(backend, instance.problem(), limits);
+    const Plan plan = plan_on(backend, instance.problem(), limits);
     const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
     std::byte* const workspace = make_workspace(bytes + kWorkspaceGuard, &scratch_);
     instance.poison_outputs(way.poison);
@@ -146,7 +133,7 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
                        {.exact_scores = c.exact_scores(),
                         .exact_softmax = c.exact_softmax(),
                         .spoiled = c.first_sequence_spoiled() ? c.sequences[0] : SequenceSize{},
-                        .rounds_probabilities = rounds_probabilities(backend, instance.problem())});
+                        .rounds_probabilities = rounds_probabilities(plan)});
       if (!verdict->ok()) return verdict->failure;
     }
     bool untouched = false;
@@ -162,7 +149,7 @@ std::string Harness::repeat(Instance& instance, const Expected& expected, const 
 
 /// Lists in host memory are looked at before the backend sees them.
 std::string Harness::refuse_repeated(Instance& instance, const Backend& backend) {
-  const Plan plan = bind(backend, instance.problem(), instance.limits());
+  const Plan plan = plan_on(backend, instance.problem(), instance.limits());
   const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
   const Status status =
       call(plan, instance.params(), {make_workspace(bytes, &scratch_), bytes}, {}, nullptr);
@@ -214,10 +201,10 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
     problem.op = op;
     // Selection is exact, so any backend's will do.
     const Backend& step = op == Op::kSelectBlocks ? *find_backend("reference") : backend;
-    if (!step.supports(placed(problem, step)).ok()) return {};
+    if (!supported_on(step, problem).ok()) return {};
     Limits limits = instance.limits();
     limits.max_threads = 1;
-    const Plan plan = bind(step, problem, limits);
+    const Plan plan = plan_on(step, problem, limits);
     const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
     const Status status =
         call(plan, params, {make_workspace(bytes, &scratch_), bytes}, memory, nullptr);

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "core/half.h"
+#include "core/registry.h"
 #include "core/text.h"
 #include "reference/rows.h"
 
@@ -530,22 +531,30 @@ Status expect(const Problem& problem, const Limits& limits, const Params& params
   return {};
 }
 
-namespace {
-
-/// "cuda" and its variants with one order of sparse prefill.
-bool has_hopper_kernels(const Backend& backend) {
-  const std::string_view name = backend.name();
-  return name.starts_with("cuda") && name != "cuda-plain";
+Plan plan_on(const Backend& backend, Problem problem, const Limits& limits) {
+  problem.device = {backend.device, 0};
+  Plan plan;
+  bind(backend, problem, limits, &plan);
+  return plan;
 }
 
-}  // namespace
-
-bool rounds_probabilities(const Backend& backend, const Problem& problem) {
-  const bool on_tiles = std::string_view(backend.name()) == "amx" && !is_training(problem.op);
-  return problem.dtype == DType::kBF16 && (on_tiles || has_hopper_kernels(backend));
+Status supported_on(const Backend& backend, Problem problem) {
+  problem.device = {backend.device, 0};
+  return backend.supports(problem);
 }
 
-int64_t alignment(const Backend& backend) { return has_hopper_kernels(backend) ? 16 : 1; }
+bool rounds_probabilities(const Plan& plan) {
+  const auto rounds = [](const Kernel* k) { return k != nullptr && k->rounds_probabilities; };
+  return plan.problem.dtype == DType::kBF16 &&
+         std::any_of(plan.kernels.begin(), plan.kernels.end(), rounds);
+}
+
+int64_t alignment(const Plan& plan) {
+  int64_t most = 1;
+  for (const Kernel* kernel : plan.kernels)
+    if (kernel != nullptr) most = std::max<int64_t>(most, kernel->alignment);
+  return most;
+}
 
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions) {
   Verdict verdict;

@@ -49,13 +49,16 @@ struct Conditions {
   bool rounds_probabilities = false;  ///< the backend multiplies by 16-bit probabilities
 };
 
-/// True for backends whose matrix units take probabilities as bf16 only.
-bool rounds_probabilities(const Backend& backend, const Problem& problem);
+/// As msa::plan, for backends that need not be on its list; tensors are where it wants them.
+Plan plan_on(const Backend& backend, Problem problem, const Limits& limits);
+Status supported_on(const Backend& backend, Problem problem);
 
-/// What addresses and strides of 16-bit tensors must be a multiple of, in bytes: those that "cuda"
-/// and its variants hand to the tensor memory accelerator (q, k, v, index queries and keys) 16, all
-/// others 1.
-int64_t alignment(const Backend& backend);
+/// True where a kernel of the plan multiplies by probabilities that are rounded to bf16.
+bool rounds_probabilities(const Plan& plan);
+
+/// What addresses and strides of 16-bit tensors must be a multiple of, in bytes, for the plan's
+/// best kernels to be used.
+int64_t alignment(const Plan& plan);
 
 /// Judges outputs computed from the same arguments.
 Verdict judge(const Expected& expected, const Params& got, const Conditions& conditions);

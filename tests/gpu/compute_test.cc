@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/compute.h"
+#include "msa/backend.h"
 
 namespace msa::model {
 namespace {
@@ -15,9 +16,9 @@ namespace {
 class CudaComputeTest : public testing::Test {
  protected:
   void SetUp() override {
-    const Status status = make_cuda_compute(DType::kF32, &compute_);
-    if (status.code() == StatusCode::kUnavailable) GTEST_SKIP() << "skipped: " << status.message();
-    ASSERT_EQ(status.message(), "");
+    const Status usable = find_backend("cuda")->usable();
+    if (!usable.ok()) GTEST_SKIP() << "skipped: " << usable.message();
+    ASSERT_EQ(make_cuda_compute(DType::kF32, &compute_).message(), "");
   }
 
   Buffer on_device(const std::vector<float>& values) {

@@ -224,7 +224,7 @@ def test_errors_name_the_argument():
         backward(*rows, t.ids, out, lse[:, :2].contiguous(), dout, **t.scaled)
     with pytest.raises(ValueError, match=r"dout: got rank 3 shape \[22,6,24\]"):
         backward(*rows, t.ids, out, lse, dout[1:], **t.scaled)
-    with pytest.raises(ValueError, match="block_ids: not given"):
+    with pytest.raises(TypeError, match="block_ids: got None, expected an array"):
         backward(*rows, None, out, lse, dout, **t.scaled)
     with pytest.raises(ValueError, match="entries: not given"):
         backward(*rows, t.ids, out, lse, dout, row_ptr=t.lists()["row_ptr"], **t.scaled)

@@ -532,8 +532,8 @@ TEST_F(CApi, BackendsAndCostsAreTheSame) {
   const msa_problem problem = MSA_PROBLEM_INIT;
   for (int32_t i = 0; i < msa_backend_count(); ++i) {
     const msa::Backend& backend = *msa::backends()[static_cast<size_t>(i)];
-    EXPECT_STREQ(msa_backend_name(i), backend.name());
-    EXPECT_STREQ(msa_backend_requirement(i), backend.requirement());
+    EXPECT_STREQ(msa_backend_name(i), backend.name);
+    EXPECT_STREQ(msa_backend_requirement(i), backend.requirement);
     EXPECT_EQ(msa_backend_usable(i), static_cast<int>(backend.usable().code()));
     EXPECT_EQ(msa_backend_supports(i, &problem),
               static_cast<int>(backend.supports(msa::Problem{}).code()));

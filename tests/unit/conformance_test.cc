@@ -14,6 +14,7 @@
 
 #include "conformance/harness.h"
 #include "core/half.h"
+#include "core/registry.h"
 
 namespace msa::conformance {
 namespace {
@@ -26,82 +27,69 @@ struct Call {
   Queue queue;
 };
 
-/// The reference with one defect.
-class Saboteur final : public Backend {
+/// The reference with one defect. One lives at a time.
+class Saboteur {
  public:
   using Change = std::function<void(Call&)>;
   Saboteur(Change before, Change after, int64_t extra_workspace)
-      : before_(std::move(before)), after_(std::move(after)), extra_(extra_workspace) {}
+      : before_(std::move(before)), after_(std::move(after)), extra_(extra_workspace) {
+    current = this;
+    add(AllParams{});
+    backend_.kernels = kernels_;
+  }
+  ~Saboteur() { current = nullptr; }
+  Saboteur(const Saboteur&) = delete;
+  Saboteur& operator=(const Saboteur&) = delete;
 
-  const char* name() const override { return "saboteur"; }
-  const char* requirement() const override { return "a test"; }
-  int priority() const override { return -100; }
-  DeviceKind device() const override { return DeviceKind::kCPU; }
-  Status usable() const override { return {}; }
-  Status supports(const Problem& problem) const override {
-    if (problem.block_size < 8)
-      return {StatusCode::kUnsupported, "block_size: got too little for this test"};
-    return {};
-  }
-  int64_t workspace_bytes(const Problem& problem, const Limits& limits) const override {
-    return real_->workspace_bytes(problem, limits) + extra_;
-  }
-  Status run(const Plan& p, const IndexScoresParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const SelectBlocksParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const IndexSelectParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const SparseAttentionParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const DenseAttentionParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const MergeParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const BlockListsParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const AppendPagedParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const BlockMassParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const LayerDecodeParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const AttentionBackwardParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const IndexLseParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
-  Status run(const Plan& p, const KlParams& a, Workspace w, Queue q) const override {
-    return sabotage(p, a, w, q);
-  }
+  const Backend& backend() const { return backend_; }
 
  private:
+  template <class... P>
+  void add(ParamsList<P...>) {
+    const auto add_one = [&]<class Q>() {
+      for (Op op : Q::kOps)
+        kernels_.push_back({.op = op,
+                            .name = "saboteur",
+                            .fits = fits,
+                            .workspace_bytes = workspace_bytes,
+                            .run = run_typed<Q, sabotage<Q>>});
+    };
+    (add_one.template operator()<P>(), ...);
+  }
+  static Refusal fits(const Problem& problem, const Limits&) {
+    if (problem.block_size >= 8) return {};
+    return {"block_size", nullptr, problem.block_size, "what is not too little for this test"};
+  }
+  static Plan real_plan(const Problem& problem, const Limits& limits) {
+    Plan plan;
+    bind(*find_backend("reference"), problem, limits, &plan);
+    return plan;
+  }
+  static int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
+    return real_plan(problem, limits).workspace_bytes + current->extra_;
+  }
   template <class P>
-  Status sabotage(const Plan& original, const P& a, Workspace w, Queue q) const {
-    Plan plan = original;
+  static Status sabotage(const Plan& original, const P& a, Workspace w, Queue q) {
+    Plan plan = real_plan(original.problem, original.limits);
     Params params = a;
     Call call{plan, params, w, q};
-    if (before_) before_(call);
-    MSA_TRY(real_->run(plan, std::get<P>(params), w, q));
+    if (current->before_) current->before_(call);
+    MSA_TRY(run_checked(plan, std::get<P>(params), call.workspace, call.queue));
     params = a;
-    if (after_) after_(call);
+    if (current->after_) current->after_(call);
     return {};
   }
 
-  const Backend* real_ = find_backend("reference");
+  static inline const Saboteur* current = nullptr;
   Change before_, after_;
   int64_t extra_;
+  std::vector<Kernel> kernels_;
+  Backend backend_{.name = "saboteur",
+                   .requirement = "a test",
+                   .priority = -100,
+                   .device = DeviceKind::kCPU,
+                   .usable = [] { return Status(); },
+                   .kernels = {}};
 };
 
 struct Tally {
@@ -117,10 +105,10 @@ bool is_small(const Case& c) {
 
 /// The small cases of some operators on one backend: of the smoke suite, or of the full one until
 /// a failure mentions `words`.
-Tally try_backend(const Backend& backend, const std::set<Op>& ops, const char* words = nullptr) {
+Tally try_backend(const Saboteur& saboteur, const std::set<Op>& ops, const char* words = nullptr) {
   static Harness harness(3);
   Tally tally;
-  const Backend* const list[] = {&backend};
+  const Backend* const list[] = {&saboteur.backend()};
   for (const Case& c : make_cases(words == nullptr ? Suite::kSmoke : Suite::kFull)) {
     if (!ops.contains(c.problem.op) || !is_small(c)) continue;
     for (const Result& result : harness.run(c, list)) {

@@ -29,7 +29,7 @@ class Select : public testing::TestWithParam<const Backend*> {
 };
 INSTANTIATE_TEST_SUITE_P(Backends, Select, testing::ValuesIn(backends().begin(), backends().end()),
                          [](const auto& info) {
-                           std::string name = info.param->name();
+                           std::string name = info.param->name;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
@@ -53,7 +53,7 @@ std::vector<std::vector<int32_t>> select(const Backend* backend, const Problem& 
     a.num_valid_blocks.at<int32_t>()[i] = row.valid;
   }
   const Limits limits{.max_tokens = n, .max_kv_len = blocks * problem.block_size};
-  const Status status = call(problem, limits, a, backend->name());
+  const Status status = call(problem, limits, a, backend->name);
   EXPECT_TRUE(status.ok()) << status.message();
   std::vector<std::vector<int32_t>> lists;
   for (int64_t i = 0; i < n; ++i)
@@ -276,11 +276,11 @@ TEST_P(Select, TheBestOfShardsAreTheBest) {
                              .scores = t.make(DType::kF32, {2, kQueries, 5})};
   };
   const IndexSelectParams whole = make(k, whole_batch(t));
-  ASSERT_TRUE(call(p, kShardLimits, whole, GetParam()->name()).ok());
+  ASSERT_TRUE(call(p, kShardLimits, whole, GetParam()->name).ok());
   std::vector<IndexSelectParams> parts;
   for (const Shard& shard : kShards) {
     parts.push_back(make(slice(k, shard.begin(), shard.keys()), shard_batch(t, shard)));
-    const Status status = call(p, kShardLimits, parts.back(), GetParam()->name());
+    const Status status = call(p, kShardLimits, parts.back(), GetParam()->name);
     ASSERT_TRUE(status.ok()) << status.message();
   }
   for (int64_t r = 0; r < 2; ++r) {
@@ -342,7 +342,7 @@ TEST_P(Select, AttentionOverShardsMergesToTheWhole) {
                               .batch = whole_batch(t),
                               .o = t.make(DType::kF32, {kQueries, 6, kDim}),
                               .lse = t.make(DType::kF32, {kQueries, 6})};
-  ASSERT_TRUE(call(p, kShardLimits, whole, GetParam()->name()).ok());
+  ASSERT_TRUE(call(p, kShardLimits, whole, GetParam()->name).ok());
   for (int64_t i = 0; i < parts; ++i) {
     const Shard& shard = kShards[static_cast<size_t>(i)];
     SparseAttentionParams a = whole;
@@ -351,7 +351,7 @@ TEST_P(Select, AttentionOverShardsMergesToTheWhole) {
     a.batch = shard_batch(t, shard);
     a.o = part(o_parts, i);
     a.lse = part(lse_parts, i);
-    const Status status = call(p, kShardLimits, a, GetParam()->name());
+    const Status status = call(p, kShardLimits, a, GetParam()->name);
     ASSERT_TRUE(status.ok()) << status.message();
   }
   p.op = Op::kMerge;
@@ -359,7 +359,7 @@ TEST_P(Select, AttentionOverShardsMergesToTheWhole) {
                           .lse_parts = lse_parts,
                           .o = t.make(DType::kF32, {kQueries, 6, kDim}),
                           .lse = t.make(DType::kF32, {kQueries, 6})};
-  ASSERT_TRUE(call(p, kShardLimits, merge, GetParam()->name()).ok());
+  ASSERT_TRUE(call(p, kShardLimits, merge, GetParam()->name).ok());
   for (int64_t i = 0; i < merge.o.numel(); ++i)
     ASSERT_NEAR(merge.o.at<float>()[i], whole.o.at<float>()[i], 2e-6) << i;
   for (int64_t i = 0; i < merge.lse.numel(); ++i)

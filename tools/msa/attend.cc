@@ -237,7 +237,7 @@ int run_attend(Options options) {
   if (!status.ok()) return fail(fmt::format("{}: {}", options.input, status.message()));
 
   nlohmann::ordered_json report = {{"op", result.op},
-                                   {"backend", result.backend->name()},
+                                   {"backend", result.backend->name},
                                    {"threads", threads.count()},
                                    {"seconds", result.seconds},
                                    {"input", options.input},
@@ -262,7 +262,7 @@ int run_attend(Options options) {
   if (status.ok()) status = write_json(options.json, report);
   if (!status.ok()) return fail(status);
   if (!is_stdout(options.json) && !is_stdout(options.output)) {
-    fmt::print("{} on {}, {}: ", result.op, result.backend->name(), human_seconds(result.seconds));
+    fmt::print("{} on {}, {}: ", result.op, result.backend->name, human_seconds(result.seconds));
     for (const auto& [name, view] : tensors)
       fmt::print("{} {}{} ", name, name_of(view.dtype),
                  model::shape_text(std::span(view.shape.data(), static_cast<size_t>(view.rank))));

@@ -95,7 +95,7 @@ struct Machine {
         device(std::move(cuda)),
         bandwidth(device != nullptr ? device->read_bandwidth() : cpu::read_bandwidth(threads)) {}
   double peak(const Backend& backend) {
-    const auto [entry, is_new] = peaks.try_emplace(backend.name());
+    const auto [entry, is_new] = peaks.try_emplace(backend.name);
     if (is_new)
       entry->second = device != nullptr ? device->peak_flops() : cpu::peak_flops(backend, threads);
     return entry->second;
@@ -189,7 +189,8 @@ json row_of(const Options& options, const Setting& setting, const Measured& one,
                                   operation.cost.bytes / machine->bandwidth);
   const auto number = [&](double value) { return timed ? json(value) : json(nullptr); };
   json row = {{"op", operation.op},
-              {"backend", operation.backend->name()},
+              {"backend", operation.backend->name},
+              {"kernel", operation.kernel},
               {"dtype", name_of(p.dtype)},
               {"layout", one.layout == KvLayout::kPaged ? "paged" : "packed"},
               {"selection", options.selection},
@@ -297,9 +298,9 @@ int run_bench(Options options) {
   }
   std::unique_ptr<CudaTimer> device;
   const Backend* backend = find_backend(options.common.backend);
-  const bool on_device = backend != nullptr && backend->device() == DeviceKind::kCUDA;
+  const bool on_device = backend != nullptr && backend->device == DeviceKind::kCUDA;
   if (on_device) status = CudaTimer::create(&device);
-  if (!status.ok()) return fail(fmt::format("backend {}: {}", backend->name(), status.message()));
+  if (!status.ok()) return fail(fmt::format("backend {}: {}", backend->name, status.message()));
   if (options.dtype.empty()) options.dtype = on_device ? "bf16" : "f32";
   setting.problem.dtype = options.dtype == "f32"    ? DType::kF32
                           : options.dtype == "bf16" ? DType::kBF16

@@ -95,6 +95,7 @@ Status Workload::bind(Op op, const Params& params, Operation* out) {
   Plan plan;
   MSA_TRY(msa::plan(here, limits(), &plan, setting_.backend));
   out->backend = plan.backend;
+  if (const Kernel* kernel = kernel_of(plan, params)) out->kernel = kernel->name;
   out->cost = cost(plan.problem, setting_.new_tokens, setting_.context);
   out->cost.flops *= static_cast<double>(setting_.batch);
   out->cost.bytes *= static_cast<double>(setting_.batch);
@@ -223,6 +224,7 @@ Status Workload::bind_msa(Operation* out) {
   MSA_TRY(
       bind_sparse(setting_.decode() ? Op::kSparseDecode : Op::kSparseAttention, lists, &attend));
   *out = attend;
+  out->kernel = select.kernel + ", " + attend.kernel;
   out->cost.flops += select.cost.flops;
   out->cost.bytes += select.cost.bytes;
   out->copies = std::min(select.copies, attend.copies);
@@ -306,7 +308,8 @@ Status judge_part(const Problem& problem, const Limits& limits, const Backend& b
   conformance::Expected expected;
   MSA_TRY(conformance::expect(problem, limits, part, nullptr, &expected));
   for (const auto& member : others) part.*member = std::get<Params>(expected.params).*member;
-  const bool rounds = conformance::rounds_probabilities(backend, problem);
+  const bool rounds =
+      conformance::rounds_probabilities(conformance::plan_on(backend, problem, limits));
   merge(conformance::judge(expected, part, {.rounds_probabilities = rounds}), worst);
   return {};
 }

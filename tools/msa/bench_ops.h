@@ -45,6 +45,7 @@ struct Setting {
 struct Operation {
   std::string op;
   const Backend* backend = nullptr;
+  std::string kernel;  ///< what the call runs on
   Cost cost{};
   /// On a device the work is enqueued only, and the data exists in `copies` copies that may be
   /// used in turn: together they do not fit into its L2 cache. A CPU has one.

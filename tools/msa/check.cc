@@ -47,17 +47,17 @@ Status choose_backends(const std::string& name, std::vector<const Backend*>* out
   if (name != "auto") {
     if (find_backend(name) == nullptr) {
       std::string known = "auto";
-      for (const Backend* backend : backends()) known += fmt::format(", {}", backend->name());
+      for (const Backend* backend : backends()) known += fmt::format(", {}", backend->name);
       return {StatusCode::kInvalidArgument,
               fmt::format("--backend: got \"{}\", expected {}", name, known)};
     }
     const Backend& backend = *find_backend(name);
     const Status usable = backend.usable();
-    if (!usable.ok() && backend.device() == DeviceKind::kCPU)
+    if (!usable.ok() && backend.device == DeviceKind::kCPU)
       return {usable.code(), fmt::format("backend {}: {}", name, usable.message())};
   }
   for (const Backend* backend : backends()) {
-    if (backend->usable().ok() && (name == "auto" || name == backend->name()))
+    if (backend->usable().ok() && (name == "auto" || name == backend->name))
       out->push_back(backend);
   }
   return {};
@@ -69,8 +69,8 @@ int worker_count(int asked) {
 }
 
 void print_tally(const Backend& backend, const Tally& tally) {
-  fmt::print("{:<14} {:>5} passed, {} failed, {} skipped; largest error {:.1e}, {}\n",
-             backend.name(), count_of(tally, Outcome::kPassed), count_of(tally, Outcome::kFailed),
+  fmt::print("{:<14} {:>5} passed, {} failed, {} skipped; largest error {:.1e}, {}\n", backend.name,
+             count_of(tally, Outcome::kPassed), count_of(tally, Outcome::kFailed),
              count_of(tally, Outcome::kSkipped), tally.max_error, human_seconds(tally.seconds));
   for (const auto& [reason, cases] : tally.skipped_for)
     fmt::print("  skipped {:>4}: {}\n", cases, reason);
@@ -106,9 +106,9 @@ int run_check(const Options& options) {
         const char* op = msa::name_of(cases[i].problem.op);
         if (result.outcome == Outcome::kSkipped) ++tally.skipped_for[result.detail];
         if (result.outcome == Outcome::kFailed)
-          failures.push_back(fmt::format("FAILED {} {}/{}\n  {}", result.backend->name(), op,
+          failures.push_back(fmt::format("FAILED {} {}/{}\n  {}", result.backend->name, op,
                                          cases[i].name, result.detail));
-        rows.push_back({{"backend", result.backend->name()},
+        rows.push_back({{"backend", result.backend->name},
                         {"op", op},
                         {"name", cases[i].name},
                         {"status", name_of(result.outcome)},
@@ -131,9 +131,8 @@ int run_check(const Options& options) {
     if (tallies.contains(backend))
       print_tally(*backend, tallies[backend]);
     else if (!usable.ok())
-      fmt::print("{:<14} {}: {}\n", backend->name(),
-                 backend->device() == DeviceKind::kCPU ? "not usable" : "skipped",
-                 usable.message());
+      fmt::print("{:<14} {}: {}\n", backend->name,
+                 backend->device == DeviceKind::kCPU ? "not usable" : "skipped", usable.message());
   }
   fmt::print("{} passed, {} failed, {} skipped\n", total[0], total[1], total[2]);
   return code;

@@ -1,11 +1,18 @@
 // msa info: what this build is, what this machine has, which backends work here and why not.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <fstream>
+#include <map>
 #include <memory>
+#include <ranges>
 #include <sstream>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "msa/commands.h"
 #include "msa/common.h"
@@ -16,7 +23,127 @@ namespace {
 struct Options {
   Common common;
   std::string json;
+  std::vector<std::string> problem;  ///< KEY=VALUE
 };
+
+// ---- --problem ----------------------------------------------------------------------------------
+
+template <class Number>
+Status read_number(const std::string& key, const std::string& value, Number* out) {
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), *out);
+  if (error == std::errc() && end == value.data() + value.size()) return {};
+  return Status(StatusCode::kInvalidArgument,
+                fmt::format("--problem: got {}={}, expected an integer", key, value));
+}
+
+/// *out = the one of `choices` that is called `value`.
+template <class Enum>
+Status read_choice(const std::string& key, const std::string& value,
+                   const std::vector<std::pair<const char*, Enum>>& choices, Enum* out) {
+  std::string known;
+  for (const auto& [name, choice] : choices) {
+    if (value == name) {
+      *out = choice;
+      return {};
+    }
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  return Status(StatusCode::kInvalidArgument,
+                fmt::format("--problem: got {}={}, expected one of {}", key, value, known));
+}
+
+Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* limits) {
+  const std::map<std::string, int32_t*> sizes = {
+      {"heads_q", &p->heads_q},         {"heads_kv", &p->heads_kv},
+      {"head_dim", &p->head_dim},       {"index_dim", &p->index_dim},
+      {"block_size", &p->block_size},   {"topk", &p->topk},
+      {"init_blocks", &p->init_blocks}, {"local_blocks", &p->local_blocks}};
+  const std::map<std::string, int64_t*> bounds = {{"max_batch", &limits->max_batch},
+                                                  {"max_tokens", &limits->max_tokens},
+                                                  {"max_seqlen_q", &limits->max_q_len},
+                                                  {"max_seqlen_k", &limits->max_kv_len}};
+  std::vector<std::pair<const char*, Op>> ops;
+  for (int op = 0; op < kOpCount; ++op)
+    ops.emplace_back(name_of(static_cast<Op>(op)), static_cast<Op>(op));
+  for (const std::string& word : words) {
+    const size_t equals = word.find('=');
+    const std::string key = word.substr(0, equals);
+    const std::string value = equals == word.npos ? "" : word.substr(equals + 1);
+    if (key == "op") {
+      MSA_TRY(read_choice(key, value, ops, &p->op));
+    } else if (key == "dtype") {
+      MSA_TRY(read_choice(key, value,
+                          {{"f32", DType::kF32}, {"bf16", DType::kBF16}, {"f16", DType::kF16}},
+                          &p->dtype));
+    } else if (key == "layout") {
+      MSA_TRY(read_choice(key, value, {{"packed", KvLayout::kPacked}, {"paged", KvLayout::kPaged}},
+                          &p->layout));
+    } else if (key == "device") {
+      MSA_TRY(read_choice(key, value, {{"cpu", DeviceKind::kCPU}, {"cuda", DeviceKind::kCUDA}},
+                          &p->device.kind));
+    } else if (sizes.contains(key)) {
+      MSA_TRY(read_number(key, value, sizes.at(key)));
+    } else if (bounds.contains(key)) {
+      MSA_TRY(read_number(key, value, bounds.at(key)));
+    } else {
+      return Status(StatusCode::kInvalidArgument,
+                    fmt::format("--problem: got {}, expected KEY=VALUE with a KEY of op, dtype, "
+                                "layout, device, {}, {}",
+                                word, fmt::join(std::views::keys(sizes), ", "),
+                                fmt::join(std::views::keys(bounds), ", ")));
+    }
+  }
+  MSA_TRY(validate(*p));
+  return validate(*limits);
+}
+
+/// Which kernel each backend of the problem's device takes, and why not a better one.
+int show_kernels(const Options& options) {
+  Problem problem;
+  Limits limits;
+  if (const Status status = read_problem(options.problem, &problem, &limits); !status.ok())
+    return fail(status);
+  const Backend* chosen = nullptr;
+  const Status choice = choose_backend(problem, options.common.backend, &chosen);
+  nlohmann::ordered_json rows = nlohmann::json::array();
+  for (const Backend* backend : backends()) {
+    if (backend->device != problem.device.kind) continue;
+    const Status usable = backend->usable();
+    for (const Kernel& kernel : backend->kernels) {
+      if (kernel.op != problem.op) continue;
+      const Refusal refusal = kernel.fits != nullptr ? kernel.fits(problem, limits) : Refusal{};
+      rows.push_back({{"backend", backend->name},
+                      {"kernel", kernel.name},
+                      {"fits", !refusal},
+                      {"reason", refusal ? refusal.text() : usable.message()},
+                      {"usable", usable.ok()},
+                      {"chosen", backend == chosen}});
+    }
+  }
+  if (!options.json.empty()) {
+    if (const Status status = write_json(options.json, {{"kernels", rows}}); !status.ok())
+      return fail(status);
+    if (is_stdout(options.json)) return kOk;
+  }
+  fmt::print("{}, {}, {}: a call runs on the first kernel that fits and takes its arguments\n\n",
+             name_of(problem.op), name_of(problem.dtype),
+             problem.layout == KvLayout::kPaged ? "paged" : "packed");
+  fmt::print("  {:<14} {:<14} {}\n", "backend", "kernel", "here");
+  for (const auto& row : rows) {
+    const std::string reason = row["reason"].get<std::string>();
+    fmt::print("{} {:<14} {:<14} {}\n", row["chosen"].get<bool>() ? "*" : " ",
+               row["backend"].get<std::string>(), row["kernel"].get<std::string>(),
+               reason.empty() ? "fits" : "no: " + reason);
+  }
+  if (rows.empty() || problem.op == Op::kLayerDecode)
+    fmt::print(
+        "  every backend that has index_select and sparse_decode runs the one after the other\n");
+  if (choice.ok())
+    fmt::print("\n* is what `--backend {}` takes\n", options.common.backend);
+  else
+    fmt::print("\n{}\n", choice.message());
+  return kOk;
+}
 
 /// The vector extensions that backends ask for, of those the CPU names.
 std::vector<std::string> isa_features() {
@@ -38,6 +165,7 @@ std::vector<std::string> isa_features() {
 
 int run_info(const Options& options) {
   if (const Status status = check_writable(options.json); !status.ok()) return fail(status);
+  if (!options.problem.empty()) return show_kernels(options);
   const nlohmann::ordered_json here = machine();
   nlohmann::ordered_json info = {{"version", MSA_VERSION_STRING},
                                  {"commit", commit()},
@@ -50,9 +178,9 @@ int run_info(const Options& options) {
   if (!choice.ok()) return fail(choice);
   for (const Backend* backend : backends()) {
     const Status usable = backend->usable();
-    info["backends"].push_back({{"name", backend->name()},
-                                {"requirement", backend->requirement()},
-                                {"priority", backend->priority()},
+    info["backends"].push_back({{"name", backend->name},
+                                {"requirement", backend->requirement},
+                                {"priority", backend->priority},
                                 {"usable", usable.ok()},
                                 {"reason", usable.message()},
                                 {"chosen", backend == chosen}});
@@ -71,12 +199,12 @@ int run_info(const Options& options) {
   fmt::print("vector extensions: {}\n\n", fmt::join(isa_features(), " "));
   size_t width = 0;
   for (const Backend* backend : backends())
-    width = std::max(width, std::string_view(backend->requirement()).size());
+    width = std::max(width, std::string_view(backend->requirement).size());
   fmt::print("  {:<14} {:>8}  {:<{}}  {}\n", "backend", "priority", "needs", width, "here");
   for (const Backend* backend : backends()) {
     const Status usable = backend->usable();
-    fmt::print("{} {:<14} {:>8}  {:<{}}  {}\n", backend == chosen ? "*" : " ", backend->name(),
-               backend->priority(), backend->requirement(), width,
+    fmt::print("{} {:<14} {:>8}  {:<{}}  {}\n", backend == chosen ? "*" : " ", backend->name,
+               backend->priority, backend->requirement, width,
                usable.ok() ? "usable" : "no: " + usable.message());
   }
   fmt::print("\n* is what `--backend {}` takes for the shape of MiniMax-M3\n",
@@ -91,8 +219,16 @@ CLI::App* add_info(CLI::App& app, std::function<int()>* action) {
   CLI::App* command =
       app.add_subcommand("info", "Version, build, machine, backends and why each is usable or not");
   command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
+  command
+      ->add_option(
+          "--problem", options->problem,
+          "The kernels for a problem instead: op=sparse_decode,dtype=bf16,... (fields of "
+          "msa::Problem, device=cpu|cuda, max_batch, max_tokens, max_seqlen_q, max_seqlen_k)")
+      ->delimiter(',');
   add_common(command, &options->common);
-  command->footer("Example:\n  msa info --json -");
+  command->footer(
+      "Examples:\n  msa info --json -\n"
+      "  msa info --problem op=sparse_decode,dtype=bf16,layout=paged,device=cuda");
   command->callback([=] { *action = [=] { return run_info(*options); }; });
   return command;
 }

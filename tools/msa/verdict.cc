@@ -8,7 +8,8 @@ Status add_verdict(const Problem& problem, const Limits& limits, const Backend& 
                    const conformance::Params& params, Threads* threads, Verdict* verdict) {
   conformance::Expected expected;
   MSA_TRY(conformance::expect(problem, limits, params, threads, &expected));
-  const bool rounds = conformance::rounds_probabilities(backend, problem);
+  const bool rounds =
+      conformance::rounds_probabilities(conformance::plan_on(backend, problem, limits));
   merge(conformance::judge(expected, params, {.rounds_probabilities = rounds}), verdict);
   return {};
 }

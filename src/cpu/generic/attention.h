@@ -368,7 +368,7 @@ void run_attention(const Plan& plan, const AttentionCall& call, Workspace worksp
         .o_parts = partials.o, .lse_parts = partials.lse, .o = call.o, .lse = call.lse};
     parts.o_parts.shape[1] = parts.lse_parts.shape[1] =
         *call.batch.cu_seqlens_q.at<const int32_t>(batch);
-    merge(plan, parts, queue);
+    merge(plan, parts, {}, queue);
   }
   fill_padding<Isa>(call);
 }

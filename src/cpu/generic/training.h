@@ -162,7 +162,7 @@ struct InverseLists {
     const int64_t heads = plan.problem.heads_kv, tokens = a.ids.shape[1];
     row_ptr = TensorView::contiguous(memory.row_ptr, DType::kI32, {heads, blocks + 1});
     entries = TensorView::contiguous(memory.entries, DType::kI32, {heads, tokens * topk});
-    block_lists(plan, {.ids = a.ids, .batch = a.batch, .row_ptr = row_ptr, .entries = entries},
+    block_lists(plan, {.ids = a.ids, .batch = a.batch, .row_ptr = row_ptr, .entries = entries}, {},
                 queue);
   }
 };

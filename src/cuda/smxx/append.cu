@@ -50,6 +50,7 @@ Status append(const Plan& plan, const Batch& batch, const TensorView& rows, cons
 
 }  // namespace
 
+template <>
 Status run(const Plan& plan, const AppendPagedParams& a, Workspace, cudaStream_t stream) {
   MSA_TRY(append(plan, a.batch, a.k, a.k_pages, stream));
   MSA_TRY(append(plan, a.batch, a.v, a.v_pages, stream));

@@ -113,10 +113,12 @@ uint32_t attention_shared_bytes(const Problem& p) {
   return static_cast<uint32_t>(4 * ((2 * rows + kKeys) * pitch_of(p.head_dim) + rows * kKeys));
 }
 
+template <>
 Status run(const Plan& plan, const SparseAttentionParams& a, Workspace, cudaStream_t stream) {
   return attend(plan, a, a.ids, stream);
 }
 
+template <>
 Status run(const Plan& plan, const DenseAttentionParams& a, Workspace, cudaStream_t stream) {
   MSA_TRY(attend(plan, a, {}, stream));
   if (!a.block_max.given()) return {};

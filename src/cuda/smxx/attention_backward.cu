@@ -204,6 +204,7 @@ int64_t attention_backward_bytes(const Problem& p, const Limits& limits) {
   return delta_bytes(p, limits.max_tokens) + (sparse ? inverse_lists_bytes(p, limits) : 0);
 }
 
+template <>
 Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspace,
            cudaStream_t stream) {
   const Problem& p = plan.problem;

@@ -138,6 +138,7 @@ int64_t block_lists_bytes(const Problem& p, const Limits& limits) {
   return p.heads_kv * most_rows(p, limits) * chunks * 4;
 }
 
+template <>
 Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const int64_t tokens = a.ids.shape[1], rows = a.row_ptr.shape[1] - 1;

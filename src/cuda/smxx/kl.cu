@@ -259,6 +259,7 @@ uint32_t index_lse_shared_bytes(const Problem& p) {
   return static_cast<uint32_t>(4 * (1 + kKeys) * pitch_of(p.index_dim));
 }
 
+template <>
 Status run(const Plan& plan, const IndexLseParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const int64_t tokens = a.q_idx.shape[0];
@@ -284,6 +285,7 @@ uint32_t kl_shared_bytes(const Problem& p) {
 
 int64_t kl_bytes(const Problem& p, const Limits& limits) { return inverse_lists_bytes(p, limits); }
 
+template <>
 Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const int64_t tokens = a.q.shape[0], keys = a.k.shape[0];

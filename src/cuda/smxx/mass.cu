@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(128) mass_kernel(Mass a) {
 
 }  // namespace
 
+template <>
 Status run(const Plan& plan, const BlockMassParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const RowCut cut(p.group());

@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(128) merge_kernel(Merge a) {
 
 }  // namespace
 
+template <>
 Status run(const Plan& plan, const MergeParams& a, Workspace, cudaStream_t stream) {
   constexpr int64_t kWarps = 4;
   const Problem& p = plan.problem;

@@ -1,6 +1,10 @@
 #include "cuda/smxx/plain.h"
 
-#include "core/text.h"
+#include <type_traits>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/kernel.h"
 
 namespace msa::cuda::plain {
 namespace {
@@ -39,18 +43,15 @@ Shared shared(const Problem& p) {
   }
 }
 
-}  // namespace
-
-Status supports(const Problem& problem, const DeviceInfo& device) {
+Refusal fits(const Problem& problem, const Limits&) {
   constexpr int32_t kMostHeads = 65535;  // of a grid's y
-  if (problem.heads_q > kMostHeads)
-    return error(StatusCode::kUnsupported, "heads_q: got ", problem.heads_q, ", supported up to ",
-                 kMostHeads);
+  if (problem.heads_q > kMostHeads) return {"heads_q", nullptr, problem.heads_q, "1..65535"};
+  const DeviceInfo* device = nullptr;
+  if (!device_info(problem.device.id, &device).ok())
+    return {"device", nullptr, problem.device.id, "those of nvidia-smi"};
   const auto [field, dim, needed] = shared(problem);
-  if (needed > device.shared_bytes)
-    return error(StatusCode::kUnsupported, field, ": got ", dim, ", which takes ", needed,
-                 " bytes of shared memory, ", device.name, " has ", device.shared_bytes);
-  return {};
+  if (needed <= device->shared_bytes) return {};
+  return {field, nullptr, dim, "rows that fit into the shared memory of a CTA"};
 }
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
@@ -67,6 +68,29 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
     default:
       return 0;
   }
+}
+
+template <class... Params>
+std::vector<Kernel> all_kernels(ParamsList<Params...>) {
+  std::vector<Kernel> all;
+  const auto add = [&]<class P>() {
+    if constexpr (!std::is_same_v<P, LayerDecodeParams>)  // composed of others
+      for (Op op : P::kOps)
+        all.push_back({.op = op,
+                       .name = "plain",
+                       .fits = fits,
+                       .workspace_bytes = workspace_bytes,
+                       .run = run_on_device<P, run<P>>});
+  };
+  (add.template operator()<Params>(), ...);
+  return all;
+}
+
+}  // namespace
+
+std::span<const Kernel> kernels() {
+  static const std::vector<Kernel> all = all_kernels(AllParams{});
+  return all;
 }
 
 }  // namespace msa::cuda::plain

@@ -2,32 +2,19 @@
 // (sm90/) are compared with these, and fall back to them.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <span>
 
-#include "cuda/device.h"
+#include "cuda/stream.h"
 #include "msa/backend.h"
 
 namespace msa::cuda::plain {
 
-/// Ok, or kUnsupported: what does not fit into a grid or into the device's shared memory.
-Status supports(const Problem& problem, const DeviceInfo& device);
+/// A launch of each operator: specialised for every struct of arguments, next to its kernel.
+template <class Params>
+Status run(const Plan&, const Params&, Workspace, Stream stream);
 
-/// Scratch bytes for any call within limits, 0 for most operators.
-int64_t workspace_bytes(const Problem& problem, const Limits& limits);
-
-// Arguments passed check(). Enqueued on `stream`; never allocate, never wait.
-Status run(const Plan&, const IndexScoresParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const SelectBlocksParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const IndexSelectParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const SparseAttentionParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const DenseAttentionParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const MergeParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const BlockListsParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const AppendPagedParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const BlockMassParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const AttentionBackwardParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const IndexLseParams&, Workspace, cudaStream_t stream);
-Status run(const Plan&, const KlParams&, Workspace, cudaStream_t stream);
+/// Every operator; refuses what does not fit into a grid or into the device's shared memory.
+std::span<const Kernel> kernels();
 
 // Parts of the above.
 int64_t index_select_bytes(const Problem& problem, const Limits& limits);

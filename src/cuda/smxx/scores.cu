@@ -59,6 +59,7 @@ Status block_scores(const BlockScores& a, cudaStream_t stream) {
   return launch("block_scores", block_scores_kernel, shape, stream, a);
 }
 
+template <>
 Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   return block_scores({.batch = device_batch(a.batch, a.q_idx.shape[0], a.k_idx, p.block_size),

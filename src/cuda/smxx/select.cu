@@ -139,6 +139,7 @@ int64_t index_select_bytes(const Problem& p, const Limits& limits) {
   return rows_at_once(p, columns, limits.max_tokens) * p.heads_kv * columns * 4;
 }
 
+template <>
 Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const Select args{.scores = tensor(a.scores),
@@ -156,6 +157,7 @@ Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_
   return select(args, rows, stream);
 }
 
+template <>
 Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const int64_t tokens = a.q_idx.shape[0];

@@ -1,9 +1,10 @@
-#include "cuda/sm90/backward/launch.h"
+#include "cuda/sm90/backward/family.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/device.h"
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/backward/key_gradient.cuh"
 #include "cuda/sm90/backward/prepare.cuh"
@@ -193,23 +194,6 @@ Status run_group(const Plan& plan, const AttentionBackwardParams& a, const Call&
 
 }  // namespace
 
-bool fits(const Problem& problem) {
-  const bool sparse = is_sparse(problem);
-  return (sparse || problem.op == Op::kDenseAttentionBackward) && problem.dtype == DType::kBF16 &&
-         problem.head_dim == kDim && (problem.group() == 16 || problem.group() == 8) &&
-         (!sparse || (problem.block_size == kBlock && problem.topk <= kMostSlots));
-}
-
-bool fits(const AttentionBackwardParams& a, const Plan& plan) {
-  const Limits& limits = plan.limits;
-  for (const TensorView* view : {&a.q, &a.k, &a.v, &a.o, &a.d_o, &a.dq, &a.dk, &a.dv})
-    if (!aligned(*view)) return false;
-  return (plan.problem.block_size == kBlock || !a.batch.block_offset.given()) &&
-         a.d_o.dtype == DType::kBF16 && a.q.shape[0] > 0 && a.k.shape[0] > 0 &&
-         has_room(limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
-         (!a.row_ptr.given() || a.row_ptr.shape[1] - 1 <= most_rows(limits));
-}
-
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
   return layout(problem, limits).bytes;
 }
@@ -221,6 +205,15 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
   MSA_TRY(make_lists(plan, a, &call, stream));
   return plan.problem.group() == 16 ? run_group<16>(plan, a, call, stream)
                                     : run_group<8>(plan, a, call, stream);
+}
+
+std::span<const Kernel> kernels() {
+  static constexpr Kernel kAll[] = {
+      tuned<AttentionBackwardParams, fits, takes, run>(Op::kSparseAttentionBackward,
+                                                       "sm90/backward", workspace_bytes),
+      tuned<AttentionBackwardParams, fits, takes, run>(Op::kDenseAttentionBackward, "sm90/backward",
+                                                       workspace_bytes)};
+  return kAll;
 }
 
 }  // namespace msa::cuda::sm90::backward

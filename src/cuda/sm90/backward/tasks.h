@@ -87,7 +87,7 @@ constexpr TaskLayout task_layout(const Problem& problem, const Limits& limits, b
   l.parts = problem.heads_kv * l.rows + pairs / l.task_queries;
   Placement at(begin);
   l.row_begin = at.place((limits.max_batch + 1) * 4);
-  l.counters = at.place(2 * 4);
+  l.counters = at.place(8);
   l.part_ptr = at.place((problem.heads_kv * l.rows + 1) * 4);
   l.tasks = at.place(l.parts * int64_t{sizeof(Task)});
   l.end = at.end();

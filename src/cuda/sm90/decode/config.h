@@ -27,7 +27,7 @@ constexpr int64_t score_columns(int64_t max_kv_len) {
 /// an SM of their own (dev/notes/decode.md has the table; two per SM lose 3 to 50 %).
 constexpr uint32_t cluster_size(int64_t tokens, int64_t heads_kv) {
   uint32_t size = 1;
-  while (size < 16 && 2 * size * tokens * heads_kv <= kMultiprocessors) size *= 2;
+  while (size < 16 && int64_t{2} * size * tokens * heads_kv <= kMultiprocessors) size *= 2;
   return size;
 }
 

@@ -1,7 +1,9 @@
-#include "cuda/sm90/decode/launch.h"
+#include "cuda/sm90/decode/family.h"
 
 #include <cmath>
 
+#include "core/layer.h"
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/decode/attend.cuh"
 #include "cuda/sm90/decode/choose.cuh"
@@ -11,10 +13,6 @@
 
 namespace msa::cuda::sm90::decode {
 namespace {
-
-bool shapes_fit(const Problem& p) {
-  return p.dtype == DType::kBF16 && p.layout == KvLayout::kPaged && p.block_size == kBlock;
-}
 
 Status score_arguments(const Plan& plan, const IndexSelectParams& params, Workspace workspace,
                        ScoreArguments* a) {
@@ -82,25 +80,6 @@ Status launch_attend(const Problem& problem, const AttendArguments& a, cudaStrea
 
 }  // namespace
 
-bool fits(const Problem& p) {
-  return shapes_fit(p) && p.op == Op::kSparseDecode && p.head_dim == kDim && p.group() <= kRows &&
-         p.topk <= kMaxList;
-}
-
-bool fits(const SparseAttentionParams& a) {
-  return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.v) && aligned(a.o);
-}
-
-bool fits_index(const Problem& p, const Limits& limits) {
-  // More rows than one mma has would read the keys again: 192 us against 71 of the index family at
-  // 8 x 128K with 16 new tokens.
-  return shapes_fit(p) && p.op == Op::kIndexSelect && p.index_dim == kDim &&
-         limits.max_q_len * p.heads_kv <= kRows && p.topk <= kMaxChosen &&
-         limits.max_batch <= kMaxSequences && limits.max_kv_len <= int64_t{kMaxBlocks} * kBlock;
-}
-
-bool fits(const IndexSelectParams& a) { return aligned(a.q_idx) && aligned(a.k_idx); }
-
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
   return limits.max_tokens * problem.heads_kv * score_columns(limits.max_kv_len) *
          static_cast<int64_t>(sizeof(float));
@@ -134,24 +113,34 @@ Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspac
       stream, c);
 }
 
-Status run(const Plan& plan, const SparseAttentionParams& params, cudaStream_t stream) {
+Status run(const Plan& plan, const SparseAttentionParams& params, Workspace, Stream stream) {
   AttendArguments a{};
   MSA_TRY(attend_arguments(plan.problem, params, &a));
   return launch_attend<false>(plan.problem, a, stream);
 }
 
-Status run_layer(const Plan& index_plan, const IndexSelectParams& index, const Plan& attention_plan,
-                 const SparseAttentionParams& attention, Workspace workspace, cudaStream_t stream) {
+Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspace, Stream stream) {
+  const LayerSteps steps = layer_steps(plan, params, workspace);
+  const Problem& problem = plan.problem;
   ScoreArguments s{};
   AttendArguments a{};
-  MSA_TRY(score_arguments(index_plan, index, workspace, &s));
-  MSA_TRY(attend_arguments(attention_plan.problem, attention, &a));
+  MSA_TRY(score_arguments(plan, steps.select, steps.workspace, &s));
+  MSA_TRY(attend_arguments(problem, steps.attend, &a));
   a.scores = s.scores;
   a.columns = s.columns;
-  a.init_blocks = index_plan.problem.init_blocks;
-  a.local_blocks = index_plan.problem.local_blocks;
-  MSA_TRY(launch_score(index_plan, s, stream));
-  return launch_attend<true>(attention_plan.problem, a, stream);
+  a.init_blocks = problem.init_blocks;
+  a.local_blocks = problem.local_blocks;
+  MSA_TRY(launch_score(plan, s, stream));
+  return launch_attend<true>(problem, a, stream);
+}
+
+std::span<const Kernel> kernels() {
+  static constexpr Kernel kAll[] = {
+      tuned<IndexSelectParams, fits_index, takes, run>(Op::kIndexSelect, "sm90/decode",
+                                                       workspace_bytes),
+      tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseDecode, "sm90/decode", nullptr),
+      tuned<LayerDecodeParams, fits_layer, takes, run>(Op::kLayerDecode, "sm90/decode", nullptr)};
+  return kAll;
 }
 
 }  // namespace msa::cuda::sm90::decode

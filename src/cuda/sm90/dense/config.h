@@ -9,15 +9,10 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
+#include "cuda/sm90/dense/shape.h"
 #include "cuda/tile/part_softmax.h"
 
 namespace msa::cuda::sm90::dense {
-
-inline constexpr int kDim = 128;      // D
-inline constexpr int kBlock = 128;    // Bk: keys of one shared-memory tile
-inline constexpr int kStages = 6;     // tiles of K or V in flight
-inline constexpr int kTileRows = 64;  // rows of one consumer warpgroup
-inline constexpr int kMaxCtas = 144;  // SMs of a whole GH100
 
 /// Output rows [T,Hq]: row (t, h) starts at data + t*token + h*head.
 template <class T>

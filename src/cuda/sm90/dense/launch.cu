@@ -1,9 +1,10 @@
-#include "cuda/sm90/dense/launch.h"
+#include "cuda/sm90/dense/family.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/device.h"
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/dense/kernel.cuh"
 #include "cuda/tensor_map.h"
@@ -50,18 +51,6 @@ Status launch_attend(const Maps& maps, const Args& args, int ctas, cudaStream_t 
 
 }  // namespace
 
-bool fits(const Problem& problem) {
-  return problem.op == Op::kDenseAttention && problem.dtype == DType::kBF16 &&
-         problem.head_dim == kDim && problem.group() <= kTileRows &&
-         (problem.block_size == kBlock || problem.layout == KvLayout::kPacked);
-}
-
-bool fits(const DenseAttentionParams& params, const Plan& plan) {
-  const bool counts_blocks = params.block_max.given() || params.batch.block_offset.given();
-  return params.softmax_scale >= 0 && aligned(params.q) && aligned(params.k) && aligned(params.v) &&
-         aligned(params.o) && (plan.problem.block_size == kBlock || !counts_blocks);
-}
-
 int64_t workspace_bytes(const Problem&, const Limits&) {
   return kPartRows * (kDim * 4 + int64_t{sizeof(PartSoftmax)}) + 256;
 }
@@ -104,6 +93,12 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   const int ctas = std::min(device->sms, kMaxCtas);
   return count == 1 ? launch_attend<1>(maps, args, ctas, stream)
                     : launch_attend<2>(maps, args, ctas, stream);
+}
+
+std::span<const Kernel> kernels() {
+  static constexpr Kernel kAll[] = {tuned<DenseAttentionParams, fits, takes, run>(
+      Op::kDenseAttention, "sm90/dense", workspace_bytes)};
+  return kAll;
 }
 
 }  // namespace msa::cuda::sm90::dense

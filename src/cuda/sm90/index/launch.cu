@@ -1,8 +1,9 @@
-#include "cuda/sm90/index/launch.h"
+#include "cuda/sm90/index/family.h"
 
 #include <algorithm>
 #include <bit>
 
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/index/score.cuh"
 #include "cuda/sm90/index/select.cuh"
@@ -91,29 +92,6 @@ Chosen chosen(const Problem& p, const TensorView& ids, const TensorView& scores)
 
 }  // namespace
 
-bool fits(const Problem& p) {
-  const bool power_of_two = std::has_single_bit(static_cast<uint32_t>(p.heads_kv));
-  switch (p.op) {
-    case Op::kSelectBlocks:
-      return p.topk <= kMaxSelect;
-    case Op::kIndexScores:
-    case Op::kIndexSelect:
-      return p.dtype == DType::kBF16 && p.index_dim == kDim && p.block_size == kBlock &&
-             power_of_two && p.heads_kv <= NarrowTile::kRows &&
-             (p.op == Op::kIndexScores || p.topk <= kList);
-    default:
-      return false;
-  }
-}
-
-bool fits(const IndexScoresParams& a) {
-  return a.batch.causal && aligned(a.q_idx) && aligned(a.k_idx);
-}
-bool fits(const IndexSelectParams& a) {
-  return a.batch.causal && aligned(a.q_idx) && aligned(a.k_idx);
-}
-bool fits(const SelectBlocksParams&) { return true; }
-
 int64_t workspace_bytes(const Problem& p, const Limits& limits) {
   if (p.op != Op::kIndexSelect) return 0;
   if (keeps_scores(p, limits)) return score_bytes(p, limits);
@@ -195,6 +173,14 @@ Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_
                       a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,
                   .blocks = static_cast<int32_t>(a.scores.shape[2])},
       chosen(p, a.ids, {}), stream);
+}
+
+std::span<const Kernel> kernels() {
+  static constexpr Kernel kAll[] = {
+      tuned<IndexScoresParams, fits, takes, run>(Op::kIndexScores, "sm90/index", workspace_bytes),
+      tuned<SelectBlocksParams, fits, takes, run>(Op::kSelectBlocks, "sm90/index", workspace_bytes),
+      tuned<IndexSelectParams, fits, takes, run>(Op::kIndexSelect, "sm90/index", workspace_bytes)};
+  return kAll;
 }
 
 }  // namespace msa::cuda::sm90::index

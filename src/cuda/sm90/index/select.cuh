@@ -14,8 +14,6 @@
 
 namespace msa::cuda::sm90::index {
 
-inline constexpr int kMaxSelect = 32;  // K at most here: one lane per chosen block
-
 inline constexpr uint64_t kNone = 0;  ///< packs kNoKey and id -1
 
 /// Keys and ids of candidates as one number: greater is better, and no two are equal.

@@ -1,10 +1,11 @@
-#include "cuda/sm90/kl/launch.h"
+#include "cuda/sm90/kl/family.h"
 
 #include <algorithm>
 #include <climits>
 #include <cmath>
 
 #include "cuda/device.h"
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/backward/steps.cuh"
 #include "cuda/sm90/kl/index_lse.cuh"
@@ -222,43 +223,11 @@ Status run_kl(const Call& call, const KlParams& a, int group, cudaStream_t strea
   return {};
 }
 
-/// Whether the keys and the places of partial results are as many as can be counted.
-template <class Params>
-bool has_room(const Params& a, const Limits& limits) {
-  return backward::has_room(limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1) &&
-         a.q_idx.shape[0] * a.q_idx.shape[1] * kSlots <= INT_MAX;
-}
-
-/// Lists are lists of our blocks; over all visible tokens, blocks matter to shards alone.
-bool takes_lists(const Problem& p) { return p.block_size == kBlock && p.topk <= kSlots; }
-template <class Params>
-bool takes_blocks(const Params& a, const Problem& p) {
-  if (a.ids.given()) return takes_lists(p);
-  return p.block_size == kBlock || !a.batch.block_offset.given();
-}
-
 }  // namespace
-
-bool fits(const Problem& p) {
-  if (p.dtype != DType::kBF16 || p.index_dim != kDim) return false;
-  if (p.op == Op::kIndexLse) return true;
-  return (p.op == Op::kKlBackward || p.op == Op::kKlLoss) && p.head_dim == kDim &&
-         (p.group() == 16 || p.group() == 8);
-}
-
-bool fits(const IndexLseParams& a, const Plan& plan) {
-  return aligned(a.q_idx) && aligned(a.k_idx) && has_room(a, plan.limits) &&
-         takes_blocks(a, plan.problem);
-}
-bool fits(const KlParams& a, const Plan& plan) {
-  return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.q_idx) &&
-         aligned(a.k_idx) && aligned(a.dq_idx) && aligned(a.dk_idx) && has_room(a, plan.limits) &&
-         takes_blocks(a, plan.problem);
-}
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
   const int64_t all = parts_of(problem, limits, /*listed=*/false).bytes;
-  return takes_lists(problem) ? std::max(all, parts_of(problem, limits, true).bytes) : all;
+  return fits_lists(problem) ? std::max(all, parts_of(problem, limits, true).bytes) : all;
 }
 
 Status run(const Plan& plan, const IndexLseParams& a, Workspace workspace, cudaStream_t stream) {
@@ -271,6 +240,14 @@ Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_
   Call call{};
   MSA_TRY(make_call(plan, a, workspace, &call, stream));
   return run_kl(call, a, plan.problem.group(), stream);
+}
+
+std::span<const Kernel> kernels() {
+  static constexpr Kernel kAll[] = {
+      tuned<IndexLseParams, fits, takes, run>(Op::kIndexLse, "sm90/kl", workspace_bytes),
+      tuned<KlParams, fits, takes, run>(Op::kKlBackward, "sm90/kl", workspace_bytes),
+      tuned<KlParams, fits, takes, run>(Op::kKlLoss, "sm90/kl", workspace_bytes)};
+  return kAll;
 }
 
 }  // namespace msa::cuda::sm90::kl

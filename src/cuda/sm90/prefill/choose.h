@@ -48,7 +48,7 @@ inline constexpr int kSampledTiles = 256;
 /// The number of sample i, i < kSampledTiles, among `tiles`; -1 where there are fewer.
 MSA_HOST_DEVICE constexpr int sampled_tile(int i, int tiles) {
   if (tiles <= kSampledTiles) return i < tiles ? i : -1;
-  return static_cast<int>((2 * int64_t{i} + 1) * tiles / (2 * kSampledTiles));
+  return static_cast<int>((2 * int64_t{i} + 1) * tiles / (int64_t{2} * kSampledTiles));
 }
 
 }  // namespace msa::cuda::sm90::prefill

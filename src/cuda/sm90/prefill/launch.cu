@@ -1,9 +1,10 @@
-#include "cuda/sm90/prefill/launch.h"
+#include "cuda/sm90/prefill/family.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/device.h"
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/prefill/build_lists.cuh"
 #include "cuda/sm90/prefill/kv_outer.cuh"
@@ -194,16 +195,6 @@ Status run_order(const Plan& plan, const Call& call, Order order, cudaStream_t s
 
 }  // namespace
 
-bool fits(const Problem& problem) {
-  return problem.op == Op::kSparseAttention && problem.dtype == DType::kBF16 &&
-         problem.head_dim == kDim && problem.block_size == kBlock && problem.topk <= kMostSlots &&
-         (problem.group() == 16 || problem.group() == 8);
-}
-
-bool fits(const SparseAttentionParams& a) {
-  return a.softmax_scale >= 0 && aligned(a.q) && aligned(a.k) && aligned(a.v) && aligned(a.o);
-}
-
 int64_t workspace_bytes(const Problem& problem, const Limits& limits, Order order) {
   return order_of(order, limits) == Order::kUnion ? kHeaderBytes : windows(problem, limits).bytes;
 }
@@ -219,6 +210,28 @@ Status run(const Plan& plan, const SparseAttentionParams& a, Workspace workspace
                                       : run_order<8, Out>(plan, call, order, stream);
   };
   return a.o.dtype == DType::kF32 ? start(float{}) : start(__nv_bfloat16{});
+}
+
+namespace {
+
+template <Order kOrder>
+int64_t bytes_of(const Problem& problem, const Limits& limits) {
+  return workspace_bytes(problem, limits, kOrder);
+}
+template <Order kOrder>
+Status run_in(const Plan& plan, const SparseAttentionParams& a, Workspace workspace,
+              Stream stream) {
+  return run(plan, a, workspace, kOrder, stream);
+}
+template <Order kOrder>
+constexpr Kernel kKernel = tuned<SparseAttentionParams, fits, takes, run_in<kOrder>>(
+    Op::kSparseAttention, "sm90/prefill", bytes_of<kOrder>);
+
+}  // namespace
+
+const Kernel& kernel(Order order) {
+  if (order == Order::kUnion) return kKernel<Order::kUnion>;
+  return order == Order::kKvOuter ? kKernel<Order::kKvOuter> : kKernel<Order::kAuto>;
 }
 
 }  // namespace msa::cuda::sm90::prefill
