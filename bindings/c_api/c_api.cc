@@ -168,19 +168,9 @@ Status convert(const msa_queue* given, msa::Queue* out) {
 
 // ---- arguments of operators ---------------------------------------------------------------------
 
-/// Room for the arguments of any operator.
-struct Arguments {
-  alignas(std::max_align_t) std::array<std::byte, 4096> memory;
-};
-template <class... Params>
-constexpr bool all_fit(msa::ParamsList<Params...>) {
-  return ((sizeof(Params) <= sizeof(Arguments)) && ...);
-}
-static_assert(all_fit(msa::AllParams{}));
-
 /// A C struct of arguments: struct_size, softmax_scale (or nothing), then a pointer for each
 /// argument in the order of the table.
-Status convert(const msa::OpInfo& info, const void* given, Arguments* out) {
+Status convert(const msa::OpInfo& info, const void* given, msa::ParamsStorage* out) {
   struct {
     uint32_t struct_size;
     float softmax_scale;
@@ -189,15 +179,14 @@ Status convert(const msa::OpInfo& info, const void* given, Arguments* out) {
   const size_t count = info.arguments.size();
   MSA_TRY(adopt("params", given, offsetof(decltype(c), pointers) + count * sizeof(void*),
                 alignof(void*), &c));
-  std::byte* const to = out->memory.data();
+  std::byte* const to = out->memory;
   std::memcpy(to, info.defaults, info.size);
   for (size_t i = 0; i < count; ++i) {
     const msa::Argument& a = info.arguments[i];
     if (a.is_tensor())
       MSA_TRY(convert(a.name, static_cast<const msa_tensor*>(c.pointers[i]), &a.in(to)));
     else
-      MSA_TRY(convert(a.name, static_cast<const msa_batch*>(c.pointers[i]),
-                      reinterpret_cast<msa::Batch*>(to + info.batch)));
+      MSA_TRY(convert(a.name, static_cast<const msa_batch*>(c.pointers[i]), &info.batch_in(to)));
   }
   if (info.softmax_scale != msa::OpInfo::kNone)
     std::memcpy(to + info.softmax_scale, &c.softmax_scale, sizeof c.softmax_scale);
@@ -209,11 +198,11 @@ msa_status run(msa::Op op, const msa_plan* plan, const void* params, void* works
                const msa_queue* queue) {
   return guarded([&]() -> Status {
     if (plan == nullptr) return invalid("plan: got NULL, expected one made by msa_plan_create");
-    Arguments converted;
+    msa::ParamsStorage converted;
     msa::Queue where;
     MSA_TRY(convert(msa::info_of(op), params, &converted));
     MSA_TRY(convert(queue, &where));
-    return msa::run(plan->plan, {op, converted.memory.data()}, {workspace, bytes}, where);
+    return msa::run(plan->plan, {op, converted.memory}, {workspace, bytes}, where);
   });
 }
 
@@ -353,9 +342,9 @@ msa_status msa_plan_explain(const msa_plan* plan, const void* params, const char
     if (plan == nullptr) return invalid("plan: got NULL, expected one made by msa_plan_create");
     if (kernel == nullptr || reasons == nullptr) return invalid("kernel, reasons: got NULL");
     const msa::Op op = msa::info_of(plan->plan.problem.op).params;
-    Arguments converted;
+    msa::ParamsStorage converted;
     MSA_TRY(convert(msa::info_of(op), params, &converted));
-    const msa::ParamsRef arguments{op, converted.memory.data()};
+    const msa::ParamsRef arguments{op, converted.memory};
     MSA_TRY(msa::check(plan->plan, arguments));
     last_reasons.clear();
     const msa::Kernel* found = msa::kernel_of(plan->plan, arguments, &last_reasons);

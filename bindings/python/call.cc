@@ -1,7 +1,5 @@
 #include "call.h"
 
-#include "call.h"
-
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -264,12 +262,11 @@ class Call {
   }
 
  private:
-  Batch& batch() { return *reinterpret_cast<Batch*>(params_ + info_.batch); }
   bool host() const { return problem_.device.kind == DeviceKind::kCPU; }
 
   /// Comes first, since it says whether the keys are packed or paged.
   void read_batch(const nb::tuple& given) {
-    Batch& b = batch();
+    Batch& b = info_.batch_in(params_);
     const std::pair<const char*, TensorView*> views[] = {
         {"cu_seqlens_q", &b.cu_seqlens_q}, {"cu_seqlens_k", &b.cu_seqlens_k},
         {"seq_lens", &b.seq_lens},         {"page_table", &b.page_table},
@@ -335,7 +332,7 @@ class Call {
     const int64_t block_size = std::max(1, problem_.block_size);
     Limits out{.max_tokens = round_up(tokens)};
     if (info_.has_batch()) {
-      const Batch& b = batch();
+      const Batch& b = info_.batch_in(params_);
       const Lengths q = lengths_of(b.cu_seqlens_q, true, block_size);
       const Lengths k = paged_ ? lengths_of(b.seq_lens, false, block_size)
                                : lengths_of(b.cu_seqlens_k, true, block_size);
@@ -423,7 +420,8 @@ class Call {
   const OpInfo& info_;
   const Options options_;
   bool paged_;
-  alignas(std::max_align_t) std::byte params_[4096];  ///< the struct of arguments
+  ParamsStorage storage_;
+  std::byte* const params_ = storage_.memory;  ///< the struct of arguments
   Extents extents_;
   Leases leases_;
   std::array<nb::object, 16> arrays_;  ///< in the order of the table, without the batch

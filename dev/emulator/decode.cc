@@ -93,10 +93,6 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family{.backends = {on_host("cuda", msa::cuda::sm90::decode::kernels())}, .cases = {}};
-  family.cases = make_cases(family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of(decode::kernels(), make_cases); }
 
 }  // namespace emulator

@@ -37,6 +37,13 @@ struct Family {
 /// Of this program.
 Family make_family();
 
+/// A family of one backend.
+template <class MakeCases>
+Family family_of(std::span<const msa::Kernel> kernels, const MakeCases& make_cases) {
+  const msa::Backend backend = on_host("cuda", kernels);
+  return {.backends = {backend}, .cases = make_cases(backend)};
+}
+
 /// Around the sizes of tiles, with sequences without queries and without keys.
 inline const std::vector<msa::conformance::SequenceSize> kRagged = {{1, 1},   {60, 60}, {0, 17},
                                                                     {17, 17}, {5, 0},   {33, 140}};

@@ -127,10 +127,6 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
 
 }  // namespace
 
-Family make_family() {
-  Family family{.backends = {on_host("cuda", msa::cuda::sm90::index::kernels())}, .cases = {}};
-  family.cases = make_cases(family.backends[0]);
-  return family;
-}
+Family make_family() { return family_of(index::kernels(), make_cases); }
 
 }  // namespace emulator

@@ -15,9 +15,7 @@ Border::Border(const Plan& plan)
     : plan_(plan),
       p_(plan.problem),
       info_(info_of(plan.problem.op)),
-      paged_(p_.layout == KvLayout::kPaged),
-      needs_pages_(info_.has_letter("P")),
-      numbers_entries_(info_.has_letter("T*K")) {
+      paged_(p_.layout == KvLayout::kPaged) {
   bind("Hq", p_.heads_q), bind("Hkv", p_.heads_kv), bind("Hi", p_.heads_kv);
   bind("D", p_.head_dim), bind("Di", p_.index_dim), bind("Bk", p_.block_size), bind("K", p_.topk);
 }
@@ -129,10 +127,8 @@ Status Border::argument(const Argument& argument, const TensorView& view) {
   const bool required = argument.role == Role::kInput || argument.role == Role::kOutput;
   if (!required && !view.given()) return {};
   const std::string_view letters = argument.letters(paged_);
-  if (argument.has_letter("NB+1") && extent("NB+1") == kUnknown && host())
-    bind("NB+1", sum_of_blocks_ + 1);
   MSA_TRY(tensor(name, view, letters, argument.content));
-  if (argument.content == Content::kBlocks && numbers_entries_) MSA_TRY(number_entries());
+  if (argument.content == Content::kBlocks && info_.entries) MSA_TRY(number_entries());
   if (!argument.any_strides) MSA_TRY(unit_stride(name, view));
   for (size_t i = 0; argument.is_written() && i < static_cast<size_t>(view.rank); ++i) {
     if (view.shape[i] > 1 && view.stride[i] == 0 && view.numel() > 0)
@@ -140,7 +136,8 @@ Status Border::argument(const Argument& argument, const TensorView& view) {
                      ", expected outputs that do not overlap");
   }
   // A column per block of the longest sequence, or more.
-  if (argument.is_written() && argument.has_letter("blocks") && view.shape[2] < most_blocks_)
+  if (argument.is_written() && view.rank == 3 && view.shape[2] < most_blocks_ &&
+      argument.has_letter("blocks"))
     return invalid(name, ": got ", view.shape[2], " columns, the longest sequence has ",
                    most_blocks_, " blocks");
   return {};
@@ -174,7 +171,7 @@ Status Border::metadata(const Batch& batch) {
     MSA_TRY(vector("seq_lens", batch.seq_lens, "B"));
     if (batch.cu_seqlens_k.given())
       return invalid("cu_seqlens_k: given, expected seq_lens alone with paged keys");
-    if (needs_pages_ || batch.page_table.given())
+    if (info_.pages || batch.page_table.given())
       MSA_TRY(vector("page_table", batch.page_table, "B,max_pages"));
   } else {
     MSA_TRY(vector("cu_seqlens_k", batch.cu_seqlens_k, "B+1"));
@@ -246,13 +243,15 @@ Status Border::batch(const Batch& batch) {
   if (!paged_)
     MSA_TRY(prefix_sums("cu_seqlens_k", batch.cu_seqlens_k, extent("S"), "the plan's max_kv_len",
                         limits.max_kv_len));
+  int64_t sum_of_blocks = 0;
   for (int64_t b = 0; b < extent("B"); ++b) {
     const Sequence s = sequence(batch, b, p_.block_size);
     MSA_TRY(lengths(batch, b, s));
-    if (paged_ && needs_pages_) MSA_TRY(pages(b, s));
+    if (paged_ && info_.pages) MSA_TRY(pages(b, s));
     most_blocks_ = std::max(most_blocks_, s.blocks());
-    sum_of_blocks_ += s.blocks();
+    sum_of_blocks += s.blocks();
   }
+  bind("NB+1", sum_of_blocks + 1);
   return {};
 }
 

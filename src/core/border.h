@@ -23,9 +23,6 @@ class Border {
   bool host() const { return p_.device.kind == DeviceKind::kCPU; }
   /// What a letter means, or -1.
   int64_t extent(std::string_view letter) const;
-  /// Of the longest sequence, and of all of them; in host memory only.
-  int64_t most_blocks() const { return most_blocks_; }
-  int64_t sum_of_blocks() const { return sum_of_blocks_; }
 
   /// One tensor, by its role, content and shape.
   Status argument(const Argument& argument, const TensorView& view);
@@ -66,9 +63,7 @@ class Border {
   const Problem& p_;
   const OpInfo& info_;
   bool paged_;
-  bool needs_pages_;
-  bool numbers_entries_;  ///< an entry is token*K + slot
-  int64_t most_blocks_ = 0, sum_of_blocks_ = 0;
+  int64_t most_blocks_ = 0;  ///< of the longest sequence; in host memory only
   std::array<Letter, 20> known_;
   size_t count_ = 0;
 };

@@ -111,13 +111,9 @@ Status require(const Border& border, const ParamsRef& params, const char* name) 
   return argument.in(params.data()).given() ? Status() : border.missing(argument);
 }
 
-const Batch& batch_of(const OpInfo& info, const void* params) {
-  return *reinterpret_cast<const Batch*>(static_cast<const std::byte*>(params) + info.batch);
-}
-
 Status check_batch(Border* border, const void* params) {
   const OpInfo& info = border->info();
-  MSA_TRY(border->batch(batch_of(info, params)));
+  MSA_TRY(border->batch(info.batch_in(params)));
   if (info.softmax_scale == OpInfo::kNone) return {};
   const float scale =
       *reinterpret_cast<const float*>(static_cast<const std::byte*>(params) + info.softmax_scale);
@@ -147,7 +143,7 @@ Status check(const Plan& plan, const ParamsRef& params) {
   for (const Argument& a : info.arguments) {
     const bool lists = a.is_tensor() && a.content == Content::kBlocks && !a.is_written();
     if (lists && border.host() && a.in(data).given())
-      MSA_TRY(id_values(plan.problem, a.in(data), batch_of(info, data)));
+      MSA_TRY(id_values(plan.problem, a.in(data), info.batch_in(data)));
   }
   return info.check != nullptr ? info.check(border, params) : Status();
 }
@@ -188,7 +184,7 @@ Status check_inverse_lists(const Border& border, const ParamsRef& params) {
   for (const char* name : {"row_ptr", "entries"}) MSA_TRY(require(border, params, name));
   if (!border.host()) return {};
   return inverse_values(border.problem(), row_ptr, entries, ids,
-                        batch_of(border.info(), params.data()));
+                        border.info().batch_in(params.data()));
 }
 
 }  // namespace msa

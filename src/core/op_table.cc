@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "core/check.h"
 
@@ -185,19 +186,25 @@ constexpr OpInfo entry(Op op, const char* name, const char* summary, const char*
   if constexpr (requires { &Params::batch; }) batch = offsetof(Params, batch);
   if constexpr (requires { &Params::softmax_scale; })
     softmax_scale = offsetof(Params, softmax_scale);
-  return {op,
-          name,
-          summary,
-          Table::kArguments,
-          Params::kOps[0],
-          c_params,
-          &kNothing<Params>,
-          sizeof(Params),
-          batch,
-          softmax_scale,
-          uses,
-          check,
-          cost};
+  const auto has = [](std::string_view letter) {
+    return std::any_of(std::begin(Table::kArguments), std::end(Table::kArguments),
+                       [&](const Argument& a) { return a.has_letter(letter); });
+  };
+  return {.op = op,
+          .name = name,
+          .summary = summary,
+          .arguments = Table::kArguments,
+          .params = Params::kOps[0],
+          .c_params = c_params,
+          .defaults = &kNothing<Params>,
+          .size = sizeof(Params),
+          .batch = batch,
+          .softmax_scale = softmax_scale,
+          .uses = uses,
+          .pages = has("P"),
+          .entries = has("T*K"),
+          .check = check,
+          .cost = cost};
 }
 
 /// Few tokens read their own blocks; many of them together read the whole context.
@@ -315,27 +322,10 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
 
 }  // namespace
 
-std::string_view Argument::letters(bool paged) const {
-  const size_t bar = shape.find('|');
-  return bar == shape.npos ? shape : paged ? shape.substr(bar + 1) : shape.substr(0, bar);
-}
-
-bool Argument::has_letter(std::string_view letter) const {
-  bool found = false;
-  for (bool paged : {false, true})
-    for_each_letter(letters(paged), [&](std::string_view l) { found = found || l == letter; });
-  return found;
-}
-
 const Argument* OpInfo::find(std::string_view argument) const {
   const auto at = std::find_if(arguments.begin(), arguments.end(),
                                [&](const Argument& a) { return argument == a.name; });
   return at == arguments.end() ? nullptr : &*at;
-}
-
-bool OpInfo::has_letter(std::string_view letter) const {
-  return std::any_of(arguments.begin(), arguments.end(),
-                     [&](const Argument& a) { return a.has_letter(letter); });
 }
 
 std::span<const OpInfo> all_ops() { return kOps; }

@@ -31,6 +31,16 @@ enum class Content : uint8_t {
   kBlocks,  ///< i32 lists of block ids
 };
 
+/// f("T"), f("Hq"), f("D") for "T,Hq,D".
+template <class F>
+constexpr void for_each_letter(std::string_view letters, const F& f) {
+  while (!letters.empty()) {
+    const size_t end = letters.find(',') == letters.npos ? letters.size() : letters.find(',');
+    f(letters.substr(0, end));
+    letters.remove_prefix(end == letters.size() ? end : end + 1);
+  }
+}
+
 /// One argument. Shapes are letters of problem.h; behind a bar, those with paged keys.
 struct Argument {
   const char* name;
@@ -41,8 +51,17 @@ struct Argument {
   const char* python = nullptr;  ///< its name there, where that is another one
   bool any_strides = false;      ///< the innermost one as well
 
-  std::string_view letters(bool paged) const;
-  bool has_letter(std::string_view letter) const;  ///< in either layout
+  constexpr std::string_view letters(bool paged) const {
+    const size_t bar = shape.find('|');
+    return bar == shape.npos ? shape : paged ? shape.substr(bar + 1) : shape.substr(0, bar);
+  }
+  /// In either layout.
+  constexpr bool has_letter(std::string_view letter) const {
+    bool found = false;
+    for (bool paged : {false, true})
+      for_each_letter(letters(paged), [&](std::string_view l) { found = found || l == letter; });
+    return found;
+  }
   bool is_tensor() const { return role != Role::kBatch; }
   bool is_written() const {
     return role == Role::kOutput || role == Role::kExtra || role == Role::kUpdated;
@@ -54,16 +73,6 @@ struct Argument {
     return *reinterpret_cast<TensorView*>(static_cast<std::byte*>(params) + offset);
   }
 };
-
-/// f("T"), f("Hq"), f("D") for "T,Hq,D".
-template <class F>
-void for_each_letter(std::string_view letters, const F& f) {
-  while (!letters.empty()) {
-    const size_t end = letters.find(',') == letters.npos ? letters.size() : letters.find(',');
-    f(letters.substr(0, end));
-    letters.remove_prefix(end == letters.size() ? end : end + 1);
-  }
-}
 
 /// Fields of a Problem; those that an operator does not use are ignored.
 enum Uses : uint32_t {
@@ -102,6 +111,8 @@ struct OpInfo {
   size_t batch;          ///< offset of the Batch in it, or kNone
   size_t softmax_scale;  ///< offset of the float, or kNone
   uint32_t uses;
+  bool pages;    ///< an argument has pages
+  bool entries;  ///< an argument counts T*K entries: (token, slot)
   /// What no table says; null: nothing. All arguments passed their own checks.
   Status (*check)(const Border&, const ParamsRef&);
   Cost (*cost)(const Problem&, const CostTerms&);
@@ -110,8 +121,24 @@ struct OpInfo {
 
   const Argument* find(std::string_view argument) const;
   bool has_batch() const { return batch != kNone; }
-  bool has_letter(std::string_view letter) const;  ///< in any argument
+  /// Precondition: has_batch().
+  const Batch& batch_in(const void* params) const {
+    return *reinterpret_cast<const Batch*>(static_cast<const std::byte*>(params) + batch);
+  }
+  Batch& batch_in(void* params) const {
+    return *reinterpret_cast<Batch*>(static_cast<std::byte*>(params) + batch);
+  }
 };
+
+/// Room for the struct of arguments of any operator.
+struct ParamsStorage {
+  alignas(std::max_align_t) std::byte memory[4096];
+};
+template <class... Params>
+constexpr bool all_fit(ParamsList<Params...>) {
+  return ((sizeof(Params) <= sizeof(ParamsStorage)) && ...);
+}
+static_assert(all_fit(AllParams{}));
 
 inline constexpr int64_t kDecodeTokens = 16;  ///< most new tokens of a sequence in a decoding step
 

@@ -28,6 +28,17 @@ Refusal bind(const Backend& backend, const Problem& problem, const Limits& limit
 /// msa::run for arguments that passed check().
 Status run_checked(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue);
 
+/// f.operator()<Params>(op) for every operator.
+template <class F>
+void for_each_op(const F& f) {
+  const auto ops_of = [&]<class Params>() {
+    for (Op op : Params::kOps) f.template operator()<Params>(op);
+  };
+  [&]<class... Params>(ParamsList<Params...>) {
+    (ops_of.template operator()<Params>(), ...);
+  }(AllParams{});
+}
+
 /// A kernel's run() by a function of one type of arguments.
 template <class Params, Status (*Run)(const Plan&, const Params&, Workspace, Queue)>
 Status run_typed(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {

@@ -48,24 +48,22 @@ Status run(const Plan& plan, const Params& params, Workspace workspace, Queue qu
   return {};
 }
 
-template <class Real, class... Params>
-std::vector<Kernel> kernels(const char* name, ParamsList<Params...>) {
+template <class Real>
+std::vector<Kernel> kernels(const char* name) {
   std::vector<Kernel> all;
-  const auto add = [&]<class P>() {
-    if constexpr (!std::is_same_v<P, LayerDecodeParams>)  // composed of others
-      for (Op op : P::kOps)
-        all.push_back({.op = op,
-                       .name = name,
-                       .workspace_bytes = workspace_bytes<Real>,
-                       .run = run_typed<P, run<Real, P>>});
-  };
-  (add.template operator()<Params>(), ...);
+  for_each_op([&]<class Params>(Op op) {
+    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)  // composed of others
+      all.push_back({.op = op,
+                     .name = name,
+                     .workspace_bytes = workspace_bytes<Real>,
+                     .run = run_typed<Params, run<Real, Params>>});
+  });
   return all;
 }
 
 template <class Real>
 const Backend* backend(const char* name, int priority) {
-  static const std::vector<Kernel> all = kernels<Real>(name, AllParams{});
+  static const std::vector<Kernel> all = kernels<Real>(name);
   static const Backend made{.name = name,
                             .requirement = "any CPU",
                             .priority = priority,

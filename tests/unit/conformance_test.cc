@@ -34,7 +34,13 @@ class Saboteur {
   Saboteur(Change before, Change after, int64_t extra_workspace)
       : before_(std::move(before)), after_(std::move(after)), extra_(extra_workspace) {
     current = this;
-    add(AllParams{});
+    for_each_op([&]<class P>(Op op) {
+      kernels_.push_back({.op = op,
+                          .name = "saboteur",
+                          .fits = fits,
+                          .workspace_bytes = workspace_bytes,
+                          .run = run_typed<P, sabotage<P>>});
+    });
     backend_.kernels = kernels_;
   }
   ~Saboteur() { current = nullptr; }
@@ -44,18 +50,6 @@ class Saboteur {
   const Backend& backend() const { return backend_; }
 
  private:
-  template <class... P>
-  void add(ParamsList<P...>) {
-    const auto add_one = [&]<class Q>() {
-      for (Op op : Q::kOps)
-        kernels_.push_back({.op = op,
-                            .name = "saboteur",
-                            .fits = fits,
-                            .workspace_bytes = workspace_bytes,
-                            .run = run_typed<Q, sabotage<Q>>});
-    };
-    (add_one.template operator()<P>(), ...);
-  }
   static Refusal fits(const Problem& problem, const Limits&) {
     if (problem.block_size >= 8) return {};
     return {"block_size", nullptr, problem.block_size, "what is not too little for this test"};

@@ -3,6 +3,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/registry.h"
 #include "cuda/device.h"
 #include "cuda/kernel.h"
 
@@ -70,26 +71,23 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
   }
 }
 
-template <class... Params>
-std::vector<Kernel> all_kernels(ParamsList<Params...>) {
+std::vector<Kernel> all_kernels() {
   std::vector<Kernel> all;
-  const auto add = [&]<class P>() {
-    if constexpr (!std::is_same_v<P, LayerDecodeParams>)  // composed of others
-      for (Op op : P::kOps)
-        all.push_back({.op = op,
-                       .name = "plain",
-                       .fits = fits,
-                       .workspace_bytes = workspace_bytes,
-                       .run = run_on_device<P, run<P>>});
-  };
-  (add.template operator()<Params>(), ...);
+  for_each_op([&]<class Params>(Op op) {
+    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)  // composed of others
+      all.push_back({.op = op,
+                     .name = "plain",
+                     .fits = fits,
+                     .workspace_bytes = workspace_bytes,
+                     .run = run_on_device<Params, run<Params>>});
+  });
   return all;
 }
 
 }  // namespace
 
 std::span<const Kernel> kernels() {
-  static const std::vector<Kernel> all = all_kernels(AllParams{});
+  static const std::vector<Kernel> all = all_kernels();
   return all;
 }
 
