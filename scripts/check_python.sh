@@ -12,7 +12,8 @@ git clone --quiet --depth 1 "file://$root" "$work/clone"
 cd "$work/clone"
 PYTHON=$root/.venv/bin/python3 scripts/wheel.sh
 wheel=$(echo dist/cpu/*.whl)
-tag=$(build/wheel/venv-*/bin/auditwheel show "$wheel" | sed -n 's/.*platform tag: "\(.*\)".*/\1/p')
+auditwheel=$(echo build/wheel/venv-*/bin/auditwheel)
+tag=$("$auditwheel" show "$wheel" | sed -n 's/.*platform tag: "\(.*\)".*/\1/p')
 if [[ -z $tag || $wheel != *-"$tag".whl ]]; then
   echo "$wheel: auditwheel finds ${tag:-no tag}" >&2
   exit 1

@@ -12,6 +12,10 @@ case $cuda in
   ON) out=dist/cuda ;;
   *) echo "wheel: CUDA: got \"$cuda\", expected ON or OFF" >&2; exit 2 ;;
 esac
+if ! command -v "$python" >/dev/null; then
+  echo "wheel: PYTHON: got \"$python\", expected an interpreter" >&2
+  exit 2
+fi
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 work=build/wheel/$version-$cuda
 venv=build/wheel/venv-$version
@@ -23,11 +27,10 @@ fi
 # The wheel is made of what the source distribution has, so that this one is known to be whole.
 rm -rf "$work" dist/*.tar.gz
 mkdir -p "$work/source"
-"$venv/bin/python" -m build --sdist --outdir dist . >/dev/null
+"$venv/bin/python" -m build --sdist --outdir dist .
 tar -xzf dist/*.tar.gz -C "$work/source" --strip-components=1
 
-"$venv/bin/pip" wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work" \
-  -C cmake.define.MSA_CUDA="$cuda" \
+"$venv/bin/python" -m build --wheel --outdir "$work" -C cmake.define.MSA_CUDA="$cuda" \
   -C cmake.define.MSA_COMMIT="$(git describe --always --dirty --abbrev=12 --exclude='*')" \
   "$work/source"
 PATH=$PWD/$venv/bin:$PATH auditwheel repair --wheel-dir "$out" "$work"/*.whl
