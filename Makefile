@@ -1,5 +1,6 @@
 # The two commands are `make demo` and `make test`; the rest are short names for common steps.
-# Variables: PRESET (a preset of CMakePresets.json), JOBS (parallel compilers).
+# Variables: PRESET (a preset of CMakePresets.json), JOBS (parallel compilers), and those of
+# scripts/wheel.sh.
 
 # The CUDA backend is built only where there is a device to use it.
 PRESET ?= $(shell nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null && echo cuda || echo release)
@@ -18,7 +19,7 @@ CMAKE_CUDA_COMPILER_LAUNCHER ?= $(shell command -v ccache)
 
 test pictures: EXTENSION := ON
 
-.PHONY: demo test build pictures lint fuzz bench clean
+.PHONY: demo test build wheel pictures lint fuzz bench clean
 
 demo:  ## dense attention against MSA on a trained model and real text
 	@scripts/setup.sh build
@@ -37,6 +38,10 @@ build:  ## with the Python extension where it can be built
 	@$(CONFIGURE)
 	@cmake --build --preset $(PRESET) --parallel $(JOBS)
 
+wheel:  ## for machines without a compiler: PYTHON=python3.12 CUDA=ON choose for which
+	@scripts/setup.sh build
+	scripts/wheel.sh
+
 pictures:  ## those of README and docs
 	@scripts/setup.sh test
 	@$(CONFIGURE)
@@ -49,7 +54,7 @@ pictures:  ## those of README and docs
 	$(PLOT) speedup bench/results/h200.json --output docs/images/speedup-h200.png
 	$(PLOT) roofline bench/results/xeon-16.json --output docs/images/roofline.png
 
-lint:  ## format, clang-tidy, header budget, symbols
+lint:  ## format, clang-tidy, ruff, mypy, header budget, symbols
 	@scripts/setup.sh dev
 	scripts/lint.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, clang-tidy, ruff and the line budget of the public headers. LINT_FIX=1 formats in place.
+# Format, clang-tidy, ruff, mypy and the line budget of the public headers. LINT_FIX=1 formats in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,6 +13,8 @@ echo "format: ${#sources[@]} files"
 
 .venv/bin/ruff check --quiet .
 echo "ruff: $(git ls-files '*.py' | wc -l) files"
+printf 'mypy: '
+.venv/bin/mypy --cache-dir build/mypy
 
 # c_ops.h is printed by a program.
 lines=$(find include/msa -name '*.h' ! -name c_ops.h -exec cat {} + | wc -l)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,11 @@ PIECE_BYTES = 32 << 20
 SHARD_BYTES = 4 << 30
 
 
-STORAGE = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
+STORAGE: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+}
 
 
 def to_f32(stored: np.ndarray, dtype: str) -> np.ndarray:
@@ -62,7 +67,9 @@ def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= size - 8 else {"": None}
+            header: dict[str, Any] = (
+                json.loads(file.read(length)) if length <= size - 8 else {"": None}
+            )
         metadata = header.pop("__metadata__", {})
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
@@ -174,13 +181,14 @@ def write_checkpoint(
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE_FILE
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
-        header, end = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
         for name, tensor in shard.items():
             offsets = [end, end := end + tensor.nbytes]
             header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}

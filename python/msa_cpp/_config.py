@@ -86,7 +86,7 @@ def integer(config: Mapping, key: str, least: int = 1, most: int = 1 << 24) -> i
 
 def positive(config: Mapping, key: str) -> float:
     value = config.get(key)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) is bool or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         refuse(key, value, "expected a number > 0")
     return float(value)
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 def through_torch(first: Any, *others: Any, plan: Any) -> bool:
@@ -39,11 +36,11 @@ def torch_op(name: str) -> Any:
     return getattr(torch_ops, name)
 
 
-def is_f32(out: torch.Tensor | None) -> bool:
+def is_f32(out: Any) -> bool:
     return out is not None and out.dtype == sys.modules["torch"].float32
 
 
-def into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+def into(out: Any, result: Any) -> Any:
     """What a traced call returns; traced calls make their outputs, so a given one is copied to."""
     if out is None:
         return result

@@ -79,7 +79,8 @@ def msa_attention(
     Errors: those of `msa_cpp.ops`.
     Source: arXiv 2606.13392, training of the index branch.
     """
-    ids, inverse = None, (None, None)
+    ids: Tensor | None = None
+    inverse: tuple[Tensor | None, Tensor | None] = (None, None)
     if config.topk is not None:
         ids = select(q_idx, k_idx, cu_seqlens, config, max_seqlen=max_seqlen)
         inverse = readers(ids, cu_seqlens, len(k), config, max_seqlen=max_seqlen)

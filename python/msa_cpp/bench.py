@@ -119,10 +119,9 @@ class Work:
 
     def select(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The lists of the index branch."""
-        ids: torch.Tensor = msa_cpp.index_select(
+        return msa_cpp.index_select(
             self.idx_q, self.index_cache, topk=self.case.topk, out=out,
             max_seqlen_q=self.case.new_tokens, **self.batch())
-        return ids
 
     def ours(self) -> dict[str, Call]:
         c = self.case
@@ -217,14 +216,15 @@ class Work:
     def torch_dense(self) -> dict[str, Call]:
         """torch's attention on contiguous copies, a call per backend."""
         c = self.case
-        mask = {"is_causal": True}
+        mask: dict[str, Any] = {"is_causal": True}
         if c.new_tokens == 1:
             mask = {}
         elif c.new_tokens < c.context:  # is_causal means the upper left corner
             mask = {"attn_mask": causal_lower_right(c.new_tokens, c.context)}
 
         def dense() -> tuple[Any, Any]:
-            out = scaled_dot_product_attention(*self.contiguous, enable_gqa=True, **mask)
+            q, k, v = self.contiguous
+            out = scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
             return None, out.transpose(1, 2).reshape_as(self.q)
 
         if c.device == "cpu":

@@ -117,7 +117,7 @@ def room_for_one(weight: np.ndarray) -> int:
     return max(0, min(wanted, most))
 
 
-def random_normal(shape: tuple[int, int], dtype: str, *seeds: int) -> Tensor:
+def random_normal(shape: tuple[int, ...], dtype: str, *seeds: int) -> Tensor:
     """A pure function of the seeds."""
 
     def pieces() -> Iterator[np.ndarray]:

@@ -52,7 +52,7 @@ fine, the GIL is released during the work, and results do not depend on the numb
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -63,9 +63,9 @@ from .plans import Backend, Plan, backends, num_threads, plan, set_num_threads
 if TYPE_CHECKING:
     import torch
 
-    Array = Union[np.ndarray, torch.Tensor]
-else:
-    Array = Any  # for inputs also anything else that speaks DLPack
+# The arrays of a call are of one kind, and so is its result. At run time inputs may be anything
+# that speaks DLPack.
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 __all__ = [
     "Backend", "Plan", "append_paged", "backends", "block_lists", "block_mass", "dense_attention",
@@ -225,7 +225,7 @@ def sparse_attention(
     max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | tuple[Array, Array]:
+) -> Array | Any:  # (out, lse) with return_lse
     """Exact softmax attention over the visible tokens of the listed blocks.
 
     Args:
@@ -279,7 +279,7 @@ def sparse_decode(
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
     max_q_len: int | None = None,
-) -> Array | tuple[Array, Array]:
+) -> Array | Any:  # (out, lse) with return_lse
     """`sparse_attention` for 1 to 16 new tokens per sequence over a paged cache.
 
     Every token has its own list of blocks, and sequences may bring different numbers of tokens.
@@ -331,7 +331,7 @@ def msa_layer_decode(
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     ids_out: Array | None = None, workspace: Array | None = None,
     plan: Plan | None = None, backend: str = "auto", max_q_len: int | None = None,
-) -> Array | tuple[Array, Array]:
+) -> Array | Any:  # (out, lse) with return_lse
     """One decoding step of a sparse layer: `index_select`, then `sparse_decode` of what it chose.
 
     One call of the library; the CUDA backend joins the two in two launches.
@@ -385,7 +385,7 @@ def dense_attention(
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
     block_max: Array | None = None,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | tuple[Array, Array]:
+) -> Array | Any:  # (out, lse) with return_lse
     """Softmax attention over every visible token.
 
     Args:
@@ -428,7 +428,7 @@ def merge(
     o_parts: Array, lse_parts: Array, *, out: Array | None = None, lse: Array | None = None,
     return_lse: bool = False,
     workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | tuple[Array, Array]:
+) -> Array | Any:  # (out, lse) with return_lse
     """Combines attention over disjoint sets of keys (shards, splits) exactly.
 
     ``a = max_i lse_i; lse = a + ln sum_i exp(lse_i - a)``, and out is the mean of the parts with

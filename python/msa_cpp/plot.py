@@ -54,10 +54,10 @@ STYLE = {
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """An empty figure, inches, whose layout leaves room for title and caption."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(STYLE)
+    style.use(STYLE)
     figure = Figure((width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(
@@ -253,9 +253,9 @@ def speedup(bench: dict) -> Figure:
         bound = group_size(rows[0]), rows[0]["topk"], rows[0]["block"]
         if bound not in colours:
             colours[bound] = COLOURS[len(colours) % len(COLOURS)]
-            ratios = [flop_bound(rows[0], int(tokens)) for tokens in line]
+            bounds = [flop_bound(rows[0], int(tokens)) for tokens in line]
             label = f"bound: {bound[0]} query heads per KV head, {bound[1]} blocks of {bound[2]}"
-            axes.plot(line, ratios, color=colours[bound], linewidth=1.3, label=label)
+            axes.plot(line, bounds, color=colours[bound], linewidth=1.3, label=label)
         rows = sorted(rows, key=lambda row: row["context"])
         ratios = [row["ratio_to_dense"] for row in rows]
         axes.errorbar(

@@ -117,11 +117,14 @@ def _operator(fake: Callable[[Any], Any], mutates: Tuple[str, ...] = (),
 # ---- shapes and dtypes ---------------------------------------------------------------------------
 
 
-def _f32(like: Tensor, *shape: int) -> Tensor:
+_Size = int | torch.SymInt
+
+
+def _f32(like: Tensor, *shape: _Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _i32(like: Tensor, *shape: int) -> Tensor:
+def _i32(like: Tensor, *shape: _Size) -> Tensor:
     return like.new_empty(shape, dtype=torch.int32)
 
 
@@ -130,7 +133,7 @@ def _f32_out(like: Tensor, f32: bool, skip: int = 0) -> Optional[Tensor]:
     return _f32(like, *like.shape[skip:]) if f32 else None
 
 
-def _blocks(a: Any) -> int:
+def _blocks(a: Any) -> _Size:
     """Columns of a score matrix: known from the bound, else only when the lengths are read."""
     if a.max_seqlen_k is None:
         return torch.library.get_ctx().new_dynamic_size()

@@ -36,7 +36,7 @@ def install(vllm: bool = False, shadow: bool = False) -> None:
         for part in _PARTS:
             sys.modules[name + part] = importlib.import_module(_PACKAGE + part)
     if vllm and "vllm.third_party" in sys.modules:
-        sys.modules["vllm.third_party"].fmha_sm100 = sys.modules[_VLLM]
+        setattr(sys.modules["vllm.third_party"], "fmha_sm100", sys.modules[_VLLM])
 
 
 def uninstall() -> None:

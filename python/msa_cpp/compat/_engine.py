@@ -44,18 +44,21 @@ class Engine:
         if self._patched:
             return
         self._check_version()
-        found = [(getattr(importlib.import_module(module), ours.__name__, None), ours, module)
-                 for module, functions in self.modules.items() for ours in functions]
-        for original, ours, module in found:
-            if original is None:
-                raise RuntimeError(f"{module}: has no {ours.__name__}; {self._known()}")
-            self._check_signature(original, ours)
-        for original, ours, _ in found:
+        found = []
+        for module, functions in self.modules.items():
+            theirs = importlib.import_module(module)
+            for ours in functions:
+                original = getattr(theirs, ours.__name__, None)
+                if original is None:
+                    raise RuntimeError(f"{module}: has no {ours.__name__}; {self._known()}")
+                self._check_signature(original, ours)
+                found.append((original, ours))
+        for original, ours in found:
             shim = self._shim(original, ours)
             _rebind(original, shim)
             self._patched.append((original, shim))
         _log.warning("%s: %s are msa_cpp's now", self.name,  # engines show no less by default
-                     ", ".join(ours.__name__ for _, ours, _ in found))
+                     ", ".join(ours.__name__ for _, ours in found))
 
     def unpatch(self) -> None:
         """Puts the originals back, wherever the replacements are by now. Idempotent."""

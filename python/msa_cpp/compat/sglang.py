@@ -154,7 +154,7 @@ class _Pages:
 
     def given_to(self, ids: torch.Tensor) -> torch.Tensor:
         """Lists that bring their pages along, for `of_lists`."""
-        ids.msa_cpp_pages = self
+        setattr(ids, "msa_cpp_pages", self)
         return ids
 
     @classmethod

@@ -120,8 +120,9 @@ def minimax_m3_sparse_attn(
 
     q [T,Hq,D]; topk_idx [Hkv,T,K] in any order, -1 behind. The scales belong to 8-bit caches.
     """
+    k, v = kv_cache.chunk(2, -1)
     msa_cpp.sparse_attention(
-        q, *kv_cache.chunk(2, -1), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
+        q, k, v, topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
         page_table=block_table, q_offset=prefix_lens, max_seqlen_q=max_query_len,
         max_seqlen_k=NO_BOUND, softmax_scale=sm_scale, out=output)
 
@@ -140,7 +141,8 @@ def minimax_m3_sparse_attn_decode(
     """
     cu_seqlens_q = (_decode_rows(q, seq_lens, decode_query_len) if query_start_loc is None
                     else query_start_loc)
-    attend(q, *kv_cache.chunk(2, -1), topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
+    k, v = kv_cache.chunk(2, -1)
+    attend(q, k, v, topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
            page_table=block_table, max_seqlen_q=decode_query_len, max_seqlen_k=NO_BOUND,
            softmax_scale=sm_scale, out=output)
 

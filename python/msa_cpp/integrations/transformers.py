@@ -53,7 +53,7 @@ NAME = "msa_cpp"
 _CACHE_NAMES = {"past_key_values": "cache"}  # 5.23's name of the argument: 5.24's
 
 _log = logging.getLogger(__name__)
-_originals: dict[type, Callable] = {}  # class -> its forward, while registered
+_originals: dict[Any, Callable] = {}  # class -> its forward, while registered
 
 
 def register() -> None:
@@ -63,7 +63,8 @@ def register() -> None:
     """
     if _originals:
         return
-    replaced = {m3.MiniMaxM3VLAttention: _layer_forward, m3.MiniMaxM3VLIndexer: _indexer_forward}
+    replaced: dict[Any, Callable] = {m3.MiniMaxM3VLAttention: _layer_forward,
+                                     m3.MiniMaxM3VLIndexer: _indexer_forward}
     for layer, ours in replaced.items():
         theirs = list(inspect.signature(layer.forward).parameters)
         known = list(inspect.signature(ours).parameters)
@@ -182,11 +183,11 @@ def _settle(cache: torch.Tensor, slots: torch.Tensor, places: torch.Tensor) -> N
 # The layers
 
 
-def _runs_here(module: torch.nn.Module) -> bool:
+def _runs_here(module: Any) -> bool:
     return module.config._attn_implementation == NAME
 
 
-def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
+def _layer_forward(self: Any, hidden_states: torch.Tensor,
                    position_embeddings: tuple[torch.Tensor, torch.Tensor],
                    attention_mask: torch.Tensor | None, cache: Any = None,
                    **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -209,7 +210,7 @@ def _layer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
                   **kwargs)
 
 
-def _indexer_forward(self: torch.nn.Module, hidden_states: torch.Tensor,
+def _indexer_forward(self: Any, hidden_states: torch.Tensor,
                      position_embeddings: tuple[torch.Tensor, torch.Tensor], cache: Any,
                      position_ids: torch.Tensor) -> torch.Tensor:
     """MiniMaxM3VLIndexer.forward: int64 [B,Hi,T,min(K,blocks)], ascending ids, -1 tail."""
@@ -257,6 +258,7 @@ def attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, v
         raise NotImplementedError(f"attention_dropout: got {dropout}, msa_cpp supports 0")
     if attention_mask is not None:
         _refuse_left_padding(_tokens(attention_mask))
+    assert position_ids is not None  # given by _layer_forward, whose module this is
     position_ids = position_ids.expand(query.shape[0], -1)
     if slots is not None:
         _settle(key, slots, position_ids)

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
+from .._checkpoint import read_json
 from .._command import InputError, Parser, device_here, exit_code
 from ..convert import NO_LIMIT
 from . import storage
@@ -143,7 +144,7 @@ def inputs_of(arguments: argparse.Namespace, data: Source, processes: int) -> di
 
 def check_resumed(options: Options, inputs: dict, config: Path | None, path: Path) -> None:
     """Raises InputError, which names the flag, where a run would go on as another one."""
-    state = storage.read_json(path / "state.json")
+    state = read_json(path / "state.json")
     before, began = state.get("options", {}), state.get("inputs", {})
 
     def refuse(flag: str, given: object, was: object) -> None:

@@ -11,7 +11,7 @@ import os
 from bisect import bisect
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ class Examples:
 
     def to(self, device: torch.device) -> Examples:
         """A copy to a GPU is enqueued, as by `moved`."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Examples(*(moved(x, device) if isinstance(x, Tensor) else x for x in values))
+        given = (getattr(self, field.name) for field in fields(self))
+        values: list[Any] = [moved(x, device) if isinstance(x, Tensor) else x for x in given]
+        return Examples(*values)
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:

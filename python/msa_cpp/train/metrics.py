@@ -13,7 +13,7 @@ a choice; mass is `msa_cpp.block_mass` under full attention.
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 import msa_cpp
 import torch
@@ -29,7 +29,7 @@ Choose = Callable[[Heads], Tensor]  # int32 [Hkv,T,K]
 @torch.no_grad()
 def measure(heads: Heads, ids: Tensor, config: MsaConfig) -> dict[str, float]:
     """The four figures of the lists `ids` [Hkv,T,K]; {} where no query has a choice."""
-    options = dict(cu_seqlens_q=heads.cu_seqlens, cu_seqlens_k=heads.cu_seqlens,
+    options: dict[str, Any] = dict(cu_seqlens_q=heads.cu_seqlens, cu_seqlens_k=heads.cu_seqlens,
                    block_size=config.block_size, softmax_scale=config.softmax_scale,
                    max_seqlen_q=heads.max_seqlen, max_seqlen_k=heads.max_seqlen)
     q, k, v = heads.q.detach(), heads.k.detach(), heads.v.detach()

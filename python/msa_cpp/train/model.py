@@ -135,9 +135,11 @@ class Projections(nn.Module):
 
     def queries_and_keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """[T,H,dim] each, after norm and RoPE, in the dtype of the projections."""
-        rows = self.q_proj(x), self.k_proj(x)
-        return tuple(rotate(norm(r.view(len(x), -1, self.dim)), rope).to(r.dtype)
-                     for r, norm in zip(rows, (self.q_norm, self.k_norm)))
+        def heads(rows: Tensor, norm: Norm) -> Tensor:
+            return rotate(norm(rows.view(len(x), -1, self.dim)), rope).to(rows.dtype)
+
+        q, k = self.q_proj(x), self.k_proj(x)
+        return heads(q, self.q_norm), heads(k, self.k_norm)
 
 
 class Attention(Projections):

@@ -79,7 +79,8 @@ class Watch:
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._state = torch.zeros(2, device=device)  # steps that were good; 1 from a bad one on
-        optimizer.found_inf = self._state[1]  # where fused AdamW looks, as for torch's GradScaler
+        # where fused AdamW looks, as for torch's GradScaler
+        setattr(optimizer, "found_inf", self._state[1])
 
     def saw(self, figures: Tensor) -> None:
         good, bad = self._state
@@ -117,7 +118,8 @@ class Trainer:
         self.msa = msa_config(model.config, options)
         model.checkpointing = options.activation_checkpointing
         self.optimizer = optimizer(model, options)
-        self._stage, self._wrapped = "", model
+        self._stage = ""
+        self._wrapped: Model | DistributedDataParallel = model
         self._watch, self._watched_from = Watch(self.optimizer, self.device), 0
 
     # ---- schedule ----
@@ -193,10 +195,11 @@ class Trainer:
         examples = [self._examples(micro) for micro in range(o.accumulate)]
         sums = torch.zeros(2, device=self.device)
         for micro, share in enumerate(self._shares(examples)):
-            wait = self.ranks > 1 and micro + 1 < o.accumulate
-            with self._wrapped.no_sync() if wait else nullcontext():
+            model, last = self._wrapped, micro + 1 == o.accumulate
+            with (model.no_sync() if isinstance(model, DistributedDataParallel) and not last
+                  else nullcontext()):
                 losses = share * torch.stack(
-                    self.losses(examples[micro].to(self.device), attend, self._wrapped))
+                    self.losses(examples[micro].to(self.device), attend, model))
                 loss = losses[0] + o.kl_weight * losses[1]
                 (self.ranks * loss).backward()  # the gradient is a mean over ranks
             sums += losses.detach()
@@ -294,21 +297,27 @@ class Trainer:
             with naming(log), log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
+    def _folder(self) -> Path:
+        if self.output is None:
+            raise ValueError("output: got None, expected the folder of the run's checkpoints")
+        return self.output
+
     def save(self) -> None:
         if self.rank == 0:
             run = {"options": asdict(self.options), "inputs": self.inputs}
-            storage.save(self.output, self.step, self.model, self.optimizer, run,
+            storage.save(self._folder(), self.step, self.model, self.optimizer, run,
                          self.options.keep)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in `output`, and cuts the log back to it."""
+        folder = self._folder()
         if self.rank == 0:
-            storage.remove_partial(self.output)
-        self.step = self._watched_from = storage.steps(self.output)[-1]
-        path = storage.directory(self.output, self.step)
+            storage.remove_partial(folder)
+        self.step = self._watched_from = storage.steps(folder)[-1]
+        path = storage.directory(folder, self.step)
         storage.load_weights(self.model, path)
         storage.load_optimizer(self.model, self.optimizer, path)
-        log = self.output / "log.jsonl"
+        log = folder / "log.jsonl"
         if self.rank == 0 and log.exists():
             lines = [x for x in log.read_text().splitlines(True) if x.endswith("\n")]
             write_whole(log, "".join(x for x in lines if json.loads(x)["step"] < self.step))

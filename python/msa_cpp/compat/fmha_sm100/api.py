@@ -152,23 +152,26 @@ def _fmha_sm100(
         return attend(q, k, v, ids, **batch, out=out), None
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
     if k.dim() == 4:
-        batch["page_table"] = (page_table if page_table is not None
-                               else _table(flat, plan_info["kv_page_indptr"], max(1, longest)))
+        if flat is not None and page_table is None:
+            page_table = _table(flat, plan_info["kv_page_indptr"], max(1, longest))
+        batch["page_table"] = page_table
     wanted = output_maxscore and plan_info["max_k_tiles"] > 0
     if not (wanted or output_o):
         raise ValueError("output_o: got False, expected True without max_score")
-    maxima = _maxima(plan_info, q, max_score, tiles) if wanted else None  # [Hq,T,tiles]
-    if wanted and max_score is None:
-        max_score = maxima.transpose(1, 2)
-    columns = maxima[..., :tiles] if wanted else None
+    columns = None  # [Hq,T,tiles]
+    if wanted:
+        maxima = _maxima(plan_info, q, max_score, tiles)
+        columns = maxima[..., :tiles]
+        max_score = maxima.transpose(1, 2) if max_score is None else max_score
     if not output_o and k.shape[1] == 1:
         del batch["softmax_scale"]
         msa_cpp.index_scores(q, k[:, 0], **batch, out=columns)
         return None, max_score
-    direct = columns if not wanted or columns.stride(-1) == 1 else torch.empty_like(
-        columns, memory_format=torch.contiguous_format)
+    direct = columns
+    if columns is not None and columns.stride(-1) != 1:
+        direct = torch.empty_like(columns, memory_format=torch.contiguous_format)
     out = msa_cpp.dense_attention(q, k, v, **batch, out=out, block_max=direct)
-    if direct is not columns:
+    if columns is not None and direct is not None and direct is not columns:
         columns.copy_(direct)
     return out if output_o else None, max_score if wanted else None
 
@@ -233,15 +236,15 @@ def _check_plan(plan: dict[str, Any], q: torch.Tensor, k: torch.Tensor) -> None:
 def _lengths(plan: dict[str, Any], k: torch.Tensor,
              q_offset: int | torch.Tensor | None) -> dict[str, Any]:
     """The lengths of a batched operator, from the tensors of the plan as they are now."""
-    if q_offset is None:
-        q_offset = plan["qo_offset"]
-    elif isinstance(q_offset, int):
-        q_offset = torch.full_like(plan["qo_offset"], q_offset)
-    if not plan["causal"]:
-        q_offset = None
-    elif not q_offset.is_cuda:  # where it is, kernels clamp it
-        q_offset = q_offset.clamp(min=0)
-    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"], q_offset=q_offset,
+    first: torch.Tensor = plan["qo_offset"]
+    if isinstance(q_offset, int):
+        first = torch.full_like(first, q_offset)
+    elif q_offset is not None:
+        first = q_offset
+    if not first.is_cuda:  # where it is, kernels clamp it
+        first = first.clamp(min=0)
+    batch = dict(cu_seqlens_q=plan["qo_segment_offsets"], causal=plan["causal"],
+                 q_offset=first if plan["causal"] else None,
                  block_size=plan["page_size"] if k.dim() == 4 else BLOCK)
     if k.dim() == 3:
         return batch | dict(cu_seqlens_k=plan["kv_segment_offsets"])
@@ -262,7 +265,7 @@ def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: t
     pages: dict[str, Any] = dict(max_seqlen_k=NO_BOUND)
     if plan["max_qo_len"] == 1 and not batch["causal"]:  # the one token is the last
         pages |= dict(causal=True, q_offset=None)
-    if page_table is not None:
+    if flat is None or page_table is not None:
         return ids, pages | dict(page_table=page_table)
     first = plan["kv_page_indptr"][:-1]
     rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)

@@ -91,6 +91,7 @@ def sparse_atten_func(
         raise ValueError(f"k2q_q_indices: got shape {tuple(ids.shape)}, expected what this "
                          f"package's build_k2q_csr makes of [Hkv,T,K] = "
                          f"{[k.shape[1], q.shape[0], topK]}")
+    keys: dict[str, Any]
     if page_table is not None:
         used = cu_seqlens_k.diff() if seqused_k is None else seqused_k
         keys = dict(seq_lens=used, page_table=page_table)
@@ -103,8 +104,8 @@ def sparse_atten_func(
     else:
         raise NotImplementedError("seqused_k: given for several packed requests, supported with "
                                   "page_table, causal=True or for one request")
-    options = dict(cu_seqlens_q=cu_seqlens_q, **keys, causal=causal, block_size=blk_kv,
-                   max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, return_lse=True)
+    options = keys | dict(cu_seqlens_q=cu_seqlens_q, causal=causal, block_size=blk_kv,
+                          max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, return_lse=True)
     out, lse = msa_cpp.sparse_attention(q, k, v, ids, **options, softmax_scale=softmax_scale,
                                         out=out)
     if not return_softmax_lse:
