@@ -2,13 +2,20 @@
 # What ptxas made of the tuned kernels for Hopper: every tensor kernel multiplies on the tensor cores
 # (HGMMA; decode HMMA), and those that promise it keep everything in registers.
 #
-#   scripts/check_sass.sh BUILD_DIR
+#   scripts/check_sass.sh BUILD_DIR [OTHER_BUILD_DIR]
+#
+# With another build: whether all kernels of the library are the same there, instruction by
+# instruction and in registers, stack and shared memory. Names and places in constant banks may
+# differ.
 #
 # Needs cuobjdump: of the toolkit, or of the Python package triton. Without one it says so and
 # succeeds.
 set -euo pipefail
-build=$1
-[[ -d $build ]] || { echo "no folder $build" >&2; exit 2; }
+for folder in "$@"; do
+  [[ -d $folder ]] || { echo "no folder $folder" >&2; exit 2; }
+done
+build=$(realpath "$1")
+other=${2:+$(realpath "$2")}
 cd "$(dirname "$0")/.."
 
 find_tool() {
@@ -80,4 +87,24 @@ while read -r file kernel instruction stack; do
   ((found)) || fail "$file: no kernel $kernel"
 done <<<"$expected"
 ((failed == 0)) && echo "$checked tensor kernels: on the tensor cores, no spills but the known ones"
+
+machine_code() {  # OBJECT: its instructions and what its kernels take, without names
+  "$tool" -sass "$1" | grep -E 'Function :|/\*[0-9a-f]{4,}\*/' |
+    sed -E 's#/\*[0-9a-fx]+\*/##g; s/c\[0x[0-9a-f]+\]\[0x[0-9a-f]+\]/c[][]/g
+            s/Function : .*/Function/; s/_ZN[A-Za-z0-9_]+//g; s/[ \t]+/ /g' | grep -v '^ *$'
+  "$tool" -res-usage "$1" 2>&1 | grep -o 'REG:.*SHARED:[0-9]*' | sort
+}
+if [[ $other ]]; then
+  same=0
+  while read -r object; do
+    old=$other/${object#"$build"/}
+    [[ -e $old ]] || { echo "new: ${object#"$build"/}"; continue; }
+    if cmp -s <(machine_code "$object") <(machine_code "$old"); then
+      same=$((same + 1))
+    else
+      fail "another machine code: ${object#"$build"/}"
+    fi
+  done < <(find "$build/src" -name '*.cu.o' | sort)
+  echo "$same files with the machine code of $other"
+fi
 exit $failed

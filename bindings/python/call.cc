@@ -65,19 +65,20 @@ float scale(nb::handle value) {
   return static_cast<float>(number);
 }
 
-/// causal, block_size, topk, init_blocks, local_blocks, softmax_scale, max_seqlen_q, max_seqlen_k,
-/// num_blocks: None where an operator has no such option.
 Options parse(const nb::tuple& given) {
+  const auto at = [&](size_t i) -> nb::object {
+    return i < given.size() ? nb::object(given[i]) : nb::none();
+  };
   Options o;
-  if (!given[0].is_none()) o.causal = truth("causal", given[0]);
-  o.block_size = integer("block_size", given[1]);
-  o.topk = integer("topk", given[2]);
-  o.init_blocks = integer("init_blocks", given[3]);
-  o.local_blocks = integer("local_blocks", given[4]);
-  o.softmax_scale = scale(given[5]);
-  o.max_seqlen_q = integer("max_seqlen_q", given[6]);
-  o.max_seqlen_k = integer("max_seqlen_k", given[7]);
-  o.num_blocks = integer("num_blocks", given[8]);
+  if (const nb::object causal = at(0); !causal.is_none()) o.causal = truth("causal", causal);
+  o.block_size = integer("block_size", at(1));
+  o.max_seqlen_q = integer("max_seqlen_q", at(2));
+  o.max_seqlen_k = integer("max_seqlen_k", at(3));
+  o.softmax_scale = scale(at(4));
+  o.topk = integer("topk", at(5));
+  o.init_blocks = integer("init_blocks", at(6));
+  o.local_blocks = integer("local_blocks", at(7));
+  o.num_blocks = integer("num_blocks", at(8));
   return o;
 }
 
@@ -271,7 +272,7 @@ class Call {
         {"cu_seqlens_q", &b.cu_seqlens_q}, {"cu_seqlens_k", &b.cu_seqlens_k},
         {"seq_lens", &b.seq_lens},         {"page_table", &b.page_table},
         {"q_offset", &b.q_offset},         {"block_offset", &b.block_offset}};
-    for (size_t i = 0; i < std::size(views); ++i) {
+    for (size_t i = 0; i < std::min(std::size(views), given.size()); ++i) {
       const nb::object array = given[i];
       if (!array.is_none())
         *views[i].second = view_of(array, views[i].first, Content::kI32, false, &leases_);

@@ -73,8 +73,7 @@ def sparse_attention_backward(
             causal, block_size, softmax_scale, row_ptr, entries, is_f32(dq), max_seqlen_q,
             max_seqlen_k, backend)
         return tuple(map(into, (dq, dk, dv), made))
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-               None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
     return _core.sparse_attention_backward(
         (q, k, v, block_ids, out, lse, dout, row_ptr, entries, dq, dk, dv), batch, options, plan,
         workspace, backend)
@@ -109,8 +108,7 @@ def dense_attention_backward(
             q, k, v, out, lse, dout, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
             block_size, softmax_scale, is_f32(dq), max_seqlen_q, max_seqlen_k, backend)
         return tuple(map(into, (dq, dk, dv), made))
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-               None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
     return _core.dense_attention_backward(
         (q, k, v, None, out, lse, dout, None, None, dq, dk, dv), batch, options, plan, workspace,
         backend)
@@ -152,7 +150,7 @@ def index_lse(
         return into(out, torch_op("index_lse")(
             q_idx, k_idx, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
             block_size, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k)
     return _core.index_lse((q_idx, k_idx, block_ids, out), batch, options, plan, workspace,
                            backend)[0]
 
@@ -201,8 +199,7 @@ def kl_loss(
         return into(out, torch_op("kl_loss")(
             q, k, lse, q_idx, k_idx, index_lse, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset,
             block_offset, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-               None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
     return _core.kl_loss(
         (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None, out),
         batch, options, plan, workspace, backend)[0]
@@ -254,8 +251,7 @@ def kl_backward(
             max_seqlen_q, max_seqlen_k, backend)
         made = tuple(map(into, (dq_idx, dk_idx, kl), made))
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-                   None)
+        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
         made = _core.kl_backward(
             (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
              dq_idx, dk_idx, return_kl if kl is None else kl),

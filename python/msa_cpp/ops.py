@@ -116,7 +116,7 @@ def index_scores(
     if through_torch(q_idx, k_idx, plan=plan):
         return into(out, torch_op("index_scores")(
             q_idx, k_idx, *batch, causal, block_size, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k)
     return _core.index_scores((q_idx, k_idx, out), batch, options, plan, workspace, backend)[0]
 
 
@@ -159,7 +159,7 @@ def select_blocks(
     if through_torch(scores, plan=plan):
         return into(out, torch_op("select_blocks")(
             scores, num_valid_blocks, topk, init_blocks, local_blocks, backend))
-    options = (None, None, topk, init_blocks, local_blocks, None, None, None, None)
+    options = (None, None, None, None, None, topk, init_blocks, local_blocks)
     return _core.select_blocks((scores, num_valid_blocks, out), None, options, plan, workspace,
                                backend)[0]
 
@@ -206,8 +206,8 @@ def index_select(
             scores_out is not None, max_seqlen_q, max_seqlen_k, backend)
         into(scores_out, scores)
         return into(out, ids)
-    options = (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q,
-               max_seqlen_k, None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k, None, topk, init_blocks,
+               local_blocks)
     return _core.index_select((q_idx, k_idx, out, scores_out), batch, options, plan, workspace,
                               backend)[0]
 
@@ -261,8 +261,7 @@ def sparse_attention(
             max_seqlen_q, max_seqlen_k, backend)
         out, lse = into(out, o), into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-                   None)
+        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
         out, lse = _core.sparse_attention(
             (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
             workspace, backend)
@@ -314,8 +313,7 @@ def sparse_decode(
             block_size, softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
         out, lse = into(out, o), into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-                   None)
+        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
         out, lse = _core.sparse_decode(
             (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
             workspace, backend)
@@ -368,9 +366,9 @@ def msa_layer_decode(
         out, lse, _ = _core.msa_layer_decode(
             (q, q_idx, k_pages, v_pages, k_idx_pages, out, return_lse if lse is None else lse,
              ids_out),
-            (cu_seqlens_q, None, seq_lens, page_table, None, None),
-            (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_seqlen_q,
-             max_seqlen_k, None),
+            (cu_seqlens_q, None, seq_lens, page_table),
+            (None, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
+             local_blocks),
             plan, workspace, backend)
     return (out, lse) if return_lse else out
 
@@ -416,8 +414,7 @@ def dense_attention(
         into(block_max, maxima)
         out, lse = into(out, o), into(lse, l)
     else:
-        options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-                   None)
+        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
         out, lse, _ = _core.dense_attention(
             (q, k, v, out, return_lse if lse is None else lse, block_max), batch, options, plan,
             workspace, backend)
@@ -453,7 +450,7 @@ def merge(
         out, lse = into(out, o), into(lse, l)
     else:
         out, lse = _core.merge(
-            (o_parts, lse_parts, out, return_lse if lse is None else lse), None, _NO_OPTIONS, plan,
+            (o_parts, lse_parts, out, return_lse if lse is None else lse), None, (), plan,
             workspace, backend)
     return (out, lse) if return_lse else out
 
@@ -498,7 +495,7 @@ def block_lists(
             block_ids, cu_seqlens_q, cu_seqlens_k, seq_lens, block_offset, block_size, num_blocks,
             max_seqlen_q, max_seqlen_k, backend)
         return into(row_ptr, rows), into(entries, found)
-    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, num_blocks)
+    options = (None, block_size, max_seqlen_q, max_seqlen_k, None, None, None, None, num_blocks)
     return _core.block_lists((block_ids, row_ptr, entries), batch, options, plan, workspace,
                              backend)
 
@@ -538,8 +535,8 @@ def append_paged(
                                   seq_lens, page_table, block_size, max_seqlen_q, max_seqlen_k,
                                   backend)
         return
-    batch = (cu_seqlens_q, None, seq_lens, page_table, None, None)
-    options = (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None)
+    batch = (cu_seqlens_q, None, seq_lens, page_table)
+    options = (None, block_size, max_seqlen_q, max_seqlen_k)
     _core.append_paged((k, v, k_idx, k_pages, v_pages, k_idx_pages), batch, options, plan,
                        workspace, backend)
 
@@ -584,15 +581,11 @@ def block_mass(
         return into(out, torch_op("block_mass")(
             q, k, lse, *batch, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k,
             backend))
-    options = (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-               None)
+    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
     return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
 
 
 # ---- what several of them need -------------------------------------------------------------------
-
-_NO_OPTIONS = (None,) * 9
-
 
 def _most_tokens(max_seqlen_q: int | None, max_q_len: int | None) -> int | None:
     """max_seqlen_q of a decoding step, under either of its names."""

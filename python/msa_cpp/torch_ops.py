@@ -26,7 +26,6 @@ from torch import Tensor
 from . import _core
 
 _library = torch.library.Library("msa_cpp", "DEF")
-_NO_OPTIONS = (None,) * 9
 _CAST = ("q", "k", "v", "q_idx", "k_idx")  # under autocast
 _AUTOCAST = (torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
              | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA))
@@ -180,7 +179,7 @@ def index_scores(
     return _core.index_scores(
         (q_idx, k_idx, None),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k),
         None, None, backend)[0]
 
 
@@ -191,7 +190,7 @@ def select_blocks(
 ) -> Tensor:
     return _core.select_blocks(
         (scores, num_valid_blocks, None), None,
-        (None, None, topk, init_blocks, local_blocks, None, None, None, None),
+        (None, None, None, None, None, topk, init_blocks, local_blocks),
         None, None, backend)[0]
 
 
@@ -207,8 +206,7 @@ def index_select(
     ids, scores = _core.index_select(
         (q_idx, k_idx, None, with_scores),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, topk, init_blocks, local_blocks, None, max_seqlen_q, max_seqlen_k,
-         None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, None, topk, init_blocks, local_blocks),
         None, None, backend)
     return ids, scores if with_scores else _f32(q_idx, 0)
 
@@ -247,8 +245,7 @@ def sparse_attention(
     return _core.sparse_attention(
         (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-         None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
 
 
@@ -263,8 +260,7 @@ def sparse_decode(
     return _core.sparse_decode(
         (q, k, v, block_ids, _f32_out(q, out_f32), True),
         (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-         None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
 
 
@@ -279,9 +275,9 @@ def msa_layer_decode(
 ) -> Tuple[Tensor, Tensor, Tensor]:
     return _core.msa_layer_decode(
         (q, q_idx, k_pages, v_pages, k_idx_pages, _f32_out(q, out_f32), True, True),
-        (cu_seqlens_q, None, seq_lens, page_table, None, None),
-        (None, block_size, topk, init_blocks, local_blocks, softmax_scale, max_seqlen_q,
-         max_seqlen_k, None),
+        (cu_seqlens_q, None, seq_lens, page_table),
+        (None, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
+         local_blocks),
         None, None, backend)
 
 
@@ -297,8 +293,7 @@ def dense_attention(
     out, lse, block_max = _core.dense_attention(
         (q, k, v, _f32_out(q, out_f32), True, with_block_max),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-         None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
     return out, lse, block_max if with_block_max else _f32(q, 0)
 
@@ -309,7 +304,7 @@ def merge(
     o_parts: Tensor, lse_parts: Tensor, out_f32: bool = False, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:
     out = _f32_out(o_parts, out_f32, 1)
-    return _core.merge((o_parts, lse_parts, out, True), None, _NO_OPTIONS, None, None, backend)
+    return _core.merge((o_parts, lse_parts, out, True), None, (), None, None, backend)
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------
@@ -324,7 +319,7 @@ def block_lists(
 ) -> Tuple[Tensor, Tensor]:
     return _core.block_lists(
         (block_ids, None, None), (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset),
-        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, num_blocks),
+        (None, block_size, max_seqlen_q, max_seqlen_k, None, None, None, None, num_blocks),
         None, None, backend)
 
 
@@ -337,8 +332,8 @@ def append_paged(
 ) -> None:
     _core.append_paged(
         (k, v, k_idx, k_pages, v_pages, k_idx_pages),
-        (cu_seqlens_q, None, seq_lens, page_table, None, None),
-        (None, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
+        (cu_seqlens_q, None, seq_lens, page_table),
+        (None, block_size, max_seqlen_q, max_seqlen_k),
         None, None, backend)
 
 
@@ -364,8 +359,7 @@ def block_mass(
     return _core.block_mass(
         (q, k, lse, None),
         (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k,
-         None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)[0]
 
 
@@ -388,7 +382,7 @@ def sparse_attention_backward(
     return _core.sparse_attention_backward(
         (q, k, v, block_ids, out, lse, dout, row_ptr, entries, *_gradients_of(grads_f32, q, k, v)),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
 
 
@@ -403,7 +397,7 @@ def dense_attention_backward(
     return _core.dense_attention_backward(
         (q, k, v, None, out, lse, dout, None, None, *_gradients_of(grads_f32, q, k, v)),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
 
 
@@ -417,7 +411,7 @@ def index_lse(
     return _core.index_lse(
         (q_idx, k_idx, block_ids, None),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
-        (causal, block_size, None, None, None, None, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k),
         None, None, backend)[0]
 
 
@@ -432,7 +426,7 @@ def kl_loss(
     return _core.kl_loss(
         (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None, None),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)[0]
 
 
@@ -450,7 +444,7 @@ def kl_backward(
         (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
          *_gradients_of(grads_f32, q_idx, k_idx), True),
         (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset),
-        (causal, block_size, None, None, None, softmax_scale, max_seqlen_q, max_seqlen_k, None),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
         None, None, backend)
 
 

@@ -52,11 +52,7 @@ class Reader {
     *out = number;
   }
 
-  // The same where the key may be absent and `out` keeps its default.
-  template <class Int>
-  void optional_integer(const char* key, int64_t least, int64_t most, Int* out) {
-    if (has(key)) integer(key, least, most, out);
-  }
+  // The key may be absent: `out` keeps its default.
   void optional_positive(const char* key, double* out) {
     if (has(key)) positive(key, out);
   }

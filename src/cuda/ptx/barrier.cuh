@@ -71,11 +71,6 @@ __device__ inline bool join_any(uint32_t id, uint32_t threads, bool vote) {
       : "memory");
   return any != 0;
 }
-/// Arrives at a named barrier without waiting; others join it with the same number of threads.
-__device__ inline void announce(uint32_t id, uint32_t threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 /// Ordinary stores to shared memory become visible to TMA and wgmma; each writer, then a barrier.
 __device__ inline void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

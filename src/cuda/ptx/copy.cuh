@@ -14,7 +14,6 @@ namespace msa::cuda::ptx {
 enum class CacheHint : uint64_t {
   kEvictNormal = 0x1000000000000000,
   kEvictFirst = 0x12F0000000000000,
-  kEvictLast = 0x14F0000000000000,
 };
 
 __device__ inline void prefetch_map(const CUtensorMap* map) {
@@ -30,18 +29,6 @@ __device__ inline void load_box(void* to, const CUtensorMap* map, Barrier* barri
       "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
       "l"(static_cast<uint64_t>(hint))
-      : "memory");
-}
-
-/// The same into every CTA of the cluster whose bit is set, at the same place in each; each one's
-/// barrier at that place counts the bytes.
-__device__ inline void load_box_multicast(void* to, const CUtensorMap* map, Barrier* barrier,
-                                          uint16_t ctas, int32_t c0, int32_t c1, int32_t c2,
-                                          int32_t c3) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "h"(ctas), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
 

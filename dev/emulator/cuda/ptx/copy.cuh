@@ -7,7 +7,7 @@
 
 namespace msa::cuda::ptx {
 
-enum class CacheHint { kEvictNormal, kEvictFirst, kEvictLast };
+enum class CacheHint { kEvictNormal, kEvictFirst };
 
 /// Where the byte at an address lies under the 128-byte swizzle: its 16-byte unit moves by the
 /// number of its 128-byte row mod 8.
