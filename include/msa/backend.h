@@ -103,6 +103,8 @@ struct Kernel {
   int64_t (*workspace_bytes)(const Problem&, const Limits&) = nullptr;
   /// Arguments are checked. Never allocates, never waits.
   Status (*run)(const Plan&, const ParamsRef&, Workspace, Queue) = nullptr;
+  /// Operators of the same backend that run() calls, each with the scratch bytes of the hungriest.
+  std::span<const Op> steps = {};
 
   /// What the conformance suite must know: whether probabilities are rounded to 16 bits before they
   /// multiply, and what addresses and strides of 16-bit rows must be a multiple of, in bytes, for a

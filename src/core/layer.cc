@@ -1,6 +1,5 @@
 #include "core/layer.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -8,18 +7,6 @@
 
 namespace msa {
 namespace {
-
-Problem part(Problem problem, Op op) {
-  problem.op = op;
-  return problem;
-}
-
-int64_t ids_bytes(const Problem& problem, int64_t tokens) {
-  constexpr int64_t kAlignment = 256;  // of a workspace on any device
-  const int64_t bytes =
-      problem.heads_kv * tokens * problem.topk * static_cast<int64_t>(sizeof(int32_t));
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 Status run_steps(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
   const LayerSteps steps = layer_steps(plan, params.as<LayerDecodeParams>(), workspace);
@@ -29,26 +16,18 @@ Status run_steps(const Plan& plan, const ParamsRef& params, Workspace workspace,
 
 }  // namespace
 
-const Kernel kLayerSteps = {
-    .op = Op::kLayerDecode, .name = "index_select, sparse_decode", .run = run_steps};
-
-Refusal layer_steps_fit(const Backend& backend, const Problem& problem, const Limits& limits) {
-  Kernels found;
-  for (Op op : {Op::kIndexSelect, Op::kSparseDecode})
-    if (const Refusal refusal = find_kernels(backend, part(problem, op), limits, &found))
-      return refusal;
-  return {};
+int64_t layer_ids_bytes(const Problem& problem, const Limits& limits) {
+  constexpr int64_t kAlignment = 256;  // of a workspace on any device
+  const int64_t bytes =
+      problem.heads_kv * limits.max_tokens * problem.topk * static_cast<int64_t>(sizeof(int32_t));
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-int64_t layer_steps_bytes(const Backend& backend, const Problem& problem, const Limits& limits) {
-  int64_t most = 0;
-  for (Op op : {Op::kIndexSelect, Op::kSparseDecode}) {
-    Plan made;
-    bind(backend, part(problem, op), limits, &made);
-    most = std::max(most, made.workspace_bytes);
-  }
-  return ids_bytes(problem, limits.max_tokens) + most;
-}
+const Kernel kLayerSteps = {.op = Op::kLayerDecode,
+                            .name = "index_select, sparse_decode",
+                            .workspace_bytes = layer_ids_bytes,
+                            .run = run_steps,
+                            .steps = kLayerOps};
 
 LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& a, Workspace workspace) {
   const Problem& p = plan.problem;
@@ -57,7 +36,7 @@ LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& a, Workspace w
     ids = TensorView::contiguous(workspace.data, DType::kI32, {p.heads_kv, a.q.shape[0], p.topk});
     ids.device = p.device;
   }
-  const auto taken = static_cast<size_t>(ids_bytes(p, plan.limits.max_tokens));
+  const auto taken = static_cast<size_t>(layer_ids_bytes(p, plan.limits));
   LayerSteps steps{
       .select = {.q_idx = a.q_idx, .k_idx = a.k_idx, .batch = a.batch, .ids = ids},
       .attend = {.q = a.q,
@@ -69,8 +48,8 @@ LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& a, Workspace w
                  .o = a.o,
                  .lse = a.lse},
       .workspace = {static_cast<std::byte*>(workspace.data) + taken, workspace.bytes - taken}};
-  bind(*plan.backend, part(p, Op::kIndexSelect), plan.limits, &steps.select_plan);
-  bind(*plan.backend, part(p, Op::kSparseDecode), plan.limits, &steps.attend_plan);
+  bind(*plan.backend, step_problem(p, Op::kIndexSelect), plan.limits, &steps.select_plan);
+  bind(*plan.backend, step_problem(p, Op::kSparseDecode), plan.limits, &steps.attend_plan);
   return steps;
 }
 

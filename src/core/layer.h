@@ -1,4 +1,4 @@
-// msa_layer_decode as the two operators that it joins, for backends without a kernel that does.
+// msa_layer_decode as the two operators that it joins.
 #pragma once
 
 #include "msa/backend.h"
@@ -14,11 +14,10 @@ struct LayerSteps {
 };
 LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& params, Workspace workspace);
 
+/// Bytes of the ids [Hkv,T,K] in front of what either operator needs.
+int64_t layer_ids_bytes(const Problem& problem, const Limits& limits);
+inline constexpr Op kLayerOps[] = {Op::kIndexSelect, Op::kSparseDecode};
 /// index_select, then sparse_decode, each on the best kernel of the plan's backend.
 extern const Kernel kLayerSteps;
-/// Empty when `backend` has both operators.
-Refusal layer_steps_fit(const Backend& backend, const Problem& problem, const Limits& limits);
-/// Bytes of the ids [Hkv,T,K] and, behind them, of what either operator needs.
-int64_t layer_steps_bytes(const Backend& backend, const Problem& problem, const Limits& limits);
 
 }  // namespace msa

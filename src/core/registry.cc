@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "core/check.h"
-#include "core/layer.h"
 #include "core/op_table.h"
 #include "core/text.h"
 
@@ -142,22 +141,24 @@ Status Backend::supports(const Problem& problem) const {
   return refusal ? error(StatusCode::kUnsupported, refusal.text()) : Status();
 }
 
+Problem step_problem(Problem problem, Op step) {
+  problem.op = step;
+  return problem;
+}
+
 Refusal find_kernels(const Backend& backend, const Problem& problem, const Limits& limits,
                      Kernels* out) {
   *out = {};
   Refusal last{.field = "op", .given = name_of(problem.op), .supported = kOtherOps};
   size_t count = 0;
-  const auto add = [&](const Kernel& kernel) {
-    if (count < out->size()) (*out)[count++] = &kernel;
-  };
   for (const Kernel& kernel : backend.kernels) {
     if (kernel.op != problem.op) continue;
     last = kernel.fits != nullptr ? kernel.fits(problem, limits) : Refusal{};
-    if (!last) add(kernel);
-  }
-  if (problem.op == Op::kLayerDecode) {
-    last = layer_steps_fit(backend, problem, limits);
-    if (!last) add(kLayerSteps);
+    for (const Op step : kernel.steps) {
+      Kernels found;
+      if (!last) last = find_kernels(backend, step_problem(problem, step), limits, &found);
+    }
+    if (!last && count < out->size()) (*out)[count++] = &kernel;
   }
   return count > 0 ? Refusal{} : last;
 }
@@ -167,11 +168,15 @@ Refusal bind(const Backend& backend, const Problem& problem, const Limits& limit
   const Refusal refusal = find_kernels(backend, problem, limits, &out->kernels);
   for (const Kernel* kernel : out->kernels) {
     if (kernel == nullptr) break;
-    const int64_t bytes = kernel == &kLayerSteps ? layer_steps_bytes(backend, problem, limits)
-                          : kernel->workspace_bytes != nullptr
-                              ? kernel->workspace_bytes(problem, limits)
-                              : 0;
-    out->workspace_bytes = std::max(out->workspace_bytes, bytes);
+    int64_t of_steps = 0;
+    for (const Op step : kernel->steps) {
+      Plan made;
+      bind(backend, step_problem(problem, step), limits, &made);
+      of_steps = std::max(of_steps, made.workspace_bytes);
+    }
+    const int64_t own =
+        kernel->workspace_bytes != nullptr ? kernel->workspace_bytes(problem, limits) : 0;
+    out->workspace_bytes = std::max(out->workspace_bytes, own + of_steps);
   }
   return refusal;
 }

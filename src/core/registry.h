@@ -21,6 +21,9 @@ using Kernels = decltype(Plan::kernels);
 Refusal find_kernels(const Backend& backend, const Problem& problem, const Limits& limits,
                      Kernels* out);
 
+/// The problem of one of a kernel's steps.
+Problem step_problem(Problem problem, Op step);
+
 /// A plan on this backend; the workspace is what the hungriest of its kernels needs. Where no
 /// kernel fits, why the last one does not.
 Refusal bind(const Backend& backend, const Problem& problem, const Limits& limits, Plan* out);

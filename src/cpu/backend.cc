@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "core/layer.h"
 #include "core/op_table.h"
 #include "core/registry.h"
 #include "core/text.h"
@@ -102,6 +103,7 @@ std::vector<Kernel> kernels(const char* name, bool amx) {
   add.template operator()<AttentionBackwardParams, &Kernels::attention_backward>();
   add.template operator()<IndexLseParams, &Kernels::index_lse>();
   add.template operator()<KlParams, &Kernels::kl>();
+  all.push_back(kLayerSteps);
   if (!amx) all.insert(all.end(), cpu::plain_kernels().begin(), cpu::plain_kernels().end());
   return all;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "cuda/device.h"
 #include "cuda/stream.h"
@@ -38,13 +39,15 @@ Refusal takes_params(const Plan& plan, const ParamsRef& params) {
 template <class Params, Refusal (*kFits)(const Problem&, const Limits&),
           Refusal (*kTakes)(const Plan&, const Params&), LaunchFn<Params> kLaunch>
 constexpr Kernel tuned(Op op, const char* name,
-                       int64_t (*workspace_bytes)(const Problem&, const Limits&)) {
+                       int64_t (*workspace_bytes)(const Problem&, const Limits&),
+                       std::span<const Op> steps = {}) {
   return {.op = op,
           .name = name,
           .fits = fits_on_hopper<kFits>,
           .takes = takes_params<Params, kTakes>,
           .workspace_bytes = workspace_bytes,
           .run = run_on_device<Params, kLaunch>,
+          .steps = steps,
           .rounds_probabilities = true,
           .alignment = 16};
 }

@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/layer.h"
 #include "core/registry.h"
 #include "core/text.h"
 #include "reference/attention.h"
@@ -52,12 +53,13 @@ template <class Real>
 std::vector<Kernel> kernels(const char* name) {
   std::vector<Kernel> all;
   for_each_op([&]<class Params>(Op op) {
-    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)  // composed of others
+    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)
       all.push_back({.op = op,
                      .name = name,
                      .workspace_bytes = workspace_bytes<Real>,
                      .run = run_typed<Params, run<Real, Params>>});
   });
+  all.push_back(kLayerSteps);
   return all;
 }
 

@@ -544,7 +544,14 @@ Status supported_on(const Backend& backend, Problem problem) {
 }
 
 bool rounds_probabilities(const Plan& plan) {
-  const auto rounds = [](const Kernel* k) { return k != nullptr && k->rounds_probabilities; };
+  const auto rounds = [&](const Kernel* kernel) {
+    if (kernel == nullptr) return false;
+    return kernel->rounds_probabilities ||
+           std::any_of(kernel->steps.begin(), kernel->steps.end(), [&](Op step) {
+             return rounds_probabilities(
+                 plan_on(*plan.backend, step_problem(plan.problem, step), plan.limits));
+           });
+  };
   return plan.problem.dtype == DType::kBF16 &&
          std::any_of(plan.kernels.begin(), plan.kernels.end(), rounds);
 }

@@ -14,6 +14,7 @@
 
 #include "conformance/harness.h"
 #include "core/half.h"
+#include "core/layer.h"
 #include "core/registry.h"
 
 namespace msa::conformance {
@@ -447,6 +448,18 @@ TEST(Compare, FlipsOfIdsAreJudgedByTheScoreGap) {
 }
 
 // ---- the cases ----
+
+TEST(Judge, AComposedKernelRoundsWhereItsStepsDo) {
+  for (bool rounds : {false, true}) {
+    const Kernel kernels[] = {
+        {.op = Op::kIndexSelect, .name = "select"},
+        {.op = Op::kSparseDecode, .name = "attend", .rounds_probabilities = rounds},
+        kLayerSteps};
+    const Backend backend{"steps", "nothing", 0, DeviceKind::kCPU, nullptr, kernels};
+    const Problem problem{.op = Op::kLayerDecode, .dtype = DType::kBF16};
+    EXPECT_EQ(rounds_probabilities(plan_on(backend, problem, {})), rounds);
+  }
+}
 
 TEST(Cases, AreManyAndAlwaysTheSame) {
   const std::vector<Case> full = make_cases(Suite::kFull), again = make_cases(Suite::kFull);

@@ -3,6 +3,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/layer.h"
 #include "core/registry.h"
 #include "cuda/device.h"
 #include "cuda/kernel.h"
@@ -74,13 +75,14 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
 std::vector<Kernel> all_kernels() {
   std::vector<Kernel> all;
   for_each_op([&]<class Params>(Op op) {
-    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)  // composed of others
+    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)
       all.push_back({.op = op,
                      .name = "plain",
                      .fits = fits,
                      .workspace_bytes = workspace_bytes,
                      .run = run_on_device<Params, run<Params>>});
   });
+  all.push_back(kLayerSteps);
   return all;
 }
 

@@ -139,7 +139,8 @@ std::span<const Kernel> kernels() {
       tuned<IndexSelectParams, fits_index, takes, run>(Op::kIndexSelect, "sm90/decode",
                                                        workspace_bytes),
       tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseDecode, "sm90/decode", nullptr),
-      tuned<LayerDecodeParams, fits_layer, takes, run>(Op::kLayerDecode, "sm90/decode", nullptr)};
+      tuned<LayerDecodeParams, fits_layer, takes, run>(Op::kLayerDecode, "sm90/decode",
+                                                       layer_ids_bytes, kLayerOps)};
   return kAll;
 }
 
