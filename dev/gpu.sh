@@ -69,7 +69,7 @@ sanitize() {
   for tool in memcheck racecheck initcheck; do
     for ops in index_scores,select_blocks,index_select sparse_attention dense_attention \
       sparse_decode,msa_layer_decode,merge,block_lists,append_paged,block_mass \
-      sparse_attention_backward,dense_attention_backward index_lse,kl_backward,kl_loss; do
+      sparse_attention_backward dense_attention_backward index_lse,kl_backward,kl_loss; do
       sanitizer $tool "${ops%%,*}" "$BIN/msa" check --backend cuda --suite smoke --op $ops --quiet
     done
   done
