@@ -120,7 +120,8 @@ void Cta::run(const std::function<void()>& kernel) {
     }
     if (++cluster.idle_rounds > kMostIdleRounds * static_cast<int64_t>(cluster.ctas.size()))
       fail("deadlock: every thread waits");
-    if (live_ > 0 && rng.chance(20)) pass_turn();
+    // Seldom while there is something to do: it costs two switches of the host's threads.
+    if (live_ > 0 && (cluster.idle_rounds > 1 || rng.chance(2))) pass_turn();
   }
   if (!copies.empty()) fail("a CTA ends while copies are on their way");
   cta = nullptr;
