@@ -319,6 +319,7 @@ BlockMassParams Instance::make_block_mass() {
 /// rows, so that those of padding stay stale.
 TensorView Instance::result_of(Op op, const Params& call, const char* output,
                                const TensorView& into) {
+  if (!has_results_) return into;
   Problem p = problem();
   p.op = op;
   Expected expected;
@@ -474,8 +475,8 @@ LayerDecodeParams Instance::make_layer_decode() {
   return a;
 }
 
-Instance::Instance(const Case& c, int64_t alignment)
-    : case_(c), alignment_(alignment), rng_(c.seed) {
+Instance::Instance(const Case& c, int64_t alignment, bool results)
+    : case_(c), alignment_(alignment), has_results_(results), rng_(c.seed) {
   const Problem& p = problem();
   tokens_ = c.tokens();
   limits_ = {.max_batch = static_cast<int64_t>(c.sequences.size()),

@@ -25,7 +25,9 @@ class Instance {
  public:
   /// Addresses and strides of 16-bit tensors are multiples of `alignment` bytes; contents do not
   /// depend on it.
-  explicit Instance(const Case& c, int64_t alignment = 1);
+  /// Without `results`, inputs that another operator computes hold what may not be read: enough to
+  /// ask which kernel takes the call.
+  explicit Instance(const Case& c, int64_t alignment = 1, bool results = true);
 
   const Case& test_case() const { return case_; }
   const Problem& problem() const { return case_.problem; }
@@ -102,6 +104,7 @@ class Instance {
 
   Case case_;
   int64_t alignment_;
+  bool has_results_;
   Rng rng_;
   Limits limits_;
   int64_t tokens_ = 0;      ///< T

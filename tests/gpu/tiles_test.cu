@@ -37,8 +37,7 @@ struct Boxes {
 __global__ void __launch_bounds__(256, 1)
     multiply(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
              const __grid_constant__ CUtensorMap v_map, Boxes boxes, float* s_out, float* o_out) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     shared.ring.init(128);
     ptx::fence_barrier_init();

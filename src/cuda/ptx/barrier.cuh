@@ -7,15 +7,13 @@
 
 #include <cstdint>
 
+#include "cuda/ptx/shared.cuh"
+
 namespace msa::cuda::ptx {
 
 namespace cptx = ::cuda::ptx;
 
 using Barrier = uint64_t;  // an mbarrier object, in shared memory
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// One thread, before fence_barrier_init() and a barrier over all users.
 __device__ inline void init_barrier(Barrier* barrier, uint32_t arrivals) {

@@ -24,10 +24,9 @@ struct Shared {
 
 /// Products of random tiles that never leave the SM: 64 x 256 x 64 per round and warpgroup.
 __global__ void __launch_bounds__(128 * kWarpgroups, 1) multiply_kernel(float* out) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared);
   // Sums of uniform numbers are nearly normal: operands without structure cost full power.
-  auto* elements = reinterpret_cast<__nv_bfloat16*>(memory);
+  auto* elements = reinterpret_cast<__nv_bfloat16*>(ptx::dynamic_shared);
   uint32_t state = threadIdx.x * 2654435761u + blockIdx.x;
   for (uint32_t i = threadIdx.x; i < sizeof(Shared) / 2; i += blockDim.x) {
     float sum = -2;

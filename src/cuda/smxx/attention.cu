@@ -23,14 +23,13 @@ struct Attend {
 };
 
 __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
-  extern __shared__ float4 memory[];
   const auto [kv_head, head, rows] = head_chunk(a.group);
   const int t = static_cast<int>(blockIdx.x);
   const int pitch = pitch_of(a.dim), staged = warps() * kWarpRows;
-  float* all_q = reinterpret_cast<float*>(memory);  // [staged][pitch]
-  float* all_o = all_q + staged * pitch;            // [staged][pitch]
-  float* all_weights = all_o + staged * pitch;      // [staged][32]
-  float* tile = all_weights + staged * kKeys;       // [32][pitch]: keys, then values
+  float* all_q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [staged][pitch]
+  float* all_o = all_q + staged * pitch;                         // [staged][pitch]
+  float* all_weights = all_o + staged * pitch;                   // [staged][32]
+  float* tile = all_weights + staged * kKeys;                    // [32][pitch]: keys, then values
   const float* q = all_q + warp() * kWarpRows * pitch;
   float* o = all_o + warp() * kWarpRows * pitch;
   float* weights = all_weights + warp() * kWarpRows * kKeys;

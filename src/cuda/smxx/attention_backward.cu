@@ -42,15 +42,14 @@ __device__ float score_gradient(float p, float d_o_v, float delta) {
 }
 
 __global__ void __launch_bounds__(128, 3) query_gradient_kernel(Backward a) {
-  extern __shared__ float4 memory[];
   const auto [kv_head, head, rows] = head_chunk(a.group);
   const int t = static_cast<int>(blockIdx.x);
   const int pitch = pitch_of(a.dim), staged = warps() * kWarpRows;
-  float* all_q = reinterpret_cast<float*>(memory);  // [staged][pitch]
-  float* all_d_o = all_q + staged * pitch;          // [staged][pitch]
-  float* all_dq = all_d_o + staged * pitch;         // [staged][pitch]: o, then dq
-  float* all_ds = all_dq + staged * pitch;          // [staged][32]
-  float* tile = all_ds + staged * kKeys;            // [32][pitch]: values, then keys
+  float* all_q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [staged][pitch]
+  float* all_d_o = all_q + staged * pitch;                       // [staged][pitch]
+  float* all_dq = all_d_o + staged * pitch;                      // [staged][pitch]: o, then dq
+  float* all_ds = all_dq + staged * pitch;                       // [staged][32]
+  float* tile = all_ds + staged * kKeys;                         // [32][pitch]: values, then keys
   const float* q = all_q + warp() * kWarpRows * pitch;
   const float* d_o = all_d_o + warp() * kWarpRows * pitch;
   float* dq = all_dq + warp() * kWarpRows * pitch;
@@ -110,16 +109,15 @@ __global__ void __launch_bounds__(128, 3) query_gradient_kernel(Backward a) {
 }
 
 __global__ void __launch_bounds__(128, 3) key_gradient_kernel(Backward a) {
-  extern __shared__ float4 memory[];
   const int kv_head = static_cast<int>(blockIdx.y);
   const int pitch = pitch_of(a.dim);
-  float* all_k = reinterpret_cast<float*>(memory);     // [16][pitch]
-  float* all_v = all_k + kMostRows * pitch;            // [16][pitch]
-  float* all_dk = all_v + kMostRows * pitch;           // [16][pitch]
-  float* all_dv = all_dk + kMostRows * pitch;          // [16][pitch]
-  float* all_weights = all_dv + kMostRows * pitch;     // [16][32]: probabilities, then dS
-  float* q_tile = all_weights + kMostRows * kQueries;  // [32][pitch]
-  float* d_o_tile = q_tile + kQueries * pitch;         // [32][pitch]
+  float* all_k = reinterpret_cast<float*>(ptx::dynamic_shared);  // [16][pitch]
+  float* all_v = all_k + kMostRows * pitch;                      // [16][pitch]
+  float* all_dk = all_v + kMostRows * pitch;                     // [16][pitch]
+  float* all_dv = all_dk + kMostRows * pitch;                    // [16][pitch]
+  float* all_weights = all_dv + kMostRows * pitch;               // [16][32]: probabilities, then dS
+  float* q_tile = all_weights + kMostRows * kQueries;            // [32][pitch]
+  float* d_o_tile = q_tile + kQueries * pitch;                   // [32][pitch]
   const int first_row = warp() * kWarpRows;
   const float* k = all_k + first_row * pitch;
   const float* v = all_v + first_row * pitch;

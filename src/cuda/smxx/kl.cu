@@ -31,10 +31,9 @@ struct IndexLse {
 };
 
 __global__ void __launch_bounds__(32) index_lse_kernel(IndexLse a) {
-  extern __shared__ float4 memory[];
   const int t = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  float* q = reinterpret_cast<float*>(memory);  // [pitch]
-  float* keys = q + pitch_of(a.dim);            // [32][pitch]
+  float* q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [pitch]
+  float* keys = q + pitch_of(a.dim);                         // [32][pitch]
 
   const Query query = query_at(a.batch, t);
   const Walk walk = walk_of(a.batch, query, a.ids, a.topk, t, head);
@@ -91,16 +90,15 @@ __device__ float teacher_share(float product, float scale, float lse) {
 }
 
 __global__ void __launch_bounds__(128, 4) query_kernel(Kl a) {
-  extern __shared__ float4 memory[];
   const int t = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int pitch = pitch_of(a.dim), index_pitch = pitch_of(a.index_dim);
   const int staged = warps() * kWarpRows;
-  float* q = reinterpret_cast<float*>(memory);  // [staged][pitch]
-  float* q_idx = q + staged * pitch;            // [index_pitch]
-  float* dq_idx = q_idx + index_pitch;          // [index_pitch]
-  float* shares = dq_idx + index_pitch;         // [warps][32]: of a warp's heads in the teacher
-  float* weights = shares + warps() * kKeys;    // [32]: student - teacher
-  float* tile = weights + kKeys;                // [32][either pitch]: keys, then index keys
+  float* q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [staged][pitch]
+  float* q_idx = q + staged * pitch;                         // [index_pitch]
+  float* dq_idx = q_idx + index_pitch;                       // [index_pitch]
+  float* shares = dq_idx + index_pitch;       // [warps][32]: of a warp's heads in the teacher
+  float* weights = shares + warps() * kKeys;  // [32]: student - teacher
+  float* tile = weights + kKeys;              // [32][either pitch]: keys, then index keys
 
   const Query query = query_at(a.batch, t);
   Walk walk = walk_of(a.batch, query, a.ids, a.topk, t, kv_head);
@@ -170,12 +168,11 @@ __global__ void __launch_bounds__(128, 4) query_kernel(Kl a) {
 }
 
 __global__ void __launch_bounds__(128, 4) key_kernel(Kl a) {
-  extern __shared__ float4 memory[];
   const int pitch = pitch_of(a.dim), index_pitch = pitch_of(a.index_dim);
-  float* all_k = reinterpret_cast<float*>(memory);            // [16][pitch]
-  float* all_k_idx = all_k + kMostRows * pitch;               // [16][index_pitch]
-  float* all_dk_idx = all_k_idx + kMostRows * index_pitch;    // [16][index_pitch]
-  float* all_weights = all_dk_idx + kMostRows * index_pitch;  // [16][32]: student - teacher
+  float* all_k = reinterpret_cast<float*>(ptx::dynamic_shared);  // [16][pitch]
+  float* all_k_idx = all_k + kMostRows * pitch;                  // [16][index_pitch]
+  float* all_dk_idx = all_k_idx + kMostRows * index_pitch;       // [16][index_pitch]
+  float* all_weights = all_dk_idx + kMostRows * index_pitch;     // [16][32]: student - teacher
   float* tile = all_weights + kMostRows * kQueries;  // [32][either pitch]: queries, index queries
   const int first_row = warp() * kWarpRows;
   const float* k = all_k + first_row * pitch;

@@ -21,13 +21,12 @@ struct Mass {
 };
 
 __global__ void __launch_bounds__(128) mass_kernel(Mass a) {
-  extern __shared__ float4 memory[];
-  __shared__ float warp_mass[kMostRows / kWarpRows];
   const int kv_head = static_cast<int>(blockIdx.y), t = static_cast<int>(blockIdx.x);
   const int head = kv_head * a.group;
   const int pitch = pitch_of(a.dim), staged = warps() * kWarpRows;
-  float* q = reinterpret_cast<float*>(memory);  // [staged][pitch]
-  float* keys = q + staged * pitch;             // [32][pitch]
+  float* q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [staged][pitch]
+  float* keys = q + staged * pitch;                          // [32][pitch]
+  float* warp_mass = keys + kKeys * pitch;                   // [warps]
 
   const Query query = query_at(a.batch, t);
   for (int j = static_cast<int>(blockIdx.z); j < a.columns; j += static_cast<int>(gridDim.z)) {
@@ -82,8 +81,8 @@ Status run(const Plan& plan, const BlockMassParams& a, Workspace, cudaStream_t s
       .grid = dim3(columns > 0 ? static_cast<uint32_t>(tokens) : 0,
                    static_cast<uint32_t>(p.heads_kv), walks(tokens * p.heads_kv, columns)),
       .block = dim3(static_cast<uint32_t>(32 * cut.warps)),
-      .shared_bytes =
-          static_cast<uint32_t>((cut.warps * kWarpRows + kKeys) * pitch_of(p.head_dim) * 4)};
+      .shared_bytes = static_cast<uint32_t>(
+          ((cut.warps * kWarpRows + kKeys) * pitch_of(p.head_dim) + cut.warps) * 4)};
   return launch("block_mass", mass_kernel, shape, stream,
                 Mass{.batch = device_batch(a.batch, tokens, a.k, p.block_size),
                      .q = tensor(a.q),

@@ -10,12 +10,11 @@ namespace msa::cuda::plain {
 namespace {
 
 __global__ void __launch_bounds__(128) block_scores_kernel(BlockScores a) {
-  extern __shared__ float4 memory[];
   const auto [key_head, head, rows] = head_chunk(a.group);
   const int t = static_cast<int>(blockIdx.x);
   const int pitch = pitch_of(a.dim);
-  float* q = reinterpret_cast<float*>(memory);    // [4*warps][pitch]
-  float* keys = q + warps() * kWarpRows * pitch;  // [32][pitch]
+  float* q = reinterpret_cast<float*>(ptx::dynamic_shared);  // [4*warps][pitch]
+  float* keys = q + warps() * kWarpRows * pitch;             // [32][pitch]
 
   const Query query = query_at(a.batch, a.first + t);
   stage(q, warps() * kWarpRows, a.dim, a.q.data, a.q.dtype,

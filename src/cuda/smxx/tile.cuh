@@ -3,6 +3,7 @@
 // fp32, so that dtypes, strides and pages are forgotten where they are staged.
 #pragma once
 
+#include "cuda/ptx/shared.cuh"
 #include "cuda/smxx/tensor.cuh"
 
 namespace msa::cuda::plain {

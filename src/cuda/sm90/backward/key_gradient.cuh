@@ -297,8 +297,7 @@ class KeyGradientConsumer {
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads, 1)
     key_gradient(const __grid_constant__ Maps maps, const __grid_constant__ KeyGradientArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<KeyGradientShared<kGroup>*>(memory);
+  auto& shared = *reinterpret_cast<KeyGradientShared<kGroup>*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;  // warps
     shared.task_ring.init(kReaders);

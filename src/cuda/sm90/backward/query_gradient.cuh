@@ -300,8 +300,7 @@ template <int kGroup, class Out>
 __global__ void __launch_bounds__(kThreads, 1)
     query_gradient(const __grid_constant__ Maps maps,
                    const __grid_constant__ QueryGradientArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<QueryGradientShared<kGroup>*>(memory);
+  auto& shared = *reinterpret_cast<QueryGradientShared<kGroup>*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;      // warps
     shared.plan_ring.init(32 * kReaders + 1, 32);  // and the loader

@@ -279,8 +279,7 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
 /// the best by a.scores.
 template <bool kChoose>
 __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ AttendArguments a) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  AttendShared& shared = *reinterpret_cast<AttendShared*>(memory);
+  auto& shared = *reinterpret_cast<AttendShared*>(ptx::dynamic_shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Split split = Split::of_cluster();
   const int t = static_cast<int>(ptx::cluster_id()), head = static_cast<int>(blockIdx.y);

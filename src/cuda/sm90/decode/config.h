@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::decode {
@@ -15,8 +16,7 @@ inline constexpr int kMaxList = 32;  // K: one lane of a warp per entry
 // Of the kernels that choose blocks:
 inline constexpr int kMaxChosen = 16;                  // K
 inline constexpr int kMaxBlocks = (1 << 20) / kBlock;  // of one sequence
-inline constexpr int kMaxSequences = 1024;         // B: their lengths are summed in shared memory
-inline constexpr uint32_t kMultiprocessors = 132;  // of an H100 or H200; others are served as well
+inline constexpr int kMaxSequences = 1024;  // B: their lengths are summed in shared memory
 
 /// Floats of a score row, of which there is one per (token, index head): a multiple of 4.
 constexpr int64_t score_columns(int64_t max_kv_len) {

@@ -94,8 +94,7 @@ __device__ inline Place place_of(const int32_t* ends, int sequences, int n) {
 
 /// Grid [kMultiprocessors, groups of tokens].
 __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ ScoreArguments a) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  ScoreShared& shared = *reinterpret_cast<ScoreShared*>(memory);
+  auto& shared = *reinterpret_cast<ScoreShared*>(ptx::dynamic_shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int first_token = static_cast<int>(blockIdx.y) * a.group_tokens;
 

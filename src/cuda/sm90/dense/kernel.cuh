@@ -374,8 +374,7 @@ __device__ inline void clear_padding(const Args& args) {
 template <int kConsumers>
 __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     attend(const __grid_constant__ Maps maps, const __grid_constant__ Args args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  Shared<kConsumers>& shared = *reinterpret_cast<Shared<kConsumers>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<kConsumers>*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     shared.q_ring.init(128 * kConsumers);  // every thread: each reads the segment
     shared.kv_ring.init(4 * kConsumers);   // one arrival per warp

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::index {
@@ -12,7 +13,6 @@ inline constexpr int kDim = 128;       // Di
 inline constexpr int kBlock = 128;     // Bk
 inline constexpr int kList = 16;       // K at most: slots of a row's running list
 inline constexpr int kMaxSelect = 32;  // K of select_blocks: one lane per chosen block
-inline constexpr int kSMs = 132;       // of an H100 or H200; other counts are served, less evenly
 
 /// How one CTA multiplies. Rows are (query, index head) pairs, heads innermost. A warpgroup holds
 /// kTiles accumulators of 64 rows x 128 keys: while one is reduced, the others' products run.
@@ -78,9 +78,8 @@ constexpr int64_t score_bytes(const Problem& problem, const Limits& limits) {
 /// rows, and where parts of a tile would each fill a list of their own while the scores are few
 /// enough to stay in L2.
 constexpr bool keeps_scores(const Problem& problem, const Limits& limits) {
-  constexpr int64_t kMostBytes = int64_t{32} << 20;
   return is_narrow(problem, limits) ||
-         (splits(problem, limits) > 1 && score_bytes(problem, limits) <= kMostBytes);
+         (splits(problem, limits) > 1 && score_bytes(problem, limits) <= kMostScoreBytes);
 }
 
 }  // namespace msa::cuda::sm90::index

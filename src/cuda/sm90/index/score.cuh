@@ -384,8 +384,7 @@ __device__ void consume(Shared& shared, const ScoreArguments& a) {
 template <class Shape, class Schedule, class Sink>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     score_blocks(const __grid_constant__ ScoreArguments a) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<ScoreShared<Shape, Sink>*>(memory);
+  auto& shared = *reinterpret_cast<ScoreShared<Shape, Sink>*>(ptx::dynamic_shared);
   const int warp = warp_number();
   constexpr int kProducer = 4 * Shape::kWarpgroups;
   if (threadIdx.x == 0) {

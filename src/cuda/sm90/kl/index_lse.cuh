@@ -114,8 +114,7 @@ class QueryTile {
 __global__ void __launch_bounds__(kLseThreads, 2)
     index_lse_blocks(const __grid_constant__ CUtensorMap k_idx_map,
                      const __grid_constant__ IndexLseArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<IndexLseShared*>(memory);
+  auto& shared = *reinterpret_cast<IndexLseShared*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     ptx::init_barrier(&shared.full, 1);
     ptx::fence_barrier_init();

@@ -519,8 +519,7 @@ template <int kGroup, bool kGradients>
 __global__ void __launch_bounds__(kThreads, 1)
     kl_blocks(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
               const __grid_constant__ CUtensorMap k_idx_map, const __grid_constant__ KlArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<KlShared<kGroup>*>(memory);
+  auto& shared = *reinterpret_cast<KlShared<kGroup>*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     constexpr int kConsumers = 128 * kWarpgroups;
     shared.k_ring.init(kConsumers / 32);

@@ -7,13 +7,13 @@
 
 #include <cub/block/block_scan.cuh>
 
+#include "cuda/ptx/shared.cuh"
 #include "cuda/sm90/prefill/operands.cuh"
 #include "cuda/sm90/prefill/windows.h"
 
 namespace msa::cuda::sm90::prefill {
 
 inline constexpr int kListThreads = 1024;
-inline constexpr int kTableBlocks = 1 << 14;  // of a sequence in one pass: 2M tokens
 
 struct ListsArgs {
   DeviceBatch batch;
@@ -193,9 +193,8 @@ class ListBuilder {
 
 __global__ void __launch_bounds__(kListThreads)
     build_lists(const __grid_constant__ ListsArgs args) {
-  extern __shared__ __align__(16) unsigned char list_memory[];
   if (!kv_outer_wanted(args.measured, args.workspace)) return;
-  ListBuilder(args, *reinterpret_cast<ListBuilder::Shared*>(list_memory)).run();
+  ListBuilder(args, *reinterpret_cast<ListBuilder::Shared*>(ptx::dynamic_shared)).run();
 }
 
 }  // namespace msa::cuda::sm90::prefill

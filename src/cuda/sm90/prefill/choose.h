@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
 
 #ifdef __CUDACC__
@@ -27,10 +28,6 @@ struct Overlap {
 /// runs at 590 TFLOP/s executed (8K: 660), hence 590 / overlap useful, and KV-outer at 300 useful
 /// (8K: 290) whatever the lists: equal at 2.0 (8K: 2.3; dev/notes/prefill.md).
 inline constexpr double kKvOuterFrom = 2.1;
-
-/// A plan for no more query rows always goes KV-outer: tiles of queries are too few to load the
-/// SMs, and reading the blocks is what takes time.
-inline constexpr int64_t kFewTokens = 128;
 
 /// What a plan within `limits` does when `asked` for an order.
 constexpr Order order_of(Order asked, const Limits& limits) {

@@ -338,8 +338,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                   const __grid_constant__ CUtensorMap v_map,
                   const __grid_constant__ CUtensorMap o_map,
                   const __grid_constant__ KvOuterArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<KvOuterShared<kGroup>*>(memory);
+  auto& shared = *reinterpret_cast<KvOuterShared<kGroup>*>(ptx::dynamic_shared);
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4;  // of a warpgroup
     shared.work_ring.init(kTileWarpgroups);

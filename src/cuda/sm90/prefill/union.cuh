@@ -303,8 +303,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                  const __grid_constant__ CUtensorMap k_map,
                  const __grid_constant__ CUtensorMap v_map,
                  const __grid_constant__ UnionArgs args) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<UnionShared<kGroup>*>(memory);
+  auto& shared = *reinterpret_cast<UnionShared<kGroup>*>(ptx::dynamic_shared);
   if (args.measured && prefers_kv_outer(args.header->overlap)) return;
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kWarpgroups;  // warps

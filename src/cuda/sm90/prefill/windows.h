@@ -11,6 +11,7 @@
 
 #include "cuda/sm90/prefill/choose.h"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/sm90/sizes.h"
 #include "cuda/tile/part_softmax.h"
 #include "msa/problem.h"
 
@@ -31,10 +32,6 @@ static_assert(sizeof(Task) == 16);
 using Entry = uint16_t;
 inline constexpr int64_t kMostWindowTokens = (1 << 16) / kMostSlots;
 
-/// A window's partial results take no more than this: 1.25 GiB.
-inline constexpr int64_t kPartBytes = int64_t{5} << 28;
-/// Windows whose lists one launch builds.
-inline constexpr int64_t kRoundWindows = 8;
 /// Of an H100 or H200; other counts are served, less evenly.
 inline constexpr int64_t kSMs = 132;
 /// Ahead of everything in the workspace: struct Header.

@@ -15,9 +15,16 @@ using namespace msa::conformance;
 namespace backward = msa::cuda::sm90::backward;
 
 /// Sizes around those of tiles, tasks and blocks, and every feature of a batch. A task has 64
-/// queries here. The arguments say whether there are inverse lists: two seeds of most cases.
+/// queries here. Most cases come with and without inverse lists.
 std::vector<EmulatedCase> make_cases(const Backend& backend) {
   std::vector<EmulatedCase> cases;
+  // `lists`: inverse lists are given, or not.
+  const auto push = [&](const Case& c, bool lists, bool bad_metadata) {
+    const auto wanted = [&](const Params& params) {
+      return std::get<AttentionBackwardParams>(params).row_ptr.given() == lists;
+    };
+    cases.push_back({fitting(c, backend, wanted), bad_metadata});
+  };
   const auto add = [&](const char* name, int group, int topk, std::vector<SequenceSize> sequences,
                        auto&& change, bool bad_metadata = false) {
     Case c;
@@ -27,20 +34,10 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
     c.sequences = std::move(sequences);
     change(c);
     c.problem.heads_q = group * c.problem.heads_kv;
-    cases.push_back({fitting(c, backend), bad_metadata});
-    if (c.problem.op == Op::kDenseAttentionBackward) return;
-    Case other = c;  // with lists where the first has none, or the reverse
-    const auto has_lists = [](const Case& c) {
-      Instance instance(c, 16);
-      return std::get<AttentionBackwardParams>(instance.params()).row_ptr.given();
-    };
-    const bool had_lists = has_lists(cases.back().c);
-    other.seed = cases.back().c.seed;
-    do {
-      other = fitting(other, backend, other.seed + 1);
-    } while (has_lists(other) == had_lists);
-    other.name += had_lists ? ", no lists" : ", lists";
-    cases.push_back({other, bad_metadata});
+    push(c, false, bad_metadata);
+    if (c.problem.op == Op::kDenseAttentionBackward || c.repeated_ids) return;
+    c.name += ", lists";
+    push(c, true, bad_metadata);
   };
   const auto dense = [](Case& c) { c.problem.op = Op::kDenseAttentionBackward; };
   // What is missing of a CTA's first tile has nothing in shared memory but the NaN of the start.
@@ -66,19 +63,10 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
     c.strided = c.shared_ids = c.loose_limits = true;
   });
   add("many sequences", 16, 4, std::vector<SequenceSize>(35, {3, 3}), [](Case&) {});
-  for (int group : {8, 16}) {  // without inverse lists, which name every mention
-    Case c;
-    c.name = text("repeated ids, G ", group);
-    c.problem = {.op = Op::kSparseAttentionBackward,
-                 .dtype = DType::kBF16,
-                 .heads_q = group,
-                 .heads_kv = 1,
-                 .topk = 4};
-    c.sequences = {{20, 300}, {40, 500}};
-    c.repeated_ids = true;
-    cases.push_back({fitting(c, backend)});
-  }
-  add("giant", 16, 4, {{20, 300}, {40, 200}}, [](Case& c) { c.values = Values::kGiant; });
+  const auto repeated = [](Case& c) { c.repeated_ids = true; };
+  add("repeated ids", 16, 4, {{3, 3}, {40, 500}}, repeated);  // inverse lists name every mention
+  add("repeated ids, G 8", 8, 4, {{3, 3}, {40, 500}}, repeated);
+  add("giant", 16, 4, {{20, 20}, {40, 300}}, [](Case& c) { c.values = Values::kGiant; });
   add("dense, giant", 8, 16, {{20, 300}}, [&](Case& c) {
     dense(c);
     c.values = Values::kGiant;

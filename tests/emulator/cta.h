@@ -1,8 +1,8 @@
-// CUDA kernels on the CPU, without a GPU and without nvcc: dev/emulate.sh.
+// CUDA kernels on the CPU, without a GPU and without nvcc.
 //
-// The sources of the families of src/cuda are compiled by g++ as they are. This folder comes ahead
+// The sources of the families of src/cuda are compiled as C++, as they are. This folder comes ahead
 // of src in the include path and replaces what only a GPU has: the CUDA headers and cuda/ptx, whose
-// functions have the names and the contracts of the real ones.
+// functions have the names and the contracts of the real ones. cuda/sm90/sizes.h makes calls short.
 //
 // What is emulated
 //   - threads, as fibers, and warps, whose collectives wait for all 32 lanes; CTAs one per SM at
@@ -72,6 +72,8 @@ struct Fiber {
   void* stack_pointer = nullptr;
   dim3 index;
   Warp* warp = nullptr;
+  bool (*ready)(const void*) = nullptr;  ///< whether it can go on, of `waits_for`; null: it can
+  const void* waits_for = nullptr;
   bool done = false;
   uint64_t meetings = 0;  ///< of the cluster that it has waited for
   int stores = 0;         ///< boxes of this thread on their way to device memory
@@ -101,6 +103,14 @@ struct Cta {
 
   /// Back to the scheduler, until this fiber's next turn.
   void yield();
+  /// Back to the scheduler, which asks ready() at this fiber's turns.
+  template <class Ready>
+  void wait_until(const Ready& ready) {
+    if (ready()) return;
+    current->ready = [](const void* self) { return (*static_cast<const Ready*>(self))(); };
+    current->waits_for = &ready;
+    yield();
+  }
   /// Whether any of the threads voted.
   bool join(uint32_t barrier, uint32_t threads, bool vote = false);
   /// Joins those lanes of the warp.
@@ -143,7 +153,10 @@ struct Cta {
 };
 
 /// The CTA that this thread of the host runs.
-extern thread_local Cta* cta;
+extern constinit thread_local Cta* cta;
+
+/// That CTA's dynamic shared memory.
+alignas(1024) extern constinit thread_local unsigned char dynamic_shared[kMostSharedBytes];
 
 /// Offset of a pointer into dynamic shared memory, and the reverse.
 uint32_t shared_offset(const void* pointer);

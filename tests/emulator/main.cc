@@ -3,9 +3,10 @@
 // outputs and in guarded workspaces. Then with metadata that nobody could check, where they may
 // give any result but write nowhere else.
 //
-//   emulate [WORD]   the cases whose name contains WORD, without one all
+//   emulate_NAME [WORD]   the cases whose name contains WORD, without one all
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <string>
 #include <variant>
 #include <vector>
@@ -80,11 +81,15 @@ std::string run_repeated(const Case& c, const Backend& backend) {
 int run_all(const std::string& word) {
   const Family family = make_family();
   int passed = 0, failed = 0;
+  std::clock_t last = std::clock();
   const auto report = [&](const Backend& backend, const std::string& name,
                           const std::string& failure) {
     ++(failure.empty() ? passed : failed);
-    std::printf("%-6s %-13s %s%s%s\n", failure.empty() ? "ok" : "FAILED", backend.name,
-                name.c_str(), failure.empty() ? "" : ": ", failure.c_str());
+    const std::clock_t now = std::clock();
+    std::printf("%-6s %6.2f s  %-13s %s%s%s\n", failure.empty() ? "ok" : "FAILED",
+                static_cast<double>(now - last) / CLOCKS_PER_SEC, backend.name, name.c_str(),
+                failure.empty() ? "" : ": ", failure.c_str());
+    last = now;
     std::fflush(stdout);
   };
   Harness harness(2);
@@ -99,7 +104,8 @@ int run_all(const std::string& word) {
         report(backend, text(c.name, ", bad metadata ", seed), run_bad_metadata(c, backend, seed));
     }
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("%d passed, %d failed, %.0f s of processor time\n", passed, failed,
+              static_cast<double>(std::clock()) / CLOCKS_PER_SEC);
   return failed == 0 && passed > 0 ? 0 : 1;
 }
 

@@ -7,22 +7,6 @@
 #include <numeric>
 #include <thread>
 
-// The dynamic shared memory. A CTA has a thread of the host while it runs, so what is its own is
-// thread_local. No kernel declares more than one array, so all of their names are this one.
-extern "C" {
-alignas(1024) constinit thread_local unsigned char emulator_memory[emulator::kMostSharedBytes] = {};
-}
-#define SAME_MEMORY(name) \
-  asm(".globl " name "\n.type " name ",@tls_object\n.set " name ", emulator_memory\n");
-SAME_MEMORY("_ZN3msa4cuda4sm907prefill6memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm907prefill11list_memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm908backward6memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm902kl6memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm906decode6memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm905dense6memoryE")
-SAME_MEMORY("_ZN3msa4cuda4sm905index6memoryE")
-SAME_MEMORY("_ZN3msa4cuda5plain12_GLOBAL__N_16memoryE")
-
 // Saves this stack pointer in *save and goes on where `to` was saved.
 extern "C" void emulator_switch(void** save, void* to);
 #if !defined(__x86_64__)
@@ -41,8 +25,8 @@ emulator_switch:
 namespace emulator {
 namespace {
 
-constexpr size_t kStackBytes = 64 * 1024;
-constexpr int64_t kMostIdleRounds = 10'000;  // warps miss a quarter of their turns, copies more
+constexpr size_t kStackBytes = 64 * 1024 + 320;  // neighbours in other sets of the caches
+constexpr int64_t kMostIdleRounds = 10'000;      // warps miss a quarter of their turns, copies more
 
 void poison(unsigned char* memory, size_t bytes) {
   constexpr uint32_t kNaN = 0x7fc17fc1;  // as f32, and twice as bf16
@@ -51,7 +35,8 @@ void poison(unsigned char* memory, size_t bytes) {
 
 }  // namespace
 
-thread_local Cta* cta = nullptr;
+constinit thread_local Cta* cta = nullptr;
+constinit thread_local unsigned char dynamic_shared[kMostSharedBytes] = {};
 
 void fail(const char* what) {
   std::fprintf(stderr, "emulator: %s\n", what);
@@ -60,12 +45,12 @@ void fail(const char* what) {
 }
 
 uint32_t shared_offset(const void* pointer) {
-  const auto offset = static_cast<const unsigned char*>(pointer) - emulator_memory;
+  const auto offset = static_cast<const unsigned char*>(pointer) - dynamic_shared;
   if (offset < 0 || offset >= static_cast<ptrdiff_t>(kMostSharedBytes))
     fail("an address is not in shared memory");
   return static_cast<uint32_t>(offset);
 }
-unsigned char* shared_pointer(uint32_t offset) { return emulator_memory + offset; }
+unsigned char* shared_pointer(uint32_t offset) { return dynamic_shared + offset; }
 
 /// Where a fiber begins.
 void enter_fiber() {
@@ -106,7 +91,8 @@ void Cta::start(Fiber& fiber, char* stack) {
 }
 
 void Cta::turn(Fiber& fiber) {
-  if (fiber.done) return;
+  if (fiber.done || (fiber.ready != nullptr && !fiber.ready(fiber.waits_for))) return;
+  fiber.ready = nullptr;
   current = &fiber;
   emulator_switch(&scheduler_, fiber.stack_pointer);
 }
@@ -117,7 +103,7 @@ void Cta::run(const std::function<void()>& kernel) {
   if (rank() > 0) turn_.acquire();
   kernel_ = &kernel;
   cta = this;
-  poison(emulator_memory, shared_bytes_);
+  poison(dynamic_shared, shared_bytes_);
   std::vector<size_t> order(warps_.size());
   std::iota(order.begin(), order.end(), 0);
   for (int64_t round = 0; live_ > 0; ++round) {
@@ -134,7 +120,8 @@ void Cta::run(const std::function<void()>& kernel) {
     }
     if (++cluster.idle_rounds > kMostIdleRounds * static_cast<int64_t>(cluster.ctas.size()))
       fail("deadlock: every thread waits");
-    if (live_ > 0 && rng.chance(20)) pass_turn();
+    // Seldom while there is something to do: it costs two switches of the host's threads.
+    if (live_ > 0 && (cluster.idle_rounds > 1 || rng.chance(2))) pass_turn();
   }
   if (!copies.empty()) fail("a CTA ends while copies are on their way");
   cta = nullptr;
@@ -159,7 +146,7 @@ void Cta::arrive_at_cluster() {
 }
 void Cta::wait_for_cluster() {
   const uint64_t meeting = ++current->meetings;
-  while (cluster.meetings < meeting) yield();
+  wait_until([&] { return cluster.meetings >= meeting; });
 }
 
 void Cta::send(uint32_t to, std::function<void()> arrive) {
@@ -179,7 +166,7 @@ const Words* Cta::exchange(const Words& own) {
     ++warp.generation;
     progress();
   }
-  while (warp.generation == generation) yield();
+  wait_until([&] { return warp.generation != generation; });
   return words;
 }
 
@@ -200,7 +187,7 @@ bool Cta::join(NamedBarrier& b, uint32_t threads, bool vote) {
     b.votes[b.generation % 2] = false;
     progress();
   }
-  while (b.generation == generation) yield();
+  wait_until([&] { return b.generation != generation; });
   return b.votes[generation % 2];
 }
 

@@ -4,13 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda_runtime.h"
+#include "cuda/ptx/shared.cuh"
 
 namespace msa::cuda::ptx {
 
 using Barrier = uint64_t;
-
-inline uint32_t shared_address(const void* pointer) { return emulator::shared_offset(pointer); }
 
 /// What a Barrier's 64 bits hold here.
 struct BarrierState {
@@ -48,12 +46,11 @@ inline void fence_barrier_init() {}
 inline void arrive(Barrier* barrier) { update(barrier, 1, 0); }
 inline void arrive_expect(Barrier* barrier, uint32_t bytes) { update(barrier, 1, bytes); }
 inline void wait(Barrier* barrier, uint32_t parity) {
-  while (true) {
+  emulator::cta->wait_until([&] {
     BarrierState state;
     std::memcpy(&state, barrier, sizeof(state));
-    if (state.phase != (parity & 1)) return;
-    emulator::cta->yield();
-  }
+    return state.phase != (parity & 1);
+  });
 }
 
 inline void join(uint32_t id, uint32_t threads) { emulator::cta->join(id, threads); }

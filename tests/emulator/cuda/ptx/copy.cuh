@@ -68,7 +68,7 @@ inline void store_box(const CUtensorMap* map, const void* from, int32_t c0, int3
 }
 inline void commit_stores() {}
 inline void wait_stores() {
-  while (emulator::cta->current->stores > 0) emulator::cta->yield();
+  emulator::cta->wait_until([fiber = emulator::cta->current] { return fiber->stores == 0; });
 }
 
 inline void prefetch_map(const CUtensorMap*) {}
