@@ -55,7 +55,7 @@ compile() {  # SOURCE FLAGS...: the object goes to `objects`
 }
 objects=()
 for source in dev/emulator/{cta,driver,main}.cc src/core/*.cc src/reference/*.cc \
-  src/cpu/threads.cc src/cuda/{tensor_map,sm90/conditions}.cc tests/conformance/*.cc; do
+  src/cpu/threads.cc src/cuda/{tensor_map,sm90/conditions}.cc src/conformance/*.cc; do
   compile "$source"
 done
 shared=("${objects[@]}")

@@ -621,7 +621,7 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
 }
 
 /// Rows of two backends that round differently: probabilities in bf16 on one side (1e-2 of the row,
-/// 1e-3 where values cancel; tests/conformance/judge.cc), outputs in bf16 on both.
+/// 1e-3 where values cancel; src/conformance/judge.cc), outputs in bf16 on both.
 void expect_equal_rows(const SparseAttentionParams& got, const SparseAttentionParams& want) {
   const auto compare = [](const char* name, TensorView a, TensorView b,
                           const conformance::Tolerance& tolerance) {

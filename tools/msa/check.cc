@@ -1,4 +1,4 @@
-// msa check: every backend against the reference, on the generated cases of tests/conformance.
+// msa check: every backend against the reference, on the generated cases of src/conformance.
 #include <fmt/format.h>
 
 #include <algorithm>
