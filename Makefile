@@ -54,7 +54,7 @@ pictures:  ## those of README and docs
 	$(PLOT) speedup bench/results/h200.json --output docs/images/speedup-h200.png
 	$(PLOT) roofline bench/results/xeon-16.json --output docs/images/roofline.png
 
-lint:  ## format, clang-tidy, ruff, mypy, header budget, symbols
+lint:  ## format, clang-tidy, ruff, mypy, counts of the tree
 	@scripts/setup.sh dev
 	scripts/lint.sh
 

@@ -15,13 +15,10 @@ data) or "code-11m" (the lists of the trained model at that context).
 
 import argparse
 import json
-import runpy
 from collections import Counter
 from pathlib import Path
 
-# The package need not be built here.
-write_whole = runpy.run_path(
-    str(Path(__file__).resolve().parents[1] / "python/msa_cpp/_files.py"))["write_whole"]
+from shared import write_json
 
 TRAINED, RANDOM, INDEX = "code-11m", "random", "index"
 
@@ -116,7 +113,7 @@ def main():
             ("-check", merge_checks(folder, commit))):
         if merged:
             output = options.output.with_name(f"{options.output.stem}{suffix}.json")
-            write_whole(output, json.dumps(merged, indent=1) + "\n")
+            write_json(output, merged)
             print(output)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import statistics
 import subprocess
@@ -27,53 +26,40 @@ os.environ["MSA_THREADS"] = "1"
 import numpy as np  # noqa: E402
 
 import msa_cpp  # noqa: E402
-from msa_cpp._files import write_whole  # noqa: E402
+from shared import ROOT, cpu_name, write_json  # noqa: E402
 
-F32, I32 = 0, 3
+F32, I32, CPU, SPARSE_ATTENTION = 0, 3, 1, 3  # codes of the C interface
 BLOCK = 16
 
 
-class Tensor(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("dtype", ctypes.c_int32),
-                ("data", ctypes.c_void_p), ("device_kind", ctypes.c_int32),
-                ("device_id", ctypes.c_int32), ("rank", ctypes.c_int32),
-                ("reserved", ctypes.c_int32), ("shape", ctypes.c_int64 * 4),
-                ("stride", ctypes.c_int64 * 4)]
-
-    @staticmethod
-    def of(array):
-        strides = [s // array.itemsize for s in array.strides]
-        return Tensor(ctypes.sizeof(Tensor), F32 if array.dtype == np.float32 else I32,
-                      array.ctypes.data, 1, 0, array.ndim, 0,
-                      (ctypes.c_int64 * 4)(*array.shape), (ctypes.c_int64 * 4)(*strides))
+def struct(name, *fields):
+    """A struct of include/msa/c_api.h; each starts with its own size."""
+    kind = type(name, (ctypes.Structure,), {"_fields_": [("struct_size", ctypes.c_uint32), *(
+        (field, of) for of, names in fields for field in names.split())]})
+    return ctypes.POINTER(kind), lambda **values: kind(ctypes.sizeof(kind), **values)
 
 
-TensorPointer = ctypes.POINTER(Tensor)
+INT32, INT64, FOUR = ctypes.c_int32, ctypes.c_int64, ctypes.c_int64 * 4
+TensorPointer, make_tensor = struct(
+    "Tensor", (INT32, "dtype"), (ctypes.c_void_p, "data"),
+    (INT32, "device_kind device_id rank reserved"), (FOUR, "shape stride"))
+BatchPointer, make_batch = struct(
+    "Batch", (INT32, "non_causal"),
+    (TensorPointer, "cu_seqlens_q cu_seqlens_k seq_lens page_table q_offset block_offset"))
+_, make_params = struct(
+    "Params", (ctypes.c_float, "softmax_scale"), (TensorPointer, "q k v ids"),
+    (BatchPointer, "batch"), (TensorPointer, "o lse"))
+_, make_problem = struct(
+    "Problem", (INT32, "op dtype layout heads_q heads_kv head_dim index_dim block_size topk "
+                       "init_blocks local_blocks device_kind device_id"))
+_, make_limits = struct(
+    "Limits", (INT32, "max_threads"), (INT64, "max_batch max_tokens max_q_len max_kv_len"))
 
 
-class Batch(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("non_causal", ctypes.c_int32),
-                *((name, TensorPointer) for name in ("cu_seqlens_q", "cu_seqlens_k", "seq_lens",
-                                                     "page_table", "q_offset", "block_offset"))]
-
-
-class Params(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("softmax_scale", ctypes.c_float),
-                ("q", TensorPointer), ("k", TensorPointer), ("v", TensorPointer),
-                ("ids", TensorPointer), ("batch", ctypes.POINTER(Batch)), ("o", TensorPointer),
-                ("lse", TensorPointer)]
-
-
-class Problem(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), *((name, ctypes.c_int32) for name in (
-        "op", "dtype", "layout", "heads_q", "heads_kv", "head_dim", "index_dim", "block_size",
-        "topk", "init_blocks", "local_blocks", "device_kind", "device_id"))]
-
-
-class Limits(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("max_threads", ctypes.c_int32),
-                *((name, ctypes.c_int64) for name in ("max_batch", "max_tokens", "max_q_len",
-                                                      "max_kv_len"))]
+def tensor_of(array):
+    return make_tensor(dtype=F32 if array.dtype == np.float32 else I32, data=array.ctypes.data,
+                       device_kind=CPU, rank=array.ndim, shape=FOUR(*array.shape),
+                       stride=FOUR(*(s // array.itemsize for s in array.strides)))
 
 
 def c_call(library, q, k, v, ids, lengths, out):
@@ -81,9 +67,10 @@ def c_call(library, q, k, v, ids, lengths, out):
     lib = ctypes.CDLL(library)
     lib.msa_last_error.restype = ctypes.c_char_p
     lib.msa_plan_workspace_bytes.restype = ctypes.c_int64
-    problem = Problem(ctypes.sizeof(Problem), 3, F32, 0, q.shape[1], k.shape[1], q.shape[2], 128,
-                      BLOCK, ids.shape[2], 0, 1, 1, 0)
-    limits = Limits(ctypes.sizeof(Limits), 1, 1, 1, 1, 1)
+    problem = make_problem(op=SPARSE_ATTENTION, dtype=F32, heads_q=q.shape[1], heads_kv=k.shape[1],
+                           head_dim=q.shape[2], index_dim=128, block_size=BLOCK, topk=ids.shape[2],
+                           local_blocks=1, device_kind=CPU)
+    limits = make_limits(max_threads=1, max_batch=1, max_tokens=1, max_q_len=1, max_kv_len=1)
     plan = ctypes.c_void_p()
     if lib.msa_plan_create(ctypes.byref(problem), ctypes.byref(limits), b"auto",
                            ctypes.byref(plan)) != 0:
@@ -91,13 +78,15 @@ def c_call(library, q, k, v, ids, lengths, out):
     bytes_needed = lib.msa_plan_workspace_bytes(plan)
     memory = np.zeros(bytes_needed + 64, np.uint8)
     workspace = ctypes.c_void_p(memory.ctypes.data + -memory.ctypes.data % 64)
-    tensors = [Tensor.of(a) for a in (q, k, v, ids, lengths, out)]
-    pointers = [ctypes.pointer(t) for t in tensors]
-    batch = Batch(ctypes.sizeof(Batch), 0, pointers[4], pointers[4])
-    params = Params(ctypes.sizeof(Params), 0, *pointers[:4], ctypes.pointer(batch), pointers[5])
+    names = ("q", "k", "v", "ids", "lengths", "o")
+    at = {name: ctypes.pointer(tensor_of(a)) for name, a in
+          zip(names, (q, k, v, ids, lengths, out))}
+    ends = at.pop("lengths")
+    batch = make_batch(cu_seqlens_q=ends, cu_seqlens_k=ends)
+    params = make_params(batch=ctypes.pointer(batch), **at)
     arguments = (plan, ctypes.byref(params), workspace, ctypes.c_size_t(bytes_needed), None)
     run, nothing = lib.msa_run_sparse_attention, lib.msa_threads_destroy
-    run.keepalive = (memory, tensors, pointers, batch, params)
+    run.keepalive = (memory, at, ends, batch, params)
     if run(*arguments) != 0:
         sys.exit(lib.msa_last_error().decode())
     return lambda: run(*arguments), lambda: nothing(None)
@@ -202,22 +191,16 @@ def adapter_row(name, through, canonical, args):
     return row
 
 
-def machine():
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]
-    return {"cpu": names[0], "cores": len(names)}
-
-
 def commit():
-    here = Path(__file__).resolve().parent
-    return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, text=True,
+    return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, text=True,
                           capture_output=True).stdout.strip() or "unknown"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", required=True, type=Path, help="libmsa.so of the same build")
-    parser.add_argument("--output", type=Path, help="JSON file (default: standard output)")
+    parser.add_argument("--output", type=Path, default="/dev/stdout",
+                        help="JSON file (default: standard output)")
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--calls", type=int, default=50, help="calls of each kind in a round")
     args = parser.parse_args()
@@ -251,11 +234,8 @@ def main():
               f"({row['overhead_us_p10']:.2f} to {row['overhead_us_p90']:.2f}; fastest rounds "
               f"{row['overhead_us_of_the_fastest']:.2f}), limit {limit}", file=sys.stderr)
     rows += [adapter_row(name, *pair, args) for name, pair in adapter_calls().items()]
-    text = json.dumps({"machine": machine(), "commit": commit(), "rows": rows}, indent=1) + "\n"
-    if args.output is None:
-        sys.stdout.write(text)
-    else:
-        write_whole(args.output, text)
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count()}
+    write_json(args.output, {"machine": machine, "commit": commit(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ bench/gpu_results.py, bench/suite.py, or the program that a section names) and r
 import argparse
 import json
 import math
-import runpy
 import textwrap
 from pathlib import Path
 
 from gpu_results import INDEX, RANDOM, TRAINED, setting
+from shared import ROOT, write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
-# The package need not be built here.
-write_whole = runpy.run_path(str(ROOT / "python/msa_cpp/_files.py"))["write_whole"]
 
 K, M = 1 << 10, 1 << 20
 
@@ -261,7 +258,7 @@ def cpu(results):
                     [[context_text(context)] + [f"{growth[context, op] * 1e6:.2f}"
                                                 for op in ("index_select", "sparse_attention")]
                      for context in sorted({context for context, _ in growth})])
-    yield "Dense prefill at 8K beside torch's `scaled_dot_product_attention` (`bench/pair_cpu.py`):"
+    yield "Dense prefill at 8K beside torch's `scaled_dot_product_attention`, in interleaved pairs:"
     yield table(["dtype, backend", "threads", "ours", "torch", "ratio (range of the pairs)"],
                 [[f"{row['dtype']}, {row['backend']}", str(row["threads"]),
                   f"{row['gflops']:.0f} GFLOP/s", f"{row['torch_gflops']:.0f} GFLOP/s" +

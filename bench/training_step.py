@@ -18,7 +18,6 @@ of all, one after the other; seconds are those of CUDA events, or the clock's on
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -31,12 +30,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msa_cpp
 from msa_cpp._command import device_here
-from msa_cpp._files import write_whole
 from msa_cpp.autograd import MsaConfig, attend, msa_attention, readers
 from msa_cpp.torch_ops import index_kl
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pair_cpu import cpu_name  # noqa: E402
+from shared import cpu_name, write_json
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 SDPA = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
@@ -187,11 +183,10 @@ def main():
     if o.json:
         where = cpu_name() if o.device == "cpu" else torch.cuda.get_device_name()
         settings = {k: v for k, v in vars(o).items() if k != "json"}
-        write_whole(o.json, json.dumps(
-            {"machine": {"device": where, "cores": os.cpu_count(), "torch": torch.__version__,
-                         "msa_cpp": msa_cpp.__version__},
-             "settings": settings, "errors": errors, "missing": missing, "seconds": rows},
-            indent=1) + "\n")
+        write_json(o.json, {
+            "machine": {"device": where, "cores": os.cpu_count(), "torch": torch.__version__,
+                        "msa_cpp": msa_cpp.__version__},
+            "settings": settings, "errors": errors, "missing": missing, "seconds": rows})
 
 
 if __name__ == "__main__":

@@ -32,12 +32,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import msa_cpp
 import msa_cpp.integrations.transformers as integration
-from msa_cpp._files import write_whole
+from shared import ROOT, cpu_name, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pair_cpu import cpu_name  # noqa: E402
-
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "code-11m"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -201,7 +197,7 @@ def main():
     if options.json:
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__,
                    "msa_cpp": msa_cpp.__version__, "load_average": os.getloadavg()}
-        write_whole(options.json, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_json(options.json, {"machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -190,8 +190,8 @@ def read_bench(path: Path) -> dict:
 
 def machine_text(bench: dict) -> str:
     machine = bench["machine"]
-    if all(row["backend"].startswith("cuda") for row in bench["rows"]):
-        where = machine.get("gpu", "unknown GPU")
+    if "gpu" in machine:
+        where = machine["gpu"]
     else:
         threads = sorted({str(row["threads"]) for row in bench["rows"]})
         where = (

@@ -40,16 +40,16 @@ int32_t count_forced(const Forced& forced, int64_t begin, int64_t end) {
 }
 
 void finish_topk(const TopK& top, const Forced& forced, int64_t begin, int64_t end, int32_t k,
-                 int32_t* ids, int64_t id_step, float* scores, int64_t score_step) {
+                 int32_t* ids, float* scores) {
   int32_t used = 0;
   const auto put = [&](int32_t id, float score) {  // insertion keeps the list ascending
     int32_t at = used++;
-    for (; at > 0 && ids[(at - 1) * id_step] > id; --at) {
-      ids[at * id_step] = ids[(at - 1) * id_step];
-      if (scores != nullptr) scores[at * score_step] = scores[(at - 1) * score_step];
+    for (; at > 0 && ids[at - 1] > id; --at) {
+      ids[at] = ids[at - 1];
+      if (scores != nullptr) scores[at] = scores[at - 1];
     }
-    ids[at * id_step] = id;
-    if (scores != nullptr) scores[at * score_step] = score;
+    ids[at] = id;
+    if (scores != nullptr) scores[at] = score;
   };
   for (int32_t i = 0; i < *top.count; ++i) put(top.ids[i], top.scores[i]);
   for (int64_t j = begin; j < std::min(end, forced.init_end); ++j)
@@ -62,12 +62,12 @@ void finish_topk(const TopK& top, const Forced& forced, int64_t begin, int64_t e
   const auto wanted = static_cast<int32_t>(std::min<int64_t>(k, std::max<int64_t>(0, end - begin)));
   for (int64_t j = begin; j < end && used < wanted; ++j) {
     bool listed = false;
-    for (int32_t i = 0; i < used && !listed; ++i) listed = ids[i * id_step] == j;
+    for (int32_t i = 0; i < used && !listed; ++i) listed = ids[i] == j;
     if (!listed) put(static_cast<int32_t>(j), -kInfinity);
   }
   for (int32_t i = used; i < k; ++i) {
-    ids[i * id_step] = -1;
-    if (scores != nullptr) scores[i * score_step] = -kInfinity;
+    ids[i] = -1;
+    if (scores != nullptr) scores[i] = -kInfinity;
   }
 }
 
@@ -216,7 +216,7 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
         const float score = *a.scores.at<const float>(h, t, j);
         if (score > threshold && !forced.contains(j)) top.insert(score, static_cast<int32_t>(j));
       }
-      finish_topk(top, forced, 0, valid, p.topk, a.ids.at<int32_t>(h, t), 1, nullptr, 0);
+      finish_topk(top, forced, 0, valid, p.topk, a.ids.at<int32_t>(h, t), nullptr);
     }
   });
 }

@@ -41,10 +41,9 @@ Forced forced_blocks(const Problem& problem, int64_t local);
 int32_t count_forced(const Forced& forced, int64_t begin, int64_t end);
 
 /// Writes the list and the forced blocks of [begin,end) ascending, -1 behind; scores (may be null)
-/// get +inf for forced blocks and -inf in the tail. Output elements lie `id_step`, `score_step`
-/// apart.
+/// get +inf for forced blocks and -inf in the tail.
 void finish_topk(const TopK& top, const Forced& forced, int64_t begin, int64_t end, int32_t k,
-                 int32_t* ids, int64_t id_step, float* scores, int64_t score_step);
+                 int32_t* ids, float* scores);
 
 /// Sorted (block << 32 | query) of the ids of queries [q0, q0+nq) in slots [slot0,slot1), counting
 /// blocks from block0 and leaving out what a query cannot see. Returns how many.

@@ -18,12 +18,15 @@ std::string shown(const json& value) {
   return text.size() <= 60 ? text : text.substr(0, 60) + "...";
 }
 
+// Whether a key is there with a value.
+bool has(const json& object, const char* key) {
+  return object.contains(key) && !object[key].is_null();
+}
+
 // Reads keys of one JSON object; the first error sticks, and later reads do nothing.
 class Reader {
  public:
   explicit Reader(const json& object) : object_(object) {}
-
-  bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
 
   // A whole number in [least, most]; a missing key is an error.
   template <class Int>
@@ -54,7 +57,7 @@ class Reader {
 
   // The key may be absent: `out` keeps its default.
   void optional_positive(const char* key, double* out) {
-    if (has(key)) positive(key, out);
+    if (has(object_, key)) positive(key, out);
   }
 
   const Status& status() const { return status_; }
@@ -79,6 +82,7 @@ Status parse_layers(const json& list, const char* key, std::string_view off, std
                     size_t layers, std::vector<bool>* out) {
   if (!list.is_array() || list.size() != layers)
     return invalid(key, ": expected a list with one entry for each of the ", layers, " layers");
+  out->clear();
   for (const json& entry : list) {
     const bool is_on = entry == on || entry == 1 || entry == true;
     if (!is_on && entry != off && entry != 0 && entry != false)
@@ -91,16 +95,14 @@ Status parse_layers(const json& list, const char* key, std::string_view off, std
 Status parse_layer_types(const json& text, const json& sparse, Config* config) {
   const size_t layers = config->layers.size();
   std::vector<bool> is_sparse(layers, false), is_moe;
-  if (text.contains("layer_types") && !text["layer_types"].is_null()) {
-    is_sparse.clear();
+  if (has(text, "layer_types")) {
     MSA_TRY(parse_layers(text["layer_types"], "layer_types", "full_attention", "minimax_m3_sparse",
                          layers, &is_sparse));
   } else if (sparse.contains("sparse_attention_freq")) {
-    is_sparse.clear();
     MSA_TRY(parse_layers(sparse["sparse_attention_freq"], "sparse_attention_freq", "0", "1", layers,
                          &is_sparse));
   }
-  if (text.contains("mlp_layer_types") && !text["mlp_layer_types"].is_null()) {
+  if (has(text, "mlp_layer_types")) {
     MSA_TRY(parse_layers(text["mlp_layer_types"], "mlp_layer_types", "dense", "sparse", layers,
                          &is_moe));
   } else if (text.contains("moe_layer_freq")) {
@@ -116,7 +118,7 @@ Status parse_layer_types(const json& text, const json& sparse, Config* config) {
 // by key. Absent and null are fine as well.
 Status check_fixed(const json& object, const json& served) {
   for (const auto& [key, values] : served.items()) {
-    if (!object.contains(key) || object[key].is_null()) continue;
+    if (!has(object, key.c_str())) continue;
     if (std::ranges::find(values, object[key]) != values.end()) continue;
     std::string names = values.empty() ? "plain weights: BF16, F16 or F32" : "";
     for (const json& value : values) names += (names.empty() ? "" : " or ") + shown(value);
@@ -137,8 +139,7 @@ Status check_level(const json& level) {
     "swiglu_beta": [1], "tie_word_embeddings": [false], "use_gemma_norm": [true],
     "use_qk_norm": [true], "use_routing_bias": [true]})");
   MSA_TRY(check_fixed(level, served));
-  const bool window = level.contains("sliding_window") && !level["sliding_window"].is_null();
-  if (window && !(level.contains("use_sliding_window") && level["use_sliding_window"] == false))
+  if (has(level, "sliding_window") && level.value("use_sliding_window", json()) != false)
     return error(StatusCode::kUnsupported, "sliding_window: got ", shown(level["sliding_window"]),
                  ", supported is null: no window");
   return {};
@@ -151,7 +152,7 @@ Status parse_rope(const json& text, Config* config) {
   const json* inner = &nothing;
   std::string place;
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    if (!text.contains(key) || text[key].is_null()) continue;
+    if (!has(text, key)) continue;
     if (!text[key].is_object())
       return invalid(key, ": got ", shown(text[key]), ", expected an object");
     if (!text[key].empty()) inner = &text[key], place = key;
@@ -186,13 +187,13 @@ Status parse_index_branch(const json& text, const json& sparse, Config* config) 
   Reader module(text), released(sparse);
   const auto read = [&](const char* key, const char* released_key, int64_t least, bool needed,
                         int32_t* out) {
-    if (released.has(released_key)) {
+    if (has(sparse, released_key)) {
       released.integer(released_key, least, kMaxCount, out);
-    } else if (needed || module.has(key)) {
+    } else if (needed || has(text, key)) {
       module.integer(key, least, kMaxCount, out);
     }
   };
-  if (released.has("sparse_disable_index_value")) {
+  if (has(sparse, "sparse_disable_index_value")) {
     std::vector<bool> off;
     MSA_TRY(parse_layers(sparse["sparse_disable_index_value"], "sparse_disable_index_value", "0",
                          "1", config->layers.size(), &off));
@@ -231,9 +232,8 @@ Status parse_text_config(const json& text, Config* config) {
   reader.optional_positive("swiglu_limit", &config->swiglu_limit);
   MSA_TRY(reader.status());
   const json none = json::object();
-  const bool released =
-      text.contains("sparse_attention_config") && !text["sparse_attention_config"].is_null();
-  const json& sparse = released ? text["sparse_attention_config"] : none;
+  const char* released = "sparse_attention_config";
+  const json& sparse = has(text, released) ? text[released] : none;
   if (!sparse.is_object())
     return invalid("sparse_attention_config: got ", shown(sparse), ", expected an object");
   config->layers.resize(static_cast<size_t>(layers));
@@ -250,7 +250,7 @@ Status parse_text_config(const json& text, Config* config) {
     reader.integer("num_experts_per_tok", 1, kMaxCount, &config->experts_per_token);
     reader.optional_positive("routed_scaling_factor", &config->routed_scaling);
   }
-  if (reader.has("eos_token_id")) {  // one id or a list of them
+  if (has(text, "eos_token_id")) {  // one id or a list of them
     for (const json& id : json::array({text["eos_token_id"]}).flatten())
       if (id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(kMaxSize))
         config->eos_tokens.push_back(id.get<int32_t>());
@@ -299,11 +299,11 @@ Status parse_config(std::string_view source, Config* out) {
   };
   const json root = json::parse(source, watch, /*allow_exceptions=*/false);
   if (too_deep || !root.is_object()) return invalid("not valid JSON, expected an object");
-  const json type = root.contains("model_type") ? root["model_type"] : json("minimax_m3_vl");
+  const json type = root.value("model_type", json("minimax_m3_vl"));
   if (!type.is_string() || !type.get_ref<const std::string&>().starts_with("minimax_m3"))
     return error(StatusCode::kUnsupported, "model_type: got ", shown(type),
                  ", supported are minimax_m3_vl_text and minimax_m3_vl");
-  const bool nested = root.contains("text_config") && !root["text_config"].is_null();
+  const bool nested = has(root, "text_config");
   const json& text = nested ? root["text_config"] : root;
   if (nested && type == "minimax_m3_vl_text")
     return invalid("text_config: got ", shown(text), ", expected none in a minimax_m3_vl_text");

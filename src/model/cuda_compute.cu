@@ -1,17 +1,11 @@
-// The CUDA device. Matrix products come from cuBLASLt, loaded when the first model asks for it, so
-// that the command starts on machines without it; everything else is a few plain kernels: they are
-// bound by memory, and a small part of a layer beside its products and its attention.
-#include <cublasLt.h>
+// The CUDA device. Matrix products come from cuBLASLt; everything else is a few plain kernels: they
+// are bound by memory, and a small part of a layer beside its products and its attention.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <map>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,55 +13,12 @@
 #include "core/text.h"
 #include "cuda/launch.h"
 #include "model/compute.h"
+#include "model/cuda_products.h"
 
 namespace msa::model {
 namespace {
 
 constexpr int kThreads = 256;  // of a block; a row of a norm or a softmax has one block
-
-/// The functions of cuBLASLt that are used, by name.
-struct CublasLt {
-  decltype(&cublasLtCreate) create = nullptr;
-  decltype(&cublasLtDestroy) destroy = nullptr;
-  decltype(&cublasLtMatmul) matmul = nullptr;
-  decltype(&cublasLtMatmulDescCreate) create_product = nullptr;
-  decltype(&cublasLtMatmulDescDestroy) destroy_product = nullptr;
-  decltype(&cublasLtMatmulDescSetAttribute) set_product = nullptr;
-  decltype(&cublasLtMatrixLayoutCreate) create_layout = nullptr;
-  decltype(&cublasLtMatrixLayoutDestroy) destroy_layout = nullptr;
-  decltype(&cublasLtMatmulPreferenceCreate) create_preference = nullptr;
-  decltype(&cublasLtMatmulPreferenceDestroy) destroy_preference = nullptr;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference = nullptr;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
-
-  Status load() {
-    const std::string versioned = text("libcublasLt.so.", CUBLAS_VER_MAJOR);
-    void* library = dlopen(versioned.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) library = dlopen("libcublasLt.so", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr)
-      return error(StatusCode::kUnavailable, "models on CUDA need ", versioned,
-                   " of the CUDA toolkit: ", dlerror());
-    bool complete = true;
-    const auto find = [&](const char* name, auto* function) {
-      *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
-      complete = complete && *function != nullptr;
-    };
-    find("cublasLtCreate", &create);
-    find("cublasLtDestroy", &destroy);
-    find("cublasLtMatmul", &matmul);
-    find("cublasLtMatmulDescCreate", &create_product);
-    find("cublasLtMatmulDescDestroy", &destroy_product);
-    find("cublasLtMatmulDescSetAttribute", &set_product);
-    find("cublasLtMatrixLayoutCreate", &create_layout);
-    find("cublasLtMatrixLayoutDestroy", &destroy_layout);
-    find("cublasLtMatmulPreferenceCreate", &create_preference);
-    find("cublasLtMatmulPreferenceDestroy", &destroy_preference);
-    find("cublasLtMatmulPreferenceSetAttribute", &set_preference);
-    find("cublasLtMatmulAlgoGetHeuristic", &heuristic);
-    if (complete) return {};
-    return error(StatusCode::kUnavailable, versioned, " lacks a function that models on CUDA need");
-  }
-};
 
 // ---- kernels; grids are one block per row, or flat over elements ----
 
@@ -80,33 +31,25 @@ __device__ void store(void* y, DType dtype, int64_t i, float value) {
     static_cast<__half*>(y)[i] = __float2half(value);
 }
 
-/// Sum over the block, in an order that does not change; every thread gets it.
-template <class T>
-__device__ T block_sum(T value) {
+/// Of all threads of the block, in an order that does not change; every thread gets it.
+template <class T, class Combine>
+__device__ T block_reduce(T value, Combine combine) {
   __shared__ T parts[kThreads];
   parts[threadIdx.x] = value;
   __syncthreads();
   for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    if (threadIdx.x < half)
+      parts[threadIdx.x] = combine(parts[threadIdx.x], parts[threadIdx.x + half]);
     __syncthreads();
   }
-  const T sum = parts[0];
+  const T all = parts[0];
   __syncthreads();
-  return sum;
+  return all;
 }
 
-__device__ float block_max(float value) {
-  __shared__ float parts[kThreads];
-  parts[threadIdx.x] = value;
-  __syncthreads();
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half)
-      parts[threadIdx.x] = fmaxf(parts[threadIdx.x], parts[threadIdx.x + half]);
-    __syncthreads();
-  }
-  const float top = parts[0];
-  __syncthreads();
-  return top;
+template <class T>
+__device__ T block_sum(T value) {
+  return block_reduce(value, [](T a, T b) { return a + b; });
 }
 
 /// What CudaCompute::bad_row() tells: the lowest key of a row and `call`.
@@ -211,7 +154,7 @@ __global__ void cross_entropy_rows(const float* logits, const int32_t* targets, 
   const float* line = logits + blockIdx.x * vocab;
   float top = -INFINITY;
   for (int64_t i = threadIdx.x; i < vocab; i += blockDim.x) top = fmaxf(top, line[i]);
-  top = block_max(top);
+  top = block_reduce(top, [](float a, float b) { return fmaxf(a, b); });
   double sum = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += blockDim.x) sum += expf(line[i] - top);
   sum = block_sum(sum);
@@ -241,28 +184,25 @@ class CudaMatrix final : public Matrix {
 /// Errors inside a function are kept and told by wait(): the functions of Compute return nothing.
 class CudaCompute final : public Compute {
  public:
-  explicit CudaCompute(DType dtype) : dtype_(dtype) {}
+  explicit CudaCompute(DType dtype) : dtype_(dtype), products_(dtype) {}
   CudaCompute(const CudaCompute&) = delete;
   CudaCompute& operator=(const CudaCompute&) = delete;
 
   Status create() {
-    MSA_TRY(blas_.load());
     MSA_TRY(cuda::check_cuda(cudaGetDevice(&device_), "cudaGetDevice"));
     MSA_TRY(cuda::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                              "cudaStreamCreate"));
-    MSA_TRY(blas_status(blas_.create(&handle_), "cublasLtCreate"));
-    MSA_TRY(Buffer::create(*this, kBlasWorkspace, &blas_workspace_));
+    MSA_TRY(products_.open());
+    MSA_TRY(Buffer::create(*this, CudaProducts::kWorkspaceBytes, &product_workspace_));
     MSA_TRY(Buffer::create(*this, sizeof BadRow::kNone, &first_bad_));
     copy(first_bad_.data(), &BadRow::kNone, sizeof BadRow::kNone);
     return status_;
   }
   ~CudaCompute() override {
-    for (auto& [shape, product] : products_) destroy(product);
-    blas_workspace_ = {};
+    product_workspace_ = {};
     first_bad_ = {};
     staged_ = {};
     rounded_ = {};
-    if (handle_ != nullptr) blas_.destroy(handle_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -317,14 +257,8 @@ class CudaCompute final : public Compute {
       convert(x, rows * k, rounded_.data(), dtype_);
       operand = rounded_.data();
     }
-    const Product* product = nullptr;
-    if (!keep(find_product(n, rows, k, &product))) return;
-    const float one = 1, zero = 0;
-    keep(blas_status(
-        blas_.matmul(handle_, product->operation, &one, weight.data, product->w, operand,
-                     product->x, &zero, y, product->y, y, product->y, &product->algorithm,
-                     blas_workspace_.data(), kBlasWorkspace, stream_),
-        "cublasLtMatmul"));
+    keep(products_.multiply(weight.data, n, k, operand, rows, y, product_workspace_.data(),
+                            stream_));
   }
 
   void embed(const Buffer& table, std::span<const int32_t> ids, int64_t dim, float* y) override {
@@ -384,74 +318,6 @@ class CudaCompute final : public Compute {
   }
 
  private:
-  static constexpr int64_t kBlasWorkspace = 32 << 20;  // what cuBLAS recommends for Hopper
-
-  /// y^T [n,rows] = w [n,k] x^T in cuBLAS' column-major words: both operands have k innermost.
-  struct Product {
-    cublasLtMatmulDesc_t operation = nullptr;
-    cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
-    cublasLtMatmulAlgo_t algorithm{};
-  };
-
-  static Status blas_status(cublasStatus_t result, const char* what) {
-    if (result == CUBLAS_STATUS_SUCCESS) return {};
-    return error(StatusCode::kInternal, what, ": cuBLASLt error ", static_cast<int>(result));
-  }
-
-  Status find_product(int64_t n, int64_t rows, int64_t k, const Product** out) {
-    const auto [entry, is_new] = products_.try_emplace({n, rows, k});
-    Product& product = entry->second;
-    *out = &product;
-    if (!is_new) return {};
-    const Status status = make_product(n, rows, k, &product);
-    if (!status) {
-      destroy(product);
-      products_.erase(entry);
-    }
-    return status;
-  }
-
-  Status make_product(int64_t n, int64_t rows, int64_t k, Product* p) {
-    const cudaDataType_t type = dtype_ == DType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    MSA_TRY(blas_status(blas_.create_product(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-                        "cublasLtMatmulDescCreate"));
-    MSA_TRY(blas_status(blas_.set_product(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                          sizeof transposed),
-                        "cublasLtMatmulDescSetAttribute"));
-    const auto layout = [&](cublasLtMatrixLayout_t* out, cudaDataType_t t, int64_t height,
-                            int64_t width) {
-      return blas_status(blas_.create_layout(out, t, static_cast<uint64_t>(height),
-                                             static_cast<uint64_t>(width), height),
-                         "cublasLtMatrixLayoutCreate");
-    };
-    MSA_TRY(layout(&p->w, type, k, n));
-    MSA_TRY(layout(&p->x, type, k, rows));
-    MSA_TRY(layout(&p->y, CUDA_R_32F, n, rows));
-    cublasLtMatmulPreference_t preference = nullptr;
-    MSA_TRY(blas_status(blas_.create_preference(&preference), "cublasLtMatmulPreferenceCreate"));
-    const uint64_t limit = kBlasWorkspace;
-    blas_.set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &limit,
-                         sizeof limit);
-    cublasLtMatmulHeuristicResult_t found{};
-    int count = 0;
-    const cublasStatus_t result = blas_.heuristic(handle_, p->operation, p->w, p->x, p->y, p->y,
-                                                  preference, 1, &found, &count);
-    blas_.destroy_preference(preference);
-    MSA_TRY(blas_status(result, "cublasLtMatmulAlgoGetHeuristic"));
-    if (count == 0)
-      return error(StatusCode::kInternal, "cuBLASLt has no product of [", rows, ",", k, "] and [",
-                   n, ",", k, "]^T");
-    p->algorithm = found.algo;
-    return {};
-  }
-
-  void destroy(Product& p) {
-    for (cublasLtMatrixLayout_t layout : {p.w, p.x, p.y})
-      if (layout != nullptr) blas_.destroy_layout(layout);
-    if (p.operation != nullptr) blas_.destroy_product(p.operation);
-  }
-
   BadRows next_norm() { return {static_cast<unsigned long long*>(first_bad_.data()), norms_++}; }
 
   /// Remembers the first error.
@@ -484,10 +350,8 @@ class CudaCompute final : public Compute {
   DType dtype_;
   int device_ = 0;
   cudaStream_t stream_ = nullptr;
-  CublasLt blas_;
-  cublasLtHandle_t handle_ = nullptr;
-  std::map<std::array<int64_t, 3>, Product> products_;  // by n, rows, k
-  Buffer blas_workspace_;
+  CudaProducts products_;
+  Buffer product_workspace_;
   Buffer first_bad_;   // the key of a BadRow
   int64_t norms_ = 0;  // since bad_row()
   Buffer staged_;      // ids and rows from the host

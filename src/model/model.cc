@@ -36,10 +36,7 @@ Status LoadedModel::load(const std::filesystem::path& directory, const LoadOptio
   const std::filesystem::path path = directory / "config.json";
   std::unique_ptr<MappedFile> file;
   MSA_TRY(MappedFile::open(path, &file));
-  const std::string_view text(reinterpret_cast<const char*>(file->bytes().data()),
-                              file->bytes().size());
-  Status status = parse_config(text, &config_);
-  if (!status.ok()) return error(status.code(), path.string(), ": ", status.message());
+  MSA_TRY(in_file(path, parse_config(file->text(), &config_)));
   if (options.topk != 0) {
     config_.topk = options.topk;
     MSA_TRY(validate(config_));

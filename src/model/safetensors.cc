@@ -155,6 +155,11 @@ const char* name_in_file(DType dtype) {
 
 }  // namespace
 
+Status in_file(const std::filesystem::path& path, const Status& status) {
+  if (status.ok()) return {};
+  return error(status.code(), path.string(), ": ", status.message());
+}
+
 int64_t TensorEntry::numel() const {
   int64_t count = 1;
   for (int64_t extent : shape) count *= extent;
@@ -263,9 +268,7 @@ MappedFile::~MappedFile() {
 Status SafetensorsFile::open(const std::filesystem::path& path, SafetensorsFile* out) {
   out->path = path;
   MSA_TRY(MappedFile::open(path, &out->file));
-  const Status status = parse_safetensors(out->file->bytes(), &out->entries, &out->metadata);
-  if (!status.ok()) return error(status.code(), path.string(), ": ", status.message());
-  return {};
+  return in_file(path, parse_safetensors(out->file->bytes(), &out->entries, &out->metadata));
 }
 
 const TensorEntry* SafetensorsFile::find(std::string_view name) const {

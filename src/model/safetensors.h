@@ -33,6 +33,9 @@ struct TensorEntry {
 
 using Metadata = std::map<std::string, std::string>;
 
+/// The same with the path of a file in front of an error.
+Status in_file(const std::filesystem::path& path, const Status& status);
+
 /// "[2,3]".
 std::string shape_text(std::span<const int64_t> shape);
 
@@ -57,6 +60,7 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
 
  private:
   MappedFile(const std::byte* data, size_t size) : data_(data), size_(size) {}

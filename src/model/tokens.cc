@@ -38,11 +38,6 @@ bool parse_extent(std::string_view shape, int64_t* out) {
   return shape.starts_with(",)") || shape.starts_with(", )");
 }
 
-Status with_path(const std::filesystem::path& path, const Status& status) {
-  if (status.ok()) return status;
-  return error(status.code(), path.string(), ": ", status.message());
-}
-
 }  // namespace
 
 Status parse_npy(std::span<const std::byte> file, std::vector<int32_t>* out) {
@@ -85,7 +80,7 @@ Status parse_token_ids(std::span<const std::byte> file, std::vector<int32_t>* ou
 Status read_token_ids(const std::filesystem::path& path, std::vector<int32_t>* out) {
   std::unique_ptr<MappedFile> file;
   MSA_TRY(MappedFile::open(path, &file));
-  return with_path(path, parse_token_ids(file->bytes(), out));
+  return in_file(path, parse_token_ids(file->bytes(), out));
 }
 
 std::vector<int32_t> tokens_of(std::string_view text) {

@@ -146,29 +146,28 @@ class Checkpoint {
   Status open_shards(const fs::path& directory) {
     const fs::path index = directory / kIndexFile;
     const auto bad = [&](const auto&... parts) { return invalid(index.string(), ": ", parts...); };
-    std::unique_ptr<MappedFile> text;
-    MSA_TRY(MappedFile::open(index, &text));
-    const char* begin = reinterpret_cast<const char*>(text->bytes().data());
-    const json root = json::parse(begin, begin + text->bytes().size(), nullptr, false);
+    std::unique_ptr<MappedFile> file;
+    MSA_TRY(MappedFile::open(index, &file));
+    const json root = json::parse(file->text(), nullptr, /*allow_exceptions=*/false);
     if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object())
       return bad("expected a JSON object with a weight_map");
     std::map<std::string, std::vector<std::string>> names_of;  // shard -> its tensors
     for (const auto& [name, shard] : root["weight_map"].items()) {
       if (!shard.is_string()) return bad("weight_map: ", name, ": expected a file name");
-      const auto& file = shard.get_ref<const std::string&>();
-      if (file.empty() || file.find('/') != std::string::npos || file == "..")
+      const auto& place = shard.get_ref<const std::string&>();
+      if (place.empty() || place.find('/') != std::string::npos || place == "..")
         return bad("weight_map: ", name, ": got ", shard.dump(), ", expected a plain file name");
-      names_of[file].push_back(name);
-      shard_of_[name] = file;
+      names_of[place].push_back(name);
+      shard_of_[name] = place;
     }
     files_.reserve(names_of.size());  // entries keep their addresses
     for (const auto& [shard, names] : names_of) {
       if (!fs::exists(directory / shard))
         return bad("missing shard ", (directory / shard).string());
-      SafetensorsFile& file = files_.emplace_back();
-      MSA_TRY(SafetensorsFile::open(directory / shard, &file));
+      SafetensorsFile& tensors = files_.emplace_back();
+      MSA_TRY(SafetensorsFile::open(directory / shard, &tensors));
       for (const std::string& name : names)
-        if (file.find(name) == nullptr)
+        if (tensors.find(name) == nullptr)
           return invalid((directory / shard).string(), ": tensor ", name, ": missing, though ",
                          kIndexFile, " places it here");
     }

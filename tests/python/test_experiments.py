@@ -1,4 +1,4 @@
-"""experiments/ and bench/training_step.py: budgets of time, and what runs cut short leave."""
+"""experiments/ and two programs of bench/: budgets of time, and what runs cut short leave."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import code_11m  # noqa: E402
 import facts  # noqa: E402
+import msa_cpp  # noqa: E402
 from msa_cpp.train.data import Text  # noqa: E402
 from msa_cpp.train.model import MINIATURE, Model  # noqa: E402
 from msa_cpp.train.trainer import Options  # noqa: E402
@@ -144,3 +145,17 @@ def test_training_step_measures_all_sides(tmp_path):
     for row in found["seconds"].values():
         assert 0 < row["min"] <= row["median"] <= row["max"]
     assert max(found["errors"]["dense flash"]) < 2e-2
+
+
+def test_torch_and_a_build_in_pairs(tmp_path):
+    command = [sys.executable, ROOT / "bench" / "pairs.py", "--old", "torch", "--new",
+               Path(msa_cpp.__file__).parents[1], "--device", DEVICE, "--dtype", "bf16", "--shape",
+               "4,2", "--rounds", "2", "--json", tmp_path / "pairs.json", "--cases"]
+    result = subprocess.run([*command, "dense:300"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "pairs.json").read_text())["rows"]
+    assert {name: len(times) for name, times in row["times"].items()} == {
+        "old": 2, "again": 2, "new": 2}
+    assert min(row["new/old"]) > 0 and min(row["old/old"]) > 0
+    refused = subprocess.run([*command, "index:300"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "torch has dense alone" in refused.stderr

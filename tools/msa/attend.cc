@@ -19,12 +19,6 @@ constexpr const char* kFloatNames[] = {"q", "k", "v", "q_idx", "k_idx"};
 constexpr const char* kIntegerNames[] = {"ids", "cu_seqlens_q", "cu_seqlens_k", "page_table",
                                          "seq_lens"};
 
-template <class... Arguments>
-Status bad(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-  return Status(StatusCode::kInvalidArgument,
-                fmt::format(format, std::forward<Arguments>(arguments)...));
-}
-
 /// The tensors of a file as aligned arrays: floats as they are, integers as i32.
 class Inputs {
  public:
@@ -35,16 +29,17 @@ class Inputs {
       const auto is = [&](const char* name) { return entry.name == name; };
       const bool integers = std::ranges::any_of(kIntegerNames, is);
       if (!integers && !std::ranges::any_of(kFloatNames, is))
-        return bad("tensor \"{}\": unknown name, expected {}, {}", entry.name,
-                   fmt::join(kFloatNames, ", "), fmt::join(kIntegerNames, ", "));
+        return bad_input("tensor \"{}\": unknown name, expected {}, {}", entry.name,
+                         fmt::join(kFloatNames, ", "), fmt::join(kIntegerNames, ", "));
       if (entry.shape.empty() || entry.shape.size() > kMaxRank)
-        return bad("{}: got rank {}, expected 1 to {}", entry.name, entry.shape.size(), kMaxRank);
+        return bad_input("{}: got rank {}, expected 1 to {}", entry.name, entry.shape.size(),
+                         kMaxRank);
       DType dtype = DType::kI32;
       std::vector<int32_t> values;
       if (integers) {
         MSA_TRY(model::read_int32(entry, &values));
       } else if (!model::dtype_of(entry.dtype, &dtype) || dtype == DType::kI32) {
-        return bad("{}: got dtype {}, expected F32, BF16 or F16", entry.name, entry.dtype);
+        return bad_input("{}: got dtype {}, expected F32, BF16 or F16", entry.name, entry.dtype);
       }
       Array array(dtype, entry.shape);
       const void* source = integers ? static_cast<const void*>(values.data()) : entry.bytes.data();
@@ -62,12 +57,12 @@ class Inputs {
     return entry == arrays_.end() ? TensorView{} : entry->second.view();
   }
   Status need(const std::string& name, int rank, TensorView* out) const {
-    if (!has(name)) return bad("{}: no such tensor in the file", name);
+    if (!has(name)) return bad_input("{}: no such tensor in the file", name);
     *out = (*this)[name];
-    if (out->rank != rank) return bad("{}: got rank {}, expected {}", name, out->rank, rank);
+    if (out->rank != rank) return bad_input("{}: got rank {}, expected {}", name, out->rank, rank);
     for (int axis = 0; axis < rank; ++axis)
       if (out->shape[static_cast<size_t>(axis)] > INT32_MAX)
-        return bad("{}: an extent exceeds 2^31 - 1", name);
+        return bad_input("{}: an extent exceeds 2^31 - 1", name);
     return {};
   }
   const TensorView& add(const std::string& name, const std::vector<int32_t>& values) {
@@ -120,7 +115,7 @@ struct Call {
       problem.index_dim = static_cast<int32_t>(q_idx.shape[2]);
       if (!attention) problem.heads_q = problem.heads_kv = static_cast<int32_t>(q_idx.shape[1]);
       if (attention && q_idx.shape[0] != q.shape[0])
-        return bad("q_idx: got {} rows, q has {}", q_idx.shape[0], q.shape[0]);
+        return bad_input("q_idx: got {} rows, q has {}", q_idx.shape[0], q.shape[0]);
     } else if (sparse) {
       MSA_TRY(inputs.need("ids", 3, &ids));
     }
@@ -147,7 +142,7 @@ struct Call {
     const auto one_sequence = [&](const char* name, int64_t rows, TensorView* out) -> Status {
       if (inputs.has(name)) return inputs.need(name, 1, out);
       if (paged && batch.seq_lens.shape[0] != 1)
-        return bad("{}: no such tensor in the file, needed for more than one sequence", name);
+        return bad_input("{}: no such tensor in the file, needed for more than one sequence", name);
       *out = inputs.add(name, {0, static_cast<int32_t>(rows)});
       return {};
     };
@@ -220,21 +215,17 @@ struct Options : AttendOptions {
   std::string input, output, json;
 };
 
-int run_attend(Options options) {
+Status run_attend(Options options, bool* passed) {
   options.backend = options.common.backend;
   if (options.scale && (!std::isfinite(*options.scale) || *options.scale == 0))
-    return fail(
-        fmt::format("--scale: got {}, expected a finite number other than 0", *options.scale));
+    return bad_input("--scale: got {}, expected a finite number other than 0", *options.scale);
   std::unique_ptr<model::MappedFile> file;
-  Status status = model::MappedFile::open(options.input, &file);
-  for (const std::string& path : {options.output, options.json})
-    if (status.ok()) status = check_writable(path);
-  if (!status.ok()) return fail(status);
+  MSA_TRY(model::MappedFile::open(options.input, &file));
+  for (const std::string& path : {options.output, options.json}) MSA_TRY(check_writable(path));
 
   Threads threads(options.common.threads);
   AttendResult result;
-  status = attend(file->bytes(), options, threads, &result);
-  if (!status.ok()) return fail(fmt::format("{}: {}", options.input, status.message()));
+  MSA_TRY(model::in_file(options.input, attend(file->bytes(), options, threads, &result)));
 
   nlohmann::ordered_json report = {{"op", result.op},
                                    {"backend", result.backend->name},
@@ -252,15 +243,14 @@ int run_attend(Options options) {
         {"dtype", name_of(view.dtype)},
         {"shape", std::vector(view.shape.begin(), view.shape.begin() + view.rank)}};
   }
-  const bool passed = !result.verdict || result.verdict->ok();
+  *passed = !result.verdict || result.verdict->ok();
   if (result.verdict)
-    report["check"] = {{"passed", passed},
+    report["check"] = {{"passed", *passed},
                        {"max_error", result.verdict->max_error},
                        {"failure", result.verdict->failure}};
-  status = write_atomically(
-      options.output, [&](std::FILE* file) { return model::write_safetensors(file, tensors); });
-  if (status.ok()) status = write_json(options.json, report);
-  if (!status.ok()) return fail(status);
+  MSA_TRY(write_atomically(
+      options.output, [&](std::FILE* file) { return model::write_safetensors(file, tensors); }));
+  MSA_TRY(write_json(options.json, report));
   if (!is_stdout(options.json) && !is_stdout(options.output)) {
     fmt::print("{} on {}, {}: ", result.op, result.backend->name, human_seconds(result.seconds));
     for (const auto& [name, view] : tensors)
@@ -269,9 +259,9 @@ int run_attend(Options options) {
     fmt::print("-> {}\n", options.output);
     if (result.verdict)
       fmt::print("check against the reference: {}, max error {:.2e}\n",
-                 passed ? "ok" : "FAILED, " + result.verdict->failure, result.verdict->max_error);
+                 *passed ? "ok" : "FAILED, " + result.verdict->failure, result.verdict->max_error);
   }
-  return passed ? kOk : kFailedCheck;
+  return {};
 }
 
 }  // namespace
@@ -287,7 +277,7 @@ Status attend(std::span<const std::byte> file, const AttendOptions& options, Thr
   return Status(StatusCode::kUnavailable, error.what());
 }
 
-CLI::App* add_attend(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_attend(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "attend", "Operators on tensors from any framework: safetensors in, safetensors out");
@@ -315,7 +305,7 @@ CLI::App* add_attend(CLI::App& app, std::function<int()>* action) {
       "Tensors carry the argument names of the operators; with page_table and seq_lens the keys\n"
       "are pages; without cu_seqlens_q and cu_seqlens_k all rows are one sequence.\n"
       "Example:\n  msa attend --input in.safetensors --output out.safetensors --check");
-  command->callback([=] { *action = [=] { return run_attend(*options); }; });
+  command->callback([=] { *action = [=](bool* passed) { return run_attend(*options, passed); }; });
   return command;
 }
 

@@ -49,10 +49,8 @@ Status parse_shape(const std::string& text, Problem* problem) {
     *fields[field++] = value;
   }
   if (field != fields.size())
-    return Status(StatusCode::kInvalidArgument,
-                  fmt::format("--shape: got \"{}\", expected m3, code-11m or "
-                              "HQ,HKV,D,BK,K with values 1..65536",
-                              text));
+    return bad_input(
+        "--shape: got \"{}\", expected m3, code-11m or HQ,HKV,D,BK,K with values 1..65536", text);
   problem->index_dim = problem->head_dim;
   return validate(*problem);
 }
@@ -278,29 +276,29 @@ std::string tsv_of(const json& rows) {
   return text;
 }
 
-int run_bench(Options options) {
+Status run_bench(Options options, bool* passed) {
   Setting setting{.backend = options.common.backend, .selection = options.selection};
-  Status status = parse_shape(options.shape, &setting.problem);
-  for (const std::string& path : {options.json, options.tsv})
-    if (status.ok()) status = check_writable(path);
+  MSA_TRY(parse_shape(options.shape, &setting.problem));
+  for (const std::string& path : {options.json, options.tsv}) MSA_TRY(check_writable(path));
   Trace trace;
-  if (options.selection != "index" && options.selection != "random" && status.ok()) {
-    status = Trace::open(options.selection, &trace);
+  if (options.selection != "index" && options.selection != "random") {
+    MSA_TRY(Trace::open(options.selection, &trace));
     setting.trace = &trace;
   }
-  if (!status.ok()) return fail(status);
   for (int64_t context : options.contexts) {
     if (options.new_tokens > context)
-      return fail(fmt::format("--new-tokens: got {}, expected at most the context {}",
-                              options.new_tokens, context));
+      return bad_input("--new-tokens: got {}, expected at most the context {}", options.new_tokens,
+                       context);
     if (context * options.batch > INT32_MAX)
-      return fail("--context times --batch exceeds 2^31 - 1 tokens");
+      return bad_input("--context times --batch exceeds 2^31 - 1 tokens");
   }
   std::unique_ptr<CudaTimer> device;
   const Backend* backend = find_backend(options.common.backend);
   const bool on_device = backend != nullptr && backend->device == DeviceKind::kCUDA;
-  if (on_device) status = CudaTimer::create(&device);
-  if (!status.ok()) return fail(fmt::format("backend {}: {}", backend->name, status.message()));
+  if (on_device) {
+    const Status status = CudaTimer::create(&device);
+    if (!status.ok()) return bad_input("backend {}: {}", backend->name, status.message());
+  }
   if (options.dtype.empty()) options.dtype = on_device ? "bf16" : "f32";
   setting.problem.dtype = options.dtype == "f32"    ? DType::kF32
                           : options.dtype == "bf16" ? DType::kBF16
@@ -315,7 +313,6 @@ int run_bench(Options options) {
   Machine machine(options.common.threads, std::move(device));
   const bool table = !is_stdout(options.json) && !is_stdout(options.tsv);
   json rows = json::array();
-  bool passed = true;
   for (int64_t context : options.contexts) {
     setting.context = context;
     setting.new_tokens = options.new_tokens > 0 ? options.new_tokens : context;
@@ -330,21 +327,19 @@ int run_bench(Options options) {
       if (workload == nullptr)
         workload = std::make_unique<Workload>(setting, machine.threads, machine.device.get());
       Measured one{.layout = setting.problem.layout};
-      status = workload->add(op, &one.operation);
-      if (!status.ok()) return fail(status);
-      status = workload->poison_outputs();
-      if (!status.ok()) return fail(status);
+      MSA_TRY(workload->add(op, &one.operation));
+      MSA_TRY(workload->poison_outputs());
+      Status status;
       one.checked_seconds = seconds_of([&] {
         status = one.operation.run(0);
         if (status.ok() && machine.device != nullptr) status = machine.device->wait();
       });
-      if (status.ok()) status = one.operation.verify(&one.verdict);
-      if (!status.ok()) return fail(status);
+      MSA_TRY(status);
+      MSA_TRY(one.operation.verify(&one.verdict));
       all.push_back(std::move(one));
       progress.update(0, 1);
     }
-    status = measure(options, &machine, &all, &progress);
-    if (!status.ok()) return fail(status);
+    MSA_TRY(measure(options, &machine, &all, &progress));
     const auto dense = std::find_if(all.begin(), all.end(), [](const Measured& one) {
       return one.operation.op == "dense_attention";
     });
@@ -353,7 +348,7 @@ int run_bench(Options options) {
           row_of(options, setting, one, dense == all.end() ? nullptr : &*dense, &machine));
       if (table && rows.size() == 1) print_header(options, &machine);
       if (table) print_row(options, rows.back());
-      passed = passed && one.verdict.ok();
+      *passed = *passed && one.verdict.ok();
     }
   }
 
@@ -361,15 +356,13 @@ int run_bench(Options options) {
   if (machine.device != nullptr) here.update(machine.device->machine());
   here["read_gbps"] = machine.bandwidth * 1e-9;
   for (const auto& [backend, peak] : machine.peaks) here["peak_gflops"][backend] = peak * 1e-9;
-  status = write_json(options.json, {{"machine", here}, {"commit", commit()}, {"rows", rows}});
-  if (status.ok() && !options.tsv.empty()) status = write_file(options.tsv, tsv_of(rows));
-  if (!status.ok()) return fail(status);
-  return passed ? kOk : kFailedCheck;
+  MSA_TRY(write_json(options.json, {{"machine", here}, {"commit", commit()}, {"rows", rows}}));
+  return write_file(options.tsv, tsv_of(rows));
 }
 
 }  // namespace
 
-CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_bench(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("bench", "Check, then time the operators; FLOPs, bytes, % of the ceiling");
@@ -408,7 +401,7 @@ CLI::App* add_bench(CLI::App& app, std::function<int()>* action) {
       "Examples:\n"
       "  msa bench --op dense_attention,msa --context 8192,32768 --selection trace.safetensors\n"
       "  msa bench --backend cuda --shape m3 --new-tokens 1 --context 131072 --json out.json");
-  command->callback([=] { *action = [=] { return run_bench(*options); }; });
+  command->callback([=] { *action = [=](bool* passed) { return run_bench(*options, passed); }; });
   return command;
 }
 

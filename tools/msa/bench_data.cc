@@ -6,14 +6,9 @@
 #include <random>
 
 #include "msa/bench_ops.h"
+#include "msa/common.h"
 
 namespace msa::cli {
-namespace {
-
-Status bad(const std::string& text) { return Status(StatusCode::kInvalidArgument, text); }
-
-}  // namespace
-
 Status Trace::open(const std::string& path, Trace* out) {
   MSA_TRY(model::SafetensorsFile::open(path, &out->file));
   for (int layer = 0; layer < 1024; ++layer) {
@@ -22,12 +17,11 @@ Status Trace::open(const std::string& path, Trace* out) {
     TensorView view;
     MSA_TRY(out->file.view(name, &view));
     if (view.dtype != DType::kI32 || view.rank != 3 || view.numel() == 0)
-      return bad(fmt::format("{}: {} must be i32 [Hi,T,K]", path, name));
+      return bad_input("{}: {} must be i32 [Hi,T,K]", path, name);
     out->layers.push_back(view);
   }
   if (out->layers.empty())
-    return bad(
-        fmt::format("{}: no tensor layers.N.block_ids; `msa eval --trace` writes them", path));
+    return bad_input("{}: no tensor layers.N.block_ids; `msa eval --trace` writes them", path);
   return {};
 }
 
@@ -227,18 +221,17 @@ Status Workload::trace_ids(const TensorView& out) {
   const std::vector<TensorView>& layers = setting_.trace->layers;
   const int64_t layer_heads = layers.front().shape[0];
   if (const int64_t heads = layer_heads * static_cast<int64_t>(layers.size()); heads < hkv())
-    return bad(
-        fmt::format("--selection {}: {} layers of {} heads serve at most {} KV heads, "
-                    "the shape has {}",
-                    setting_.selection, layers.size(), layer_heads, heads, hkv()));
+    return bad_input(
+        "--selection {}: {} layers of {} heads serve at most {} KV heads, "
+        "the shape has {}",
+        setting_.selection, layers.size(), layer_heads, heads, hkv());
   for (int64_t head = 0; head < hkv(); ++head) {
     const TensorView& layer = layers[static_cast<size_t>(head / layer_heads)];
     if (layer.shape[0] != layer_heads || layer.shape[1] < setting_.context ||
         layer.shape[2] != topk())
-      return bad(fmt::format("--selection {}: lists are {}, expected [{},>={},{}]",
-                             setting_.selection,
-                             model::shape_text(std::span(layer.shape.data(), 3)), layer_heads,
-                             setting_.context, topk()));
+      return bad_input("--selection {}: lists are {}, expected [{},>={},{}]", setting_.selection,
+                       model::shape_text(std::span(layer.shape.data(), 3)), layer_heads,
+                       setting_.context, topk());
     for (int64_t row = 0; row < tokens(); ++row) {
       const int64_t count = visible(position(row));
       const int32_t* list = layer.at<const int32_t>(head % layer_heads, position(row));
@@ -246,11 +239,11 @@ Status Workload::trace_ids(const TensorView& out) {
         const bool valid = slot < std::min(count, topk()) ? list[slot] >= 0 && list[slot] < count
                                                           : list[slot] == -1;
         if (!valid)
-          return bad(
-              fmt::format("--selection {}: token {} slot {} names block {} of {} visible "
-                          "ones; was the trace made with blocks of {}?",
-                          setting_.selection, position(row), slot, list[slot], count,
-                          setting_.problem.block_size));
+          return bad_input(
+              "--selection {}: token {} slot {} names block {} of {} visible "
+              "ones; was the trace made with blocks of {}?",
+              setting_.selection, position(row), slot, list[slot], count,
+              setting_.problem.block_size);
         *out.at<int32_t>(head, row, slot) = list[slot];
       }
     }

@@ -1,4 +1,4 @@
-// msa check: every backend against the reference, on the generated cases of tests/conformance.
+// msa check: every backend against the reference, on the generated cases of src/conformance.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -48,8 +48,7 @@ Status choose_backends(const std::string& name, std::vector<const Backend*>* out
     if (find_backend(name) == nullptr) {
       std::string known = "auto";
       for (const Backend* backend : backends()) known += fmt::format(", {}", backend->name);
-      return {StatusCode::kInvalidArgument,
-              fmt::format("--backend: got \"{}\", expected {}", name, known)};
+      return bad_input("--backend: got \"{}\", expected {}", name, known);
     }
     const Backend& backend = *find_backend(name);
     const Status usable = backend.usable();
@@ -76,11 +75,10 @@ void print_tally(const Backend& backend, const Tally& tally) {
     fmt::print("  skipped {:>4}: {}\n", cases, reason);
 }
 
-int run_check(const Options& options) {
-  if (const Status status = check_writable(options.json); !status.ok()) return fail(status);
+Status run_check(const Options& options, bool* passed) {
+  MSA_TRY(check_writable(options.json));
   std::vector<const Backend*> chosen;
-  if (const Status status = choose_backends(options.common.backend, &chosen); !status.ok())
-    return fail(status);
+  MSA_TRY(choose_backends(options.common.backend, &chosen));
 
   std::vector<conformance::Case> cases;
   if (!chosen.empty())
@@ -121,9 +119,9 @@ int run_check(const Options& options) {
 
   const nlohmann::json report = {
       {"passed", total[0]}, {"failed", total[1]}, {"skipped", total[2]}, {"cases", rows}};
-  if (const Status status = write_json(options.json, report); !status.ok()) return fail(status);
-  const int code = total[1] > 0 ? kFailedCheck : kOk;
-  if (is_stdout(options.json)) return code;
+  MSA_TRY(write_json(options.json, report));
+  *passed = total[1] == 0;
+  if (is_stdout(options.json)) return {};
 
   for (const std::string& failure : failures) fmt::print("{}\n", failure);
   for (const Backend* backend : backends()) {
@@ -135,12 +133,12 @@ int run_check(const Options& options) {
                  backend->device == DeviceKind::kCPU ? "not usable" : "skipped", usable.message());
   }
   fmt::print("{} passed, {} failed, {} skipped\n", total[0], total[1], total[2]);
-  return code;
+  return {};
 }
 
 }  // namespace
 
-CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_check(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("check", "Every backend against the reference");
   command
@@ -155,7 +153,7 @@ CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
   add_common(command, &options->common);
   command->footer(
       "Example:\n  msa check --backend avx2 --op sparse_attention,sparse_decode --suite full");
-  command->callback([=] { *action = [=] { return run_check(*options); }; });
+  command->callback([=] { *action = [=](bool* passed) { return run_check(*options, passed); }; });
   return command;
 }
 

@@ -1,6 +1,7 @@
 // What the subcommands share: common flags, errors, progress, files, the machine's description.
 #pragma once
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
@@ -29,6 +30,12 @@ struct Common {
 
 /// Adds --backend, --threads and --quiet.
 void add_common(CLI::App* command, Common* common);
+
+/// An error about what was given, in fmt's words.
+template <class... Arguments>
+Status bad_input(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  return {StatusCode::kInvalidArgument, fmt::format(format, std::forward<Arguments>(arguments)...)};
+}
 
 /// Prints `msa: error: ...` as one line on stderr and returns kBadInput.
 int fail(std::string_view text);

@@ -87,14 +87,10 @@ Status run_attention(const model::Model& model, model::Attention attention,
   const bool is_msa = attention == model::Attention::kMsa;
   Progress progress(is_msa ? "MSA  " : "dense", quiet);
   double nats = 0;
-  model::Hooks hooks;
+  model::Hooks hooks = shown_by(&progress);
   hooks.kept_mass = is_msa;
   hooks.on_loss = [&](int64_t, std::span<const float> losses) {
     for (float loss : losses) nats += static_cast<double>(loss);
-  };
-  hooks.on_progress = [&](int64_t done, int64_t total) {
-    progress.update(done, total);
-    return true;
   };
   if (trace != nullptr)
     hooks.on_selection = [&](int layer, int64_t first, const TensorView& ids) {
@@ -107,17 +103,15 @@ Status run_attention(const model::Model& model, model::Attention attention,
   return {};
 }
 
-Status invalid(std::string text) { return {StatusCode::kInvalidArgument, std::move(text)}; }
-
 Status evaluate(const Options& options, Report* report) {
   for (const std::string& path : {options.json, options.trace}) MSA_TRY(check_writable(path));
   const bool wants_dense = options.attention != "msa", wants_msa = options.attention != "dense";
   if (!options.trace.empty() && !wants_msa)
-    return invalid("--trace: dense attention selects no blocks; use --attention msa or both");
+    return bad_input("--trace: dense attention selects no blocks; use --attention msa or both");
   MSA_TRY(load_model(options.model, options.common, &report->model));
   const model::Model& model = *report->model;
   if (wants_msa && model.config().sparse_layers() == 0)
-    return invalid("the model has no sparse layers; use --attention dense");
+    return bad_input("the model has no sparse layers; use --attention dense");
   std::vector<int32_t> tokens;
   MSA_TRY(load_input(model.config(), options.input, &tokens));
   report->context = std::ssize(tokens);
@@ -214,18 +208,18 @@ void print_table(const Options& options, const Report& report, const nlohmann::o
   fmt::print("  peak memory {} MiB\n", json["peak_rss_bytes"].get<int64_t>() >> 20);
 }
 
-int run_eval(const Options& options) {
+Status run_eval(const Options& options) {
   Report report;
-  if (const Status status = evaluate(options, &report); !status.ok()) return fail(status);
+  MSA_TRY(evaluate(options, &report));
   const nlohmann::ordered_json json = to_json(options, report);
-  if (const Status status = write_json(options.json, json); !status.ok()) return fail(status);
+  MSA_TRY(write_json(options.json, json));
   if (!is_stdout(options.json)) print_table(options, report, json);
-  return kOk;
+  return {};
 }
 
 }  // namespace
 
-CLI::App* add_eval(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_eval(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("eval", "Bits per byte and time of dense attention and of MSA on a text");
@@ -241,7 +235,7 @@ CLI::App* add_eval(CLI::App& app, std::function<int()>* action) {
   command->footer(
       "Example:\n"
       "  msa eval --model models/code-11m --text models/code-11m/sample.txt --context 16384");
-  command->callback([=] { *action = [=] { return run_eval(*options); }; });
+  command->callback([=] { *action = [=](bool*) { return run_eval(*options); }; });
   return command;
 }
 

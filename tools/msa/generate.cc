@@ -60,12 +60,7 @@ Status load_prompt(const Options& options, const model::Config& config,
 Status read_prompt(model::Session& session, std::span<const int32_t> prompt,
                    std::span<float> logits, bool quiet) {
   Progress progress("prompt", quiet);
-  model::Hooks hooks;
-  hooks.on_progress = [&](int64_t done, int64_t total) {
-    progress.update(done, total);
-    return true;
-  };
-  return session.extend(prompt, logits, hooks);
+  return session.extend(prompt, logits, shown_by(&progress));
 }
 
 /// The checkpoint's options, where a flag does not say otherwise.
@@ -77,7 +72,7 @@ model::SamplerOptions sampler_options(const Options& options, model::SamplerOpti
   return base;
 }
 
-Status generate(const Options& options) {
+Status run_generate(const Options& options) {
   model::Sampler sampler;
   MSA_TRY(model::Sampler::create(sampler_options(options, {}), &sampler));  // before the long work
   std::unique_ptr<model::Model> model;
@@ -88,8 +83,7 @@ Status generate(const Options& options) {
   MSA_TRY(model::Sampler::create(sampler_options(options, generation.sampler), &sampler));
   std::vector<int32_t> prompt;
   MSA_TRY(load_prompt(options, config, &prompt));
-  if (prompt.empty())
-    return {StatusCode::kInvalidArgument, "the prompt is empty, expected at least one token"};
+  if (prompt.empty()) return bad_input("the prompt is empty, expected at least one token");
 
   std::unique_ptr<model::Session> session;
   MSA_TRY(model::Session::create(
@@ -115,14 +109,9 @@ Status generate(const Options& options) {
   return {};
 }
 
-int run_generate(const Options& options) {
-  const Status status = generate(options);
-  return status.ok() ? kOk : fail(status);
-}
-
 }  // namespace
 
-CLI::App* add_generate(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_generate(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Continue a prompt");
   add_model_flags(command, &options->model);
@@ -148,7 +137,7 @@ CLI::App* add_generate(CLI::App& app, std::function<int()>* action) {
       "the flags then. --prompt and --prompt-file give text, --token-ids gives ids.\n"
       "Example:\n"
       "  msa generate --model models/code-11m --prompt 'def main(' --tokens 200 --temperature 0.7");
-  command->callback([=] { *action = [=] { return run_generate(*options); }; });
+  command->callback([=] { *action = [=](bool*) { return run_generate(*options); }; });
   return command;
 }
 

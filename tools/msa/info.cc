@@ -32,8 +32,7 @@ template <class Number>
 Status read_number(const std::string& key, const std::string& value, Number* out) {
   const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), *out);
   if (error == std::errc() && end == value.data() + value.size()) return {};
-  return Status(StatusCode::kInvalidArgument,
-                fmt::format("--problem: got {}={}, expected an integer", key, value));
+  return bad_input("--problem: got {}={}, expected an integer", key, value);
 }
 
 /// *out = the one of `choices` that is called `value`.
@@ -48,8 +47,7 @@ Status read_choice(const std::string& key, const std::string& value,
     }
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  return Status(StatusCode::kInvalidArgument,
-                fmt::format("--problem: got {}={}, expected one of {}", key, value, known));
+  return bad_input("--problem: got {}={}, expected one of {}", key, value, known);
 }
 
 Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* limits) {
@@ -86,11 +84,10 @@ Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* l
     } else if (bounds.contains(key)) {
       MSA_TRY(read_number(key, value, bounds.at(key)));
     } else {
-      return Status(StatusCode::kInvalidArgument,
-                    fmt::format("--problem: got {}, expected KEY=VALUE with a KEY of op, dtype, "
-                                "layout, device, {}, {}",
-                                word, fmt::join(std::views::keys(sizes), ", "),
-                                fmt::join(std::views::keys(bounds), ", ")));
+      return bad_input(
+          "--problem: got {}, expected KEY=VALUE with a KEY of op, dtype, layout, device, {}, {}",
+          word, fmt::join(std::views::keys(sizes), ", "),
+          fmt::join(std::views::keys(bounds), ", "));
     }
   }
   MSA_TRY(validate(*p));
@@ -98,11 +95,10 @@ Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* l
 }
 
 /// Which kernel each backend of the problem's device takes, and why not a better one.
-int show_kernels(const Options& options) {
+Status show_kernels(const Options& options) {
   Problem problem;
   Limits limits;
-  if (const Status status = read_problem(options.problem, &problem, &limits); !status.ok())
-    return fail(status);
+  MSA_TRY(read_problem(options.problem, &problem, &limits));
   const Backend* chosen = nullptr;
   const Status choice = choose_backend(problem, options.common.backend, &chosen);
   nlohmann::ordered_json rows = nlohmann::json::array();
@@ -120,11 +116,8 @@ int show_kernels(const Options& options) {
                       {"chosen", backend == chosen}});
     }
   }
-  if (!options.json.empty()) {
-    if (const Status status = write_json(options.json, {{"kernels", rows}}); !status.ok())
-      return fail(status);
-    if (is_stdout(options.json)) return kOk;
-  }
+  MSA_TRY(write_json(options.json, {{"kernels", rows}}));
+  if (is_stdout(options.json)) return {};
   fmt::print("{}, {}, {}: a call runs on the first kernel that fits and takes its arguments\n\n",
              name_of(problem.op), name_of(problem.dtype),
              problem.layout == KvLayout::kPaged ? "paged" : "packed");
@@ -142,7 +135,7 @@ int show_kernels(const Options& options) {
     fmt::print("\n* is what `--backend {}` takes\n", options.common.backend);
   else
     fmt::print("\n{}\n", choice.message());
-  return kOk;
+  return {};
 }
 
 /// The vector extensions that backends ask for, of those the CPU names.
@@ -163,8 +156,8 @@ std::vector<std::string> isa_features() {
   return found;
 }
 
-int run_info(const Options& options) {
-  if (const Status status = check_writable(options.json); !status.ok()) return fail(status);
+Status run_info(const Options& options) {
+  MSA_TRY(check_writable(options.json));
   if (!options.problem.empty()) return show_kernels(options);
   const nlohmann::ordered_json here = machine();
   nlohmann::ordered_json info = {{"version", MSA_VERSION_STRING},
@@ -174,8 +167,7 @@ int run_info(const Options& options) {
                                  {"isa", isa_features()},
                                  {"backends", nlohmann::json::array()}};
   const Backend* chosen = nullptr;
-  const Status choice = choose_backend(Problem{}, options.common.backend, &chosen);
-  if (!choice.ok()) return fail(choice);
+  MSA_TRY(choose_backend(Problem{}, options.common.backend, &chosen));
   for (const Backend* backend : backends()) {
     const Status usable = backend->usable();
     info["backends"].push_back({{"name", backend->name},
@@ -185,11 +177,8 @@ int run_info(const Options& options) {
                                 {"reason", usable.message()},
                                 {"chosen", backend == chosen}});
   }
-  if (!options.json.empty()) {
-    const Status status = write_json(options.json, info);
-    if (!status.ok()) return fail(status);
-    if (is_stdout(options.json)) return kOk;
-  }
+  MSA_TRY(write_json(options.json, info));
+  if (is_stdout(options.json)) return {};
 
   fmt::print("msa {} (commit {}, {} build, {}, {} CUDA)\n", MSA_VERSION_STRING, commit(),
              here["build"].get<std::string>(), here["compiler"].get<std::string>(),
@@ -209,12 +198,12 @@ int run_info(const Options& options) {
   }
   fmt::print("\n* is what `--backend {}` takes for the shape of MiniMax-M3\n",
              options.common.backend);
-  return kOk;
+  return {};
 }
 
 }  // namespace
 
-CLI::App* add_info(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_info(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("info", "Version, build, machine, backends and why each is usable or not");
@@ -229,7 +218,7 @@ CLI::App* add_info(CLI::App& app, std::function<int()>* action) {
   command->footer(
       "Examples:\n  msa info --json -\n"
       "  msa info --problem op=sparse_decode,dtype=bf16,layout=paged,device=cuda");
-  command->callback([=] { *action = [=] { return run_info(*options); }; });
+  command->callback([=] { *action = [=](bool*) { return run_info(*options); }; });
   return command;
 }
 

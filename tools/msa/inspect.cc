@@ -33,9 +33,8 @@ Status select(const Options& options, Selection* selection) {
   const model::Config& config = loaded->config();
   if (options.layer >= static_cast<int>(config.layers.size()) ||
       !config.layers[static_cast<size_t>(options.layer)].sparse)
-    return Status(StatusCode::kInvalidArgument,
-                  fmt::format("--layer: got {}, expected a sparse layer: {}", options.layer,
-                              sparse_layers(config)));
+    return bad_input("--layer: got {}, expected a sparse layer: {}", options.layer,
+                     sparse_layers(config));
   std::vector<int32_t> tokens;
   MSA_TRY(load_input(config, options.input, &tokens));
   if (options.input.token_ids.empty()) selection->text.assign(tokens.begin(), tokens.end());
@@ -48,7 +47,7 @@ Status select(const Options& options, Selection* selection) {
   std::unique_ptr<model::Session> session;
   MSA_TRY(model::Session::create(*loaded, model::Attention::kMsa, selection->tokens, &session));
   Progress progress("reading", options.common.quiet);
-  model::Hooks hooks;
+  model::Hooks hooks = shown_by(&progress);
   hooks.kept_mass = true;
   hooks.on_selection = [&](int layer, int64_t first, const TensorView& ids) {
     if (layer != options.layer) return;
@@ -57,10 +56,6 @@ Status select(const Options& options, Selection* selection) {
         std::copy_n(
             ids.at<const int32_t>(head, t), ids.shape[2],
             selection->ids.begin() + (head * selection->tokens + first + t) * selection->topk);
-  };
-  hooks.on_progress = [&](int64_t done, int64_t total) {
-    progress.update(done, total);
-    return true;
   };
   MSA_TRY(session->extend(tokens, {}, hooks));
 
@@ -80,16 +75,13 @@ Status select(const Options& options, Selection* selection) {
   return {};
 }
 
-int run_inspect(const Options& options) {
+Status run_inspect(const Options& options) {
   const std::string kind = std::filesystem::path(options.output).extension().string();
   if (kind != ".svg" && kind != ".html")
-    return fail(fmt::format("--output: got {}, expected a name in .svg or .html", options.output));
+    return bad_input("--output: got {}, expected a name in .svg or .html", options.output);
   Selection selection;
-  Status status = select(options, &selection);
-  if (status.ok())
-    status =
-        write_file(options.output, kind == ".svg" ? draw_svg(selection) : draw_html(selection));
-  if (!status.ok()) return fail(status);
+  MSA_TRY(select(options, &selection));
+  MSA_TRY(write_file(options.output, kind == ".svg" ? draw_svg(selection) : draw_html(selection)));
   fmt::print("{} -> {}\n", selection.subtitle, options.output);
   for (int64_t index = 0; index < selection.heads; ++index) {
     const HeadStatistics head = statistics(selection, index);
@@ -98,12 +90,12 @@ int run_inspect(const Options& options) {
         "2, 4, 8, 16, 32 neighbours {:.2f} lists\n",
         index, head.p10, head.p50, head.p90, fmt::join(head.overlap, ", "));
   }
-  return kOk;
+  return {};
 }
 
 }  // namespace
 
-CLI::App* add_inspect(CLI::App& app, std::function<int()>* action) {
+CLI::App* add_inspect(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("inspect", "Draw which blocks the queries of a layer read");
@@ -120,7 +112,7 @@ CLI::App* add_inspect(CLI::App& app, std::function<int()>* action) {
   command->footer(
       "Example:\n  msa inspect --model models/code-11m --text models/code-11m/sample.txt "
       "--layer 3 --context 32768 --output map.svg");
-  command->callback([=] { *action = [=] { return run_inspect(*options); }; });
+  command->callback([=] { *action = [=](bool*) { return run_inspect(*options); }; });
   return command;
 }
 

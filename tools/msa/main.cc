@@ -34,6 +34,7 @@ std::vector<std::string> names_of(const CLI::App& app) {
 
 int main(int argc, char** argv) {
   using namespace msa::cli;
+  using msa::Status;
   install_signal_handlers();
 
   CLI::App app("MiniMax Sparse Attention: run, measure and inspect it");
@@ -49,14 +50,16 @@ int main(int argc, char** argv) {
       "  msa eval --model models/code-11m --text models/code-11m/sample.txt --context 16384\n"
       "  msa bench --shape code-11m --op dense_attention,msa --context 8192\n"
       "`msa COMMAND --help` explains each command; docs/cli.md has them all.");
-  std::function<int()> action;
+  Action action;
   for (auto* add :
        {add_eval, add_generate, add_attend, add_inspect, add_check, add_bench, add_info})
     add(app, &action);
 
   try {
     app.parse(argc, argv);
-    const int code = action();
+    bool passed = true;
+    const Status status = action(&passed);
+    const int code = !status.ok() ? fail(status) : passed ? kOk : kFailedCheck;
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
       return fail(fmt::format("stdout: cannot be written, {}", std::strerror(errno)));
     return code;

@@ -57,9 +57,8 @@ Status load_input(const model::Config& config, const InputFlags& flags, std::vec
         fmt::format("{}: cut to its first {} tokens, --context N reads more", flags.path(), limit));
   }
   if (std::ssize(*out) < std::max<int64_t>(2, flags.context))
-    return {StatusCode::kInvalidArgument,
-            fmt::format("{}: got {} tokens, expected at least {}", flags.path(), out->size(),
-                        is_given ? fmt::format("{}, as --context says", flags.context) : "2")};
+    return bad_input("{}: got {} tokens, expected at least {}", flags.path(), out->size(),
+                     is_given ? fmt::format("{}, as --context says", flags.context) : "2");
   return {};
 }
 
@@ -75,6 +74,15 @@ Status load_tokens(const model::Config& config, const std::string& text_path,
   MSA_TRY(read_text(text_path, limit, &text));
   *out = model::tokens_of(text);
   return {};
+}
+
+model::Hooks shown_by(Progress* progress) {
+  model::Hooks hooks;
+  hooks.on_progress = [=](int64_t done, int64_t total) {
+    progress->update(done, total);
+    return true;
+  };
+  return hooks;
 }
 
 }  // namespace msa::cli

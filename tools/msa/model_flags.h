@@ -47,4 +47,7 @@ Status load_input(const model::Config& config, const InputFlags& flags, std::vec
 Status load_tokens(const model::Config& config, const std::string& text_path,
                    const std::string& ids_path, int64_t limit, std::vector<int32_t>* out);
 
+/// Hooks whose progress is that of reading tokens.
+model::Hooks shown_by(Progress* progress);
+
 }  // namespace msa::cli

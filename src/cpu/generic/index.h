@@ -210,8 +210,8 @@ void score_all(const Plan& plan, const TensorView& q_idx, const TensorView& k_id
 /// Where a query's list goes.
 MSA_INLINE void write_list(const IndexSelectParams& a, const TopK& top, const Forced& forced,
                            int64_t begin, int64_t end, int32_t k, int64_t head, int64_t token) {
-  finish_topk(top, forced, begin, end, k, a.ids.at<int32_t>(head, token), 1,
-              a.scores.given() ? a.scores.at<float>(head, token) : nullptr, 1);
+  finish_topk(top, forced, begin, end, k, a.ids.at<int32_t>(head, token),
+              a.scores.given() ? a.scores.at<float>(head, token) : nullptr);
 }
 
 /// Scores in the workspace, then one selection per (token, head).
