@@ -33,13 +33,14 @@ shrink() {  # HEADER NAME VALUE
   grep -qF " $2 = $3;" "$to" || { echo "$1 has no constant $2" >&2; exit 1; }
 }
 rm -rf "$out/cuda"
+declare -A sms
 shrink sm90/prefill/windows.h kPartBytes '(16 * 16 * 264 * 23)'  # 23 queries of 16 heads, K 16
 shrink sm90/prefill/windows.h kRoundWindows 2
 shrink sm90/prefill/build_lists.cuh kTableBlocks 5
-shrink sm90/prefill/choose.h kFewTokens 0
-shrink sm90/decode/config.h kMultiprocessors 34  # two lists get clusters of 16, 18 none
+shrink sm90/prefill/order.h kFewTokens 0
+sms[decode]=34  # two lists get clusters of 16, 18 none
 shrink sm90/dense/shape.h kMaxCtas 3  # whole tiles from 1,536 rows on
-shrink sm90/index/config.h kSMs 5  # several parts of a tile for short contexts
+sms[index]=5  # several parts of a tile for short contexts
 shrink sm90/index/config.h kMostBytes '(16 << 10)'
 
 # g++ else calls an initialiser of the thread_local `__shared__` that does not exist.
@@ -62,6 +63,7 @@ shared=("${objects[@]}")
 
 run_family() {  # FAMILY WORD
   local objects=("${shared[@]}") source
+  shrink sm90/shape.h kSMs "${sms[$1]:-132}"
   compile "dev/emulator/$1.cc"
   for source in ${kernels[$1]}; do
     compile "src/cuda/$source" -x c++ -include cuda_runtime.h \

@@ -18,11 +18,13 @@
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/grid.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/decode/select.cuh"
 #include "cuda/sm90/decode/tiles.cuh"
 #include "cuda/sm90/decode/token.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
+#include "cuda/tile/store_rows.cuh"
 
 namespace msa::cuda::sm90::decode {
 
@@ -34,16 +36,13 @@ struct AttendArguments {
   CUtensorMap k;  ///< pages [P,Hkv,Bk,D], boxes of one page
   CUtensorMap v;
   DeviceBatch batch;
-  int32_t* ids;  ///< [Hkv,T,K]: the lists, or where the chosen ones go (then null is fine)
-  int64_t ids_head_stride, ids_token_stride;
-  int32_t topk;   ///< K
-  int32_t group;  ///< G
-  float scale;    ///< softmax_scale * log2(e)
-  void* o;        ///< [T,Hq,D]
-  int64_t o_token_stride, o_head_stride;
-  bool o_is_f32;  ///< else bf16
-  float* lse;     ///< [T,Hq], or null
-  int64_t lse_token_stride, lse_head_stride;
+  Rows<int32_t> ids;  ///< [Hkv,T,K]: the lists, or where the chosen ones go (then null is fine)
+  int32_t topk;       ///< K
+  int32_t group;      ///< G
+  float scale;        ///< softmax_scale * log2(e)
+  Rows<void> o;       ///< [T,Hq,D]
+  bool o_is_f32;      ///< else bf16
+  Rows<float> lse;    ///< [T,Hq], or null
   // Where this kernel chooses the blocks itself:
   const float* scores;  ///< [T,Hkv,columns]
   int64_t columns;
@@ -261,18 +260,14 @@ __device__ inline void finish_row(const AttendShared& shared, const AttendArgume
   const float inverse = seen ? __fdividef(1, sum) : 0;
   for (float& x : o) x *= inverse;
 
-  const int64_t at = t * a.o_token_stride + h * a.o_head_stride + 4 * lane;
-  if (a.o_is_f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(a.o) + at) = {o[0], o[1], o[2], o[3]};
-  } else {
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o[0], o[1]),
-                                     __floats2bfloat162_rn(o[2], o[3])};
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.o) + at) =
-        reinterpret_cast<const uint2&>(pairs);
-  }
-  if (a.lse != nullptr && lane == 0)
-    a.lse[t * a.lse_token_stride + h * a.lse_head_stride] =
-        seen ? lse_of(max, sum, a.scale) : -INFINITY;
+  const float4 columns{o[0], o[1], o[2], o[3]};
+  const int64_t at = a.o.offset(t, h) + 4 * lane;
+  if (a.o_is_f32)
+    store_columns(columns, static_cast<float*>(a.o.data) + at);
+  else
+    store_columns(columns, static_cast<__nv_bfloat16*>(a.o.data) + at);
+  if (a.lse.data != nullptr && lane == 0)
+    *a.lse.at(t, h) = seen ? lse_of(max, sum, a.scale) : -INFINITY;
 }
 
 /// Grid [cluster size * T, Hkv], clusters along x. The blocks are those of a.ids, or with kChoose
@@ -284,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Split split = Split::of_cluster();
   const int t = static_cast<int>(ptx::cluster_id()), head = static_cast<int>(blockIdx.y);
-  const int64_t ids_at = head * a.ids_head_stride + t * a.ids_token_stride;
+  const int64_t ids_at = a.ids.offset(t, head);
   RingPosition<kStages> position;
 
   // What does not depend on the list: barriers, queries, what the token sees.
@@ -293,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   if (warp == kWarps) {
     if constexpr (!kChoose) {
       ptx::wait_for_previous_grid();
-      if (lane < a.topk) id = a.ids[ids_at + lane];
+      if (lane < a.topk) id = a.ids.data[ids_at + lane];
     }
     if (lane == 0) {
       for (ptx::Barrier* barrier : {&shared.q_full, &shared.parts_full, &shared.met, &shared.known})
@@ -335,8 +330,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
     list_blocks(shared, a.batch, token, (lane & (split.parts - 1)) == split.rank ? id : -1);
   }
   __syncthreads();
-  if (kChoose && warp == 0 && split.rank == 0 && a.ids != nullptr)
-    write_list(shared.choice, best, a.topk, a.ids + ids_at, nullptr);
+  if (kChoose && warp == 0 && split.rank == 0 && a.ids.data != nullptr)
+    write_list(shared.choice, best, a.topk, a.ids.data + ids_at, nullptr);
 
   // Producer.
   if (warp == kWarps) {

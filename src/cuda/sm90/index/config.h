@@ -4,15 +4,13 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/sm90/shape.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::index {
 
-inline constexpr int kDim = 128;       // Di
-inline constexpr int kBlock = 128;     // Bk
 inline constexpr int kList = 16;       // K at most: slots of a row's running list
 inline constexpr int kMaxSelect = 32;  // K of select_blocks: one lane per chosen block
-inline constexpr int kSMs = 132;       // of an H100 or H200; other counts are served, less evenly
 
 /// How one CTA multiplies. Rows are (query, index head) pairs, heads innermost. A warpgroup holds
 /// kTiles accumulators of 64 rows x 128 keys: while one is reduced, the others' products run.

@@ -5,8 +5,8 @@
 
 #include "cuda/kernel.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/index/score.cuh"
-#include "cuda/sm90/index/select.cuh"
+#include "cuda/sm90/index/score_blocks.cuh"
+#include "cuda/sm90/index/select_rows.cuh"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::index {

@@ -23,9 +23,12 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/kl/config.h"
 #include "cuda/sm90/kl/readers.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/huge_lse.cuh"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -35,16 +38,15 @@ namespace msa::cuda::sm90::kl {
 
 struct KlArgs {
   Readers readers;
-  const float* lse;            ///< [T,Hq]
-  const float* index_lse;      ///< [T,Hi]
-  const __nv_bfloat16* q_idx;  ///< [T,Hi,Di]
-  int64_t lse_token, lse_head, index_lse_token, index_lse_head, q_idx_token, q_idx_head;
-  float scale, index_scale;  ///< c = softmax_scale * log2(e), c' = log2(e) / sqrt(Di)
-  const int32_t* queries;    ///< cu_seqlens_q[B]
-  float unit;                ///< 1 / (sqrt(Di) Hkv): of that many queries, f = unit / queries
-  float* dq_parts;           ///< [Hkv,T,slots,Di]
-  float* dk_parts;           ///< [parts,128,Di]
-  float* kl_parts;           ///< [Hkv,T,slots], in units of log2, or null
+  Rows<const float> lse;            ///< [T,Hq]
+  Rows<const float> index_lse;      ///< [T,Hi]
+  Rows<const __nv_bfloat16> q_idx;  ///< [T,Hi,Di]
+  float scale, index_scale;         ///< c = softmax_scale * log2(e), c' = log2(e) / sqrt(Di)
+  const int32_t* queries;           ///< cu_seqlens_q[B]
+  float unit;       ///< 1 / (sqrt(Di) Hkv): of that many queries, f = unit / queries
+  float* dq_parts;  ///< [Hkv,T,slots,Di]
+  float* dk_parts;  ///< [parts,128,Di]
+  float* kl_parts;  ///< [Hkv,T,slots], in units of log2, or null
 };
 
 template <int kGroup>
@@ -84,26 +86,20 @@ __device__ void load_tasks(KlShared<kGroup>& shared, const KlArgs& args, const C
                            const CUtensorMap* k_map, const CUtensorMap* k_idx_map) {
   constexpr int kQueries = kTileRows / kGroup;
   const int lane = threadIdx.x % 32;
-  backward::TaskQueue tasks(args.readers.tasks);
+  walk::WorkQueue<walk::TaskSource> tasks(args.readers.tasks);
   RingPosition<1> k_at;
   RingPosition<kBlockStages> at;
   RingPosition<kTileStages> tile_at;
-  const auto load_block = [](auto& tile, const CUtensorMap* map, ptx::Barrier* full, int row,
-                             int head) {
-    ptx::arrive_expect(full, tile.kBytes);
-    for (int panel = 0; panel < tile.kPanels; ++panel)
-      ptx::load_box(tile.panel(panel), map, full, panel * kPanelColumns, row, head, 0);
-  };
   for (Task task = tasks.next(); task.count > 0; task = tasks.next()) {
     at.wait_empty(shared.block_ring);
     if (lane == 0) {
       shared.task[at.stage] = task;
-      load_block(shared.k_idx[at.stage], k_idx_map, &shared.block_ring.full[at.stage], task.source,
-                 0);
+      load_tile(shared.k_idx[at.stage], k_idx_map, &shared.block_ring.full[at.stage], task.source,
+                0, 0);
     }
     at.advance();
     k_at.wait_empty(shared.k_ring);
-    if (lane == 0) load_block(shared.k, k_map, &shared.k_ring.full[0], task.source, task.head);
+    if (lane == 0) load_tile(shared.k, k_map, &shared.k_ring.full[0], task.source, task.head, 0);
     k_at.advance();
 
     for (int done = 0; done < task.count; done += 32) {  // a lane per query
@@ -165,19 +161,16 @@ class Gatherer {
   static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
 
   __device__ void gather_query(Step& step, const Task& task, const Reader& reader) const {
-    constexpr float kLog2E = 1.44269504088896340736F;
     constexpr float kLog2Group = kGroup == 16 ? 4 : 3;
     constexpr int kHeads = kGroup / 2;  // of a lane
     const int n = lane() / 2, half = lane() % 2;
     const int64_t row = reader.row;
     const bool exists = row >= 0;
-    const float student =
-        exists ? a_.index_lse[row * a_.index_lse_token + task.head * a_.index_lse_head] : -INFINITY;
+    const float student = exists ? *a_.index_lse.at(row, task.head) : -INFINITY;
     const int64_t head0 = task.head * kGroup + half * kHeads;
     float shift[kHeads];
 #pragma unroll
-    for (int i = 0; i < kHeads; ++i)
-      shift[i] = exists ? a_.lse[row * a_.lse_token + (head0 + i) * a_.lse_head] : -INFINITY;
+    for (int i = 0; i < kHeads; ++i) shift[i] = exists ? *a_.lse.at(row, head0 + i) : -INFINITY;
 #pragma unroll
     for (int i = 0; i < kHeads; ++i)  // a row without a student has no teacher
       shift[i] = student == -INFINITY || shift[i] == -INFINITY
@@ -189,7 +182,7 @@ class Gatherer {
           shift[i], shift[i + 1], shift[i + 2], shift[i + 3]};
     if (half > 0) return;
     step.student[n] = student == -INFINITY ? student : less_slack(student) * -kLog2E;
-    step.seen[n] = exists ? backward::keys_seen(task, reader.row) : 0;
+    step.seen[n] = exists ? walk::keys_seen(task, reader.row) : 0;
     step.part[n] = reader.part;
   }
 
@@ -205,8 +198,7 @@ class Gatherer {
         const int64_t row = __shfl_sync(0xffffffff, row_of_lane, 2 * (n0 + 2 * i + half));
         units[i] = uint4{};
         if (row >= 0)
-          units[i] = *reinterpret_cast<const uint4*>(a_.q_idx + row * a_.q_idx_token +
-                                                     task.head * a_.q_idx_head + unit * 8);
+          units[i] = *reinterpret_cast<const uint4*>(a_.q_idx.at(row, task.head) + unit * 8);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
@@ -260,7 +252,8 @@ class KlConsumer {
       const int count = task.count, keys = task.keys, part = task.part;
       if (count == 0) return;
       take_keys();
-      if (kGradients && keys < kBlock) clear_index_keys(keys);
+      if (kGradients && keys < kBlock)
+        clear_rows(shared_.k_idx[block_at_.stage], keys, 1 + warpgroup_);
 #pragma unroll
       for (int& entry : part_) entry = -1;
       kl_part_ = -1;
@@ -286,19 +279,6 @@ class KlConsumer {
     release(&shared_.k_ring.empty[k_at_.stage]);
     k_at_.advance();
   }
-  /// What lies behind a sequence may be anything, and 0 * NaN is not 0 in dQ'. The other warpgroup
-  /// may do the same at the same time.
-  __device__ void clear_index_keys(int first) {
-    constexpr int kUnits = kDim / 8;
-    auto& k_idx = shared_.k_idx[block_at_.stage];
-#pragma unroll 1
-    for (int i = first * kUnits + static_cast<int>(threadIdx.x % 128); i < kBlock * kUnits;
-         i += 128)
-      *reinterpret_cast<uint4*>(k_idx.at(i / kUnits, i % kUnits * 8)) = uint4{};
-    ptx::fence_async_proxy();
-    ptx::join(1 + warpgroup_, 128);
-  }
-
   /// 16 queries against the block.
   __device__ void step(bool first) {
     float even[kTileRows / 2], odd[kTileRows / 2];  // S^T of tiles by turns

@@ -1,9 +1,10 @@
-// The lists of ids alone, from the scores of score.cuh.
+// The lists of ids alone, from the scores of score_pages.cuh.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/ptx/grid.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/decode/select.cuh"
 #include "cuda/sm90/decode/token.cuh"
 
@@ -14,10 +15,8 @@ struct ChooseArguments {
   const float* scores;  ///< [T,Hi,columns]
   int64_t columns;
   int32_t topk, init_blocks, local_blocks;
-  int32_t* ids;  ///< [Hi,T,K]
-  int64_t ids_head_stride, ids_token_stride;
-  float* ids_scores;  ///< [Hi,T,K], or null
-  int64_t scores_head_stride, scores_token_stride;
+  Rows<int32_t> ids;       ///< [Hi,T,K]
+  Rows<float> ids_scores;  ///< [Hi,T,K], or null
 };
 
 /// Grid [T, Hi].
@@ -37,10 +36,8 @@ __global__ void __launch_bounds__(kConsumers) choose(const __grid_constant__ Cho
                   return make_key(score, j, choice.forced(j, a.init_blocks, a.local_blocks));
                 });
   if (threadIdx.x >= 32) return;
-  float* scores = a.ids_scores;
-  if (scores != nullptr) scores += head * a.scores_head_stride + t * a.scores_token_stride;
   write_list(choice, threadIdx.x < kMaxChosen ? select.best[threadIdx.x] : 0, a.topk,
-             a.ids + head * a.ids_head_stride + t * a.ids_token_stride, scores);
+             a.ids.at(t, head), a.ids_scores.data == nullptr ? nullptr : a.ids_scores.at(t, head));
 }
 
 }  // namespace msa::cuda::sm90::decode

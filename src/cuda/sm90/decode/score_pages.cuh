@@ -92,7 +92,7 @@ __device__ inline Place place_of(const int32_t* ends, int sequences, int n) {
   return {.b = low, .begin = low > 0 ? ends[low - 1] : 0, .end = ends[low]};
 }
 
-/// Grid [kMultiprocessors, groups of tokens].
+/// Grid [kSMs, groups of tokens].
 __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ ScoreArguments a) {
   extern __shared__ __align__(1024) unsigned char memory[];
   ScoreShared& shared = *reinterpret_cast<ScoreShared*>(memory);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ Sco
 
   // At most kMaxSequences * kMaxBlocks = 2^23 blocks.
   const uint32_t total = a.batch.sequences > 0 ? shared.ends[a.batch.sequences - 1] : 0;
-  const auto share = [&](uint32_t cta) { return static_cast<int>(total * cta / kMultiprocessors); };
+  const auto share = [&](uint32_t cta) { return static_cast<int>(total * cta / kSMs); };
   const int first = share(blockIdx.x), last = share(blockIdx.x + 1);
   const auto find = [&](int n) { return place_of(shared.ends, a.batch.sequences, n); };
   RingPosition<kScoreStages> position;
