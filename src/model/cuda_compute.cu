@@ -1,11 +1,9 @@
 // The CUDA device. Matrix products come from cuBLASLt, loaded when the first model asks for it, so
 // that the command starts on machines without it; everything else is a few plain kernels: they are
 // bound by memory, and a small part of a layer beside its products and its attention.
-#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <array>
@@ -19,55 +17,12 @@
 #include "core/text.h"
 #include "cuda/launch.h"
 #include "model/compute.h"
+#include "model/cublas_lt.h"
 
 namespace msa::model {
 namespace {
 
 constexpr int kThreads = 256;  // of a block; a row of a norm or a softmax has one block
-
-/// The functions of cuBLASLt that are used, by name.
-struct CublasLt {
-  decltype(&cublasLtCreate) create = nullptr;
-  decltype(&cublasLtDestroy) destroy = nullptr;
-  decltype(&cublasLtMatmul) matmul = nullptr;
-  decltype(&cublasLtMatmulDescCreate) create_product = nullptr;
-  decltype(&cublasLtMatmulDescDestroy) destroy_product = nullptr;
-  decltype(&cublasLtMatmulDescSetAttribute) set_product = nullptr;
-  decltype(&cublasLtMatrixLayoutCreate) create_layout = nullptr;
-  decltype(&cublasLtMatrixLayoutDestroy) destroy_layout = nullptr;
-  decltype(&cublasLtMatmulPreferenceCreate) create_preference = nullptr;
-  decltype(&cublasLtMatmulPreferenceDestroy) destroy_preference = nullptr;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference = nullptr;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
-
-  Status load() {
-    const std::string versioned = text("libcublasLt.so.", CUBLAS_VER_MAJOR);
-    void* library = dlopen(versioned.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) library = dlopen("libcublasLt.so", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr)
-      return error(StatusCode::kUnavailable, "models on CUDA need ", versioned,
-                   " of the CUDA toolkit: ", dlerror());
-    bool complete = true;
-    const auto find = [&](const char* name, auto* function) {
-      *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
-      complete = complete && *function != nullptr;
-    };
-    find("cublasLtCreate", &create);
-    find("cublasLtDestroy", &destroy);
-    find("cublasLtMatmul", &matmul);
-    find("cublasLtMatmulDescCreate", &create_product);
-    find("cublasLtMatmulDescDestroy", &destroy_product);
-    find("cublasLtMatmulDescSetAttribute", &set_product);
-    find("cublasLtMatrixLayoutCreate", &create_layout);
-    find("cublasLtMatrixLayoutDestroy", &destroy_layout);
-    find("cublasLtMatmulPreferenceCreate", &create_preference);
-    find("cublasLtMatmulPreferenceDestroy", &destroy_preference);
-    find("cublasLtMatmulPreferenceSetAttribute", &set_preference);
-    find("cublasLtMatmulAlgoGetHeuristic", &heuristic);
-    if (complete) return {};
-    return error(StatusCode::kUnavailable, versioned, " lacks a function that models on CUDA need");
-  }
-};
 
 // ---- kernels; grids are one block per row, or flat over elements ----
 

@@ -27,16 +27,17 @@ __device__ inline void load_tile(Tile& tile, const CUtensorMap* map, ptx::Barrie
 }
 
 /// Zeros into the rows from `first` on: what lies behind a sequence may be anything, and 0 * NaN is
-/// not 0. A warpgroup, which meets at named barrier `barrier`; its products may then read the tile.
-/// Others may do the same at the same time.
-template <int kRows, int kColumns>
+/// not 0. A warpgroup, or as many threads, which meet at named barrier `barrier`; their products
+/// may then read the tile. Others may do the same at the same time.
+template <int kThreads = 128, int kRows, int kColumns>
 __device__ inline void clear_rows(SharedTile<kRows, kColumns>& tile, int first, uint32_t barrier) {
   constexpr int kUnits = kColumns / 8;
 #pragma unroll 1
-  for (int i = first * kUnits + static_cast<int>(threadIdx.x % 128); i < kRows * kUnits; i += 128)
+  for (int i = first * kUnits + static_cast<int>(threadIdx.x % kThreads); i < kRows * kUnits;
+       i += kThreads)
     *reinterpret_cast<uint4*>(tile.at(i / kUnits, i % kUnits * 8)) = uint4{};
   ptx::fence_async_proxy();
-  ptx::join(barrier, 128);
+  ptx::join(barrier, kThreads);
 }
 
 }  // namespace msa::cuda

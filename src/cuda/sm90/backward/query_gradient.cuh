@@ -83,7 +83,7 @@ __device__ void load_blocks(QueryGradientShared<kGroup>& shared, const Maps& map
     plan_at.wait_full(shared.plan_ring);
     if (steps.count < 0) return;
     for (int n = 0; n < steps.count; ++n, k_at.advance(), v_at.advance()) {
-      const int source = listed ? steps.source[n] : steps.source[0] + n * kBlock;
+      const int source = listed ? steps.source[n] : steps.first_source + n * kBlock;
       k_at.wait_empty(shared.k_ring);
       shared.step[k_at.stage] = {.block = listed ? steps.block[n] : n,
                                  .who = listed ? steps.who[n] : -1};

@@ -42,7 +42,7 @@ Status attend_arguments(const Problem& problem, const SparseAttentionParams& par
   MSA_TRY(map_keys("v", params.v, KvLayout::kPaged, kBlock, &a->v));
   a->batch = device_batch(params.batch, params.q.shape[0], params.k, kBlock);
   a->ids = rows<int32_t>(params.ids, 1);
-  a->topk = problem.topk;
+  a->selection = selection_of(problem);
   a->group = problem.group();
   a->scale = softmax_scale(params.softmax_scale, kDim) * kLog2E;
   a->o = rows<void>(params.o);
@@ -80,9 +80,7 @@ Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspac
   c.batch = s.batch;
   c.scores = s.scores;
   c.columns = s.columns;
-  c.topk = plan.problem.topk;
-  c.init_blocks = plan.problem.init_blocks;
-  c.local_blocks = plan.problem.local_blocks;
+  c.selection = selection_of(plan.problem);
   c.ids = rows<int32_t>(params.ids, 1);
   c.ids_scores = rows<float>(params.scores, 1);
   MSA_TRY(launch_score(plan, s, stream));
@@ -109,8 +107,6 @@ Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspac
   MSA_TRY(attend_arguments(problem, steps.attend, &a));
   a.scores = s.scores;
   a.columns = s.columns;
-  a.init_blocks = problem.init_blocks;
-  a.local_blocks = problem.local_blocks;
   MSA_TRY(launch_score(plan, s, stream));
   return launch_attend<true>(problem, a, stream);
 }

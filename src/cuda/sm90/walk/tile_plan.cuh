@@ -38,8 +38,12 @@ struct TileBlocks {
 
   int count;  ///< -1: there are no more tiles
   int head;
-  int block[kMost];     ///< counted from the first given one
-  int source[kMost];    ///< packed: first row in k and v; paged: the page
+  int block[kMost];  ///< counted from the first given one
+  union {
+    int source[kMost];   ///< packed: first row in k and v; paged: the page
+    int first_source;    ///< without lists: of block 0, which all others follow
+    int queries[kMost];  ///< while lists are united: what becomes `who`
+  };
   uint16_t who[kMost];  ///< bit q: query q of the tile chose it
 };
 
@@ -119,13 +123,13 @@ class TilePlanner {
     describe(blocks, own, tile, steps);
   }
   /// The same where there are no lists and keys are packed: all blocks that a query sees, one
-  /// behind the other. Of `steps` only count, head and source[0].
+  /// behind the other. Of `steps` only count, head and first_source.
   __device__ void write_all(TileRows<kGroup>* tile, TileBlocks<kGroup>* steps) const {
     const int last = __popc(__ballot_sync(0xffffffff, row_ >= 0)) - 1;  // sees the most
     const int visible = __shfl_sync(0xffffffff, visible_, last);
     const int blocks = visible / kBlock + (visible % kBlock > 0 ? 1 : 0);
     const int own[kWarpgroups] = {blocks, blocks};
-    if (threadIdx.x % 32 == 0) steps->source[0] = s_.k_begin;
+    if (threadIdx.x % 32 == 0) steps->first_source = s_.k_begin;
     describe(blocks, own, tile, steps);
   }
 
@@ -145,8 +149,8 @@ class TilePlanner {
   static constexpr uint32_t kKeyQueries = 16;  // a key is block * 16 + query: 28 bits
   static_assert(kQueries <= static_cast<int>(kKeyQueries));
 
-  /// Sorted keys to distinct blocks, ascending: steps->block, and the mask of queries in
-  /// steps->source for the time being. Returns their number.
+  /// Sorted keys to distinct blocks, ascending, and the queries of each: `block` and `queries`.
+  /// Returns their number.
   __device__ int unite(TileBlocks<kGroup>* steps) const {
     const int lane = threadIdx.x % 32;
     uint32_t before = __shfl_up_sync(0xffffffff, key_[kPerLane - 1], 1);
@@ -158,7 +162,7 @@ class TilePlanner {
           key_[r] != kNone && (before == kNone || key_[r] / kKeyQueries != before / kKeyQueries);
       starts |= static_cast<uint32_t>(start) << r;
       before = key_[r];
-      steps->source[32 * r + lane] = 0;
+      steps->queries[32 * r + lane] = 0;
     }
     __syncwarp();
     const int last = sum_to_lane(__popc(starts));
@@ -167,7 +171,7 @@ class TilePlanner {
       if (key_[r] == kNone) continue;
       const int i = last - __popc(starts >> r >> 1) - 1;
       if (starts >> r & 1) steps->block[i] = static_cast<int>(key_[r] / kKeyQueries);
-      atomicOr(&steps->source[i], 1 << key_[r] % kKeyQueries);
+      atomicOr(&steps->queries[i], 1 << key_[r] % kKeyQueries);
     }
     __syncwarp();
     return __shfl_sync(0xffffffff, last, 31);
@@ -184,7 +188,7 @@ class TilePlanner {
     for (int r = 0; r < kPerLane; ++r) {
       const int i = 32 * r + lane;
       block[r] = i < blocks ? steps->block[i] : 0;
-      who[r] = i < blocks ? steps->source[i] : 0;
+      who[r] = i < blocks ? steps->queries[i] : 0;
       const bool first = (who[r] & ((1 << kHalf) - 1)) != 0, second = (who[r] >> kHalf) != 0;
       const uint32_t below = (1u << lane) - 1;
       const uint32_t both = __ballot_sync(0xffffffff, first && second);
