@@ -19,7 +19,7 @@ TEST(DecodeConfig, EveryCtaHasAnSm) {
   for (int64_t tokens = 1; tokens <= 1024; ++tokens) {
     for (int64_t heads : {1, 2, 4, 8}) {
       const int64_t size = cluster_size(tokens, heads);
-      EXPECT_TRUE(size == 1 || size * tokens * heads <= kMultiprocessors) << tokens << " " << heads;
+      EXPECT_TRUE(size == 1 || size * tokens * heads <= kSMs) << tokens << " " << heads;
       EXPECT_LE(size, 16);
       EXPECT_EQ(size & (size - 1), 0) << "not a power of two";
     }

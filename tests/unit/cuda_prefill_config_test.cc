@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/sm90/prefill/choose.h"
+#include "cuda/sm90/prefill/order.h"
 #include "cuda/sm90/prefill/windows.h"
 
 namespace msa::cuda::sm90::prefill {
@@ -116,7 +116,7 @@ TEST(PrefillWindows, TasksOfABlockAreEqual) {
   for (const int tile : {4, 8}) {
     for (const int most : {16, 56, 248, 256}) {
       for (int entries = 1; entries <= 4096; ++entries) {
-        const int each = task_size(entries, most, tile), tasks = (entries + each - 1) / each;
+        const int each = walk::task_size(entries, most, tile), tasks = (entries + each - 1) / each;
         EXPECT_GE(each, 1);
         EXPECT_LE(each, most);
         EXPECT_EQ(each % tile, 0);
@@ -124,7 +124,7 @@ TEST(PrefillWindows, TasksOfABlockAreEqual) {
       }
     }
   }
-  EXPECT_EQ(task_size(250, 248, 4), 128) << "not 248 and 2";
+  EXPECT_EQ(walk::task_size(250, 248, 4), 128) << "not 248 and 2";
 }
 
 /// Bytes [begin, end) that something occupies.

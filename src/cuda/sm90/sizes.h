@@ -6,6 +6,8 @@
 
 namespace msa::cuda::sm90 {
 
+inline constexpr int kSMs = 132;  ///< of an H100 or H200; others are served, less evenly
+
 namespace prefill {
 /// A window's partial results take no more than this: 1.25 GiB.
 inline constexpr int64_t kPartBytes = int64_t{5} << 28;
@@ -18,16 +20,11 @@ inline constexpr int kTableBlocks = 1 << 14;
 inline constexpr int64_t kFewTokens = 128;
 }  // namespace prefill
 
-namespace decode {
-inline constexpr uint32_t kMultiprocessors = 132;  // of an H100 or H200; others are served as well
-}  // namespace decode
-
 namespace dense {
 inline constexpr int kMaxCtas = 144;  // SMs of a whole GH100
 }  // namespace dense
 
 namespace index {
-inline constexpr int kSMs = 132;  // of an H100 or H200; other counts are served, less evenly
 /// Scores up to this size wait in the workspace for the choice: they stay in L2.
 inline constexpr int64_t kMostScoreBytes = int64_t{32} << 20;
 }  // namespace index

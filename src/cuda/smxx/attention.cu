@@ -1,12 +1,12 @@
 // Sparse and dense attention: a CTA per query token and chunk of the heads of one KV head, which
 // walks the listed (or all visible) keys 32 at a time with an online softmax.
-#include <cmath>
 
 #include "cuda/launch.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/scores.h"
 #include "cuda/smxx/tile.cuh"
 #include "cuda/smxx/walk.cuh"
+#include "cuda/softmax_scale.h"
 
 namespace msa::cuda::plain {
 namespace {
@@ -76,8 +76,7 @@ __global__ void __launch_bounds__(128) attend_kernel(Attend a) {
     for (int d = lane(); d < a.dim; d += 32)
       store(a.o, a.o.offset(t, head + row, d), total == 0 ? 0 : o[i * pitch + d] / total);
     if (lane() == 0 && a.lse.data != nullptr)
-      a.lse.at<float>(t, head + row) =
-          total == 0 ? -infinity() : (max[i] + log2f(total)) * 0.6931471805599453f;
+      a.lse.at<float>(t, head + row) = total == 0 ? -infinity() : (max[i] + log2f(total)) * kLn2;
   }
 }
 
@@ -85,8 +84,6 @@ template <class Params>
 Status attend(const Plan& plan, const Params& a, const TensorView& ids, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const RowCut cut(p.group());
-  const double scale =
-      a.softmax_scale != 0 ? a.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   const LaunchShape shape{.grid = dim3(static_cast<uint32_t>(a.q.shape[0]),
                                        static_cast<uint32_t>(p.heads_kv * cut.chunks)),
                           .block = dim3(static_cast<uint32_t>(32 * cut.warps)),
@@ -102,7 +99,7 @@ Status attend(const Plan& plan, const Params& a, const TensorView& ids, cudaStre
                        .group = p.group(),
                        .dim = p.head_dim,
                        .topk = p.topk,
-                       .scale = static_cast<float>(scale * 1.4426950408889634)});
+                       .scale = softmax_scale(a.softmax_scale, p.head_dim) * kLog2E});
 }
 
 }  // namespace

@@ -5,13 +5,13 @@
 //   key_gradient_kernel    a CTA per 16 rows of k and KV head walks the queries that read them, a
 //                          lane each, one query head after the other: dk and dv.
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/launch.h"
 #include "cuda/smxx/inverse_lists.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
 #include "cuda/smxx/walk.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
@@ -207,8 +207,6 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
            cudaStream_t stream) {
   const Problem& p = plan.problem;
   const int64_t tokens = a.q.shape[0], keys = a.k.shape[0], delta = delta_bytes(p, tokens);
-  const double scale =
-      a.softmax_scale != 0 ? a.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   Backward backward{.batch = device_batch(a.batch, tokens, a.k, p.block_size),
                     .q = tensor(a.q),
                     .ids = tensor(a.ids),
@@ -226,7 +224,7 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
                     .group = p.group(),
                     .dim = p.head_dim,
                     .topk = p.topk,
-                    .scale = static_cast<float>(scale)};
+                    .scale = softmax_scale(a.softmax_scale, p.head_dim)};
   MSA_TRY(inverse_lists(plan, a.ids, a.row_ptr, a.entries, a.batch, keys,
                         {static_cast<std::byte*>(workspace.data) + delta}, stream,
                         &backward.lists));

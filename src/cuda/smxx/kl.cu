@@ -6,13 +6,13 @@
 //   key_kernel        a CTA per 16 rows of k_idx walks the queries that read them, a lane each, KV
 //                     head after KV head: dk_idx.
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/launch.h"
 #include "cuda/smxx/inverse_lists.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
 #include "cuda/smxx/walk.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(32) index_lse_kernel(IndexLse a) {
   const float most = warp_max(max);
   const float total = warp_sum(max == -infinity() ? 0 : sum * exp2f(max - most));
   if (lane() == 0)
-    a.lse.at<float>(t, head) =
-        total == 0 ? -infinity() : (most + log2f(total)) * 0.6931471805599453f;
+    a.lse.at<float>(t, head) = total == 0 ? -infinity() : (most + log2f(total)) * kLn2;
 }
 
 // ---- the loss and its gradients ----
@@ -248,8 +247,6 @@ uint32_t key_shared_bytes(const Problem& p) {
                                     kQueries * std::max(pitch, index_pitch)));
 }
 
-double index_scale(const Problem& p) { return 1 / std::sqrt(static_cast<double>(p.index_dim)); }
-
 }  // namespace
 
 uint32_t index_lse_shared_bytes(const Problem& p) {
@@ -272,7 +269,7 @@ Status run(const Plan& plan, const IndexLseParams& a, Workspace, cudaStream_t st
                          .lse = tensor(a.lse),
                          .dim = p.index_dim,
                          .topk = p.topk,
-                         .scale = static_cast<float>(index_scale(p) * 1.4426950408889634)});
+                         .scale = softmax_scale(0, p.index_dim) * kLog2E});
 }
 
 uint32_t kl_shared_bytes(const Problem& p) {
@@ -287,8 +284,6 @@ Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_
   const Problem& p = plan.problem;
   const int64_t tokens = a.q.shape[0], keys = a.k.shape[0];
   const bool gradients = p.op == Op::kKlBackward;
-  const double scale =
-      a.softmax_scale != 0 ? a.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   Kl kl{.batch = device_batch(a.batch, tokens, a.k, p.block_size),
         .q = tensor(a.q),
         .k = key_tensor(a.k, p.layout),
@@ -306,8 +301,8 @@ Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_
         .dim = p.head_dim,
         .index_dim = p.index_dim,
         .topk = p.topk,
-        .scale = static_cast<float>(scale),
-        .index_scale = static_cast<float>(index_scale(p))};
+        .scale = softmax_scale(a.softmax_scale, p.head_dim),
+        .index_scale = softmax_scale(0, p.index_dim)};
   const LaunchShape by_query{
       .grid = dim3(static_cast<uint32_t>(tokens), static_cast<uint32_t>(p.heads_kv)),
       .block = dim3(static_cast<uint32_t>(32 * RowCut(p.group()).warps)),

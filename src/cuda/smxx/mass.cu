@@ -1,10 +1,10 @@
 // Attention mass of blocks: a CTA per query token and KV head, walking blocks.
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/launch.h"
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/tile.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::plain {
@@ -74,8 +74,6 @@ template <>
 Status run(const Plan& plan, const BlockMassParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const RowCut cut(p.group());
-  const double scale =
-      a.softmax_scale != 0 ? a.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   const int64_t tokens = a.q.shape[0], columns = a.mass.shape[2];
   const LaunchShape shape{
       .grid = dim3(columns > 0 ? static_cast<uint32_t>(tokens) : 0,
@@ -92,7 +90,7 @@ Status run(const Plan& plan, const BlockMassParams& a, Workspace, cudaStream_t s
                      .group = p.group(),
                      .dim = p.head_dim,
                      .columns = static_cast<int>(columns),
-                     .scale = static_cast<float>(scale)});
+                     .scale = softmax_scale(a.softmax_scale, p.head_dim)});
 }
 
 }  // namespace msa::cuda::plain

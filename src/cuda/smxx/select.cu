@@ -7,30 +7,19 @@
 #include "cuda/smxx/plain.h"
 #include "cuda/smxx/scores.h"
 #include "cuda/smxx/tile.cuh"
+#include "cuda/topk.cuh"
 
 namespace msa::cuda::plain {
 namespace {
-
-/// The blocks a row may choose from: ids first .. first+blocks-1.
-struct Choice {
-  int first;
-  int blocks;
-  int64_t last_local;  ///< the query's own block; where it sees all the last one
-
-  __device__ bool forced(int j, int init, int local) const {
-    const int64_t id = int64_t{first} + j;
-    return id < init || (id > last_local - local && id <= last_local);
-  }
-};
 
 /// By the caller's count of valid blocks.
 struct CountedRows {
   const int32_t* valid;  ///< [T], or null: all columns
   int columns;
 
-  __device__ Choice operator()(int t) const {
+  __device__ Candidates operator()(const Selection& selection, int t) const {
     const int blocks = valid == nullptr ? columns : max(0, min(valid[t], columns));
-    return {0, blocks, blocks - 1};
+    return candidates(selection, blocks, blocks - 1, 0);
   }
 };
 
@@ -40,13 +29,13 @@ struct BatchRows {
   int first;  ///< query row of row 0
   int columns;
 
-  __device__ Choice operator()(int t) const {
+  __device__ Candidates operator()(const Selection& selection, int t) const {
     const Query query = query_at(batch, first + t);
     const int blocks = (query.visible + batch.block_size - 1) / batch.block_size;
     const int64_t position = query.position();
     const int64_t own = position < 0 ? -1 : position / batch.block_size;
-    return {query.s.block0, min(blocks, columns),
-            batch.causal ? own : int64_t{query.s.block0} + blocks - 1};
+    return candidates(selection, min(blocks, columns),
+                      batch.causal ? own - query.s.block0 : int64_t{blocks - 1}, query.s.block0);
   }
 };
 
@@ -55,27 +44,19 @@ struct Select {
   Tensor ids;         ///< [Hi,T,K]
   Tensor ids_scores;  ///< f32 [Hi,T,K], or not given
   int first;          ///< row of ids that row 0 of scores is
-  int tokens, heads, topk, init, local;
+  int tokens, heads;
+  Selection selection;
 };
-
-/// Unsigned order = order of the scores. NaN counts as -inf, -0 as +0.
-__device__ uint32_t order_of(float score) {
-  if (isnan(score)) score = -infinity();
-  if (score == 0) score = 0;
-  const uint32_t bits = __float_as_uint(score);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 template <class Rows>
 __global__ void __launch_bounds__(128) select_kernel(Select a, Rows rows) {
   const int64_t row = int64_t{blockIdx.x} * warps() + warp();
   if (row >= int64_t{a.tokens} * a.heads) return;
   const int t = static_cast<int>(row / a.heads), r = static_cast<int>(row % a.heads);
-  const Choice choice = rows(t);
-  const int blocks = choice.blocks, wanted = min(a.topk, blocks);
-  constexpr uint32_t kForced = 0xffffffff;  // no score's
+  const Candidates choices = rows(a.selection, t);
+  const int topk = a.selection.topk, blocks = choices.visible, wanted = min(topk, blocks);
   const auto key_of = [&](int j) {
-    return choice.forced(j, a.init, a.local) ? kForced : order_of(a.scores.at<float>(r, t, j));
+    return choices.is_forced(j) ? kForcedOrder : order_of(a.scores.at<float>(r, t, j));
   };
 
   // The largest threshold that `wanted` keys reach.
@@ -101,15 +82,15 @@ __global__ void __launch_bounds__(128) select_kernel(Select a, Rows rows) {
     const uint32_t all_taken = __ballot_sync(0xffffffff, taken);
     if (taken) {
       const int slot = used + __popc(all_taken & lanes_before);
-      a.ids.at<int32_t>(r, a.first + t, slot) = choice.first + j;
+      a.ids.at<int32_t>(r, a.first + t, slot) = choices.block0 + j;
       if (a.ids_scores.data != nullptr)
         a.ids_scores.at<float>(r, a.first + t, slot) =
-            key == kForced ? infinity() : a.scores.at<float>(r, t, j);
+            key == kForcedOrder ? infinity() : a.scores.at<float>(r, t, j);
     }
     equal_left -= min(equal_left, __popc(equals));
     used += __popc(all_taken);
   }
-  for (int slot = wanted + lane(); slot < a.topk; slot += 32) {
+  for (int slot = wanted + lane(); slot < topk; slot += 32) {
     a.ids.at<int32_t>(r, a.first + t, slot) = -1;
     if (a.ids_scores.data != nullptr) a.ids_scores.at<float>(r, a.first + t, slot) = -infinity();
   }
@@ -148,9 +129,7 @@ Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_
                     .first = 0,
                     .tokens = static_cast<int>(a.scores.shape[1]),
                     .heads = p.heads_kv,
-                    .topk = p.topk,
-                    .init = p.init_blocks,
-                    .local = p.local_blocks};
+                    .selection = selection_of(p)};
   const CountedRows rows{
       .valid = a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,
       .columns = static_cast<int>(a.scores.shape[2])};
@@ -187,9 +166,7 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
                .first = static_cast<int>(first),
                .tokens = static_cast<int>(count),
                .heads = p.heads_kv,
-               .topk = p.topk,
-               .init = p.init_blocks,
-               .local = p.local_blocks},
+               .selection = selection_of(p)},
         BatchRows{
             .batch = batch, .first = static_cast<int>(first), .columns = static_cast<int>(columns)},
         stream));

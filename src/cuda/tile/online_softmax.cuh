@@ -23,6 +23,7 @@
 
 #include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace msa::cuda {
@@ -127,7 +128,6 @@ __device__ inline float exponent_of(float score, float scale) {
 }
 /// ln of sum * 2^max, where the row's largest exponent is `max`.
 __device__ inline float lse_of(float max, float sum, float scale) {
-  constexpr float kLn2 = 0.693147180559945309F;
   return fmaf(max, scale / factor_of(max, scale), log2f(sum)) * kLn2;  // exact quotient
 }
 

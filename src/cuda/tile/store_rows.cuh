@@ -20,6 +20,26 @@ __device__ inline void transpose_quad(uint32_t (&v)[4]) {
   swap(v[1], v[3], 2);
 }
 
+// Columns of a row in one lane; 16-byte aligned in memory where they are eight, or f32.
+
+__device__ inline void load_columns(const float* from, float4& x) {
+  x = *reinterpret_cast<const float4*>(from);
+}
+__device__ inline void load_columns(const __nv_bfloat16* from, float4& x) {
+  const uint2 words = *reinterpret_cast<const uint2*>(from);
+  const float2 low = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(words.x));
+  const float2 high = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(words.y));
+  x = {low.x, low.y, high.x, high.y};
+}
+__device__ inline void store_columns(const float4& x, float* to) {
+  *reinterpret_cast<float4*>(to) = x;
+}
+__device__ inline void store_columns(const float4& x, __nv_bfloat16* to) {
+  const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y),
+                                   __floats2bfloat162_rn(x.z, x.w)};
+  *reinterpret_cast<uint2*>(to) = reinterpret_cast<const uint2&>(pairs);
+}
+
 /// Row half h -> row[0 .. kCount*2), 16-byte aligned. All lanes of a warp call; a quad whose row is
 /// null writes nothing.
 template <int kCount>

@@ -1,7 +1,7 @@
 #include "cuda/sm90/backward/family.h"
 
-#include "cuda/sm90/backward/tasks.h"
 #include "cuda/sm90/conditions.h"
+#include "cuda/sm90/walk/tasks.h"
 
 namespace msa::cuda::sm90::backward {
 
@@ -29,9 +29,9 @@ Refusal takes(const Plan& plan, const AttentionBackwardParams& a) {
   if (a.d_o.dtype != DType::kBF16) return {"d_o", name_of(a.d_o.dtype), 0, "bf16"};
   if (a.q.shape[0] == 0) return {"q", "no row", 0, "one or more"};
   if (a.k.shape[0] == 0) return {"k", "no row", 0, "one or more"};
-  if (!has_room(plan.limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
+  if (!walk::has_room(plan.limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
     return {"k", nullptr, a.k.shape[0], "up to max_tokens and max_kv_len rows"};
-  if (a.row_ptr.given() && a.row_ptr.shape[1] - 1 > most_rows(plan.limits))
+  if (a.row_ptr.given() && a.row_ptr.shape[1] - 1 > walk::most_rows(plan.limits))
     return {"row_ptr", nullptr, a.row_ptr.shape[1], "a row per block of the limits"};
   return {};
 }

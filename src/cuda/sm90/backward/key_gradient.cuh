@@ -5,7 +5,7 @@
 //   S^T = K Q^T,  dP^T = V dO^T,  P = exp2(S c - lse),  dS = P (dP - delta)
 //   dV += P^T dO,  dK += dS^T Q
 //
-// A persistent CTA takes tasks (tasks.cuh) from a counter. One warp loads: the block of a task,
+// A persistent CTA takes tasks (walk/tasks.h) from a counter. One warp loads: the block of a task,
 // then its queries, 64 rows (64 / G queries) a tile. Two warpgroups own 64 keys each.
 #pragma once
 
@@ -17,7 +17,7 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/backward/config.h"
 #include "cuda/sm90/backward/query_gradient.h"
-#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/sm90/walk/tasks.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -26,8 +26,8 @@
 namespace msa::cuda::sm90::backward {
 
 struct KeyGradientArgs {
-  TaskLists tasks;
-  InverseLists lists;
+  walk::TaskLists tasks;
+  walk::InverseLists lists;
   const float* row_terms;  ///< [T,Hkv,2,G], see prepare.cuh
   const Words* words;
   float* dk;     ///< [parts,128,128], without the softmax scale
@@ -43,7 +43,7 @@ struct KeyGradientShared {
   using KvTile = SharedTile<kBlock, kDim>;
   using QTile = SharedTile<kTileRows, kDim>;
   /// A block in the ring, for the consumers.
-  struct Step {
+  struct Work {
     int tiles;  ///< -1: there are no more tasks
     int keys;   ///< of the block that exist
     int part;
@@ -57,7 +57,7 @@ struct KeyGradientShared {
   QTile q[kTileStages], d_o[kTileStages];
   Terms terms[kTileStages][kQueries];
   int seen[kTileStages][kQueries];  ///< keys of the block that a query sees
-  Step step[kTaskStages];
+  Work work[kTaskStages];
   RingBarriers<kTaskStages> task_ring;
   RingBarriers<kTileStages> tile_ring;
 };
@@ -71,13 +71,13 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
   constexpr uint32_t kRowBytes = 2 * kGroup * kDim * sizeof(__nv_bfloat16);  // of q and d_o
   constexpr uint32_t kTermBytes = sizeof(typename Shared::Terms);
   const int lane = threadIdx.x % 32;
-  TaskQueue tasks(args.tasks);
+  walk::WorkQueue<walk::TaskSource> tasks(args.tasks);
   RingPosition<kTaskStages> at;
   RingPosition<kTileStages> tile_at;
-  for (Task task = tasks.next(); task.count > 0; task = tasks.next(), at.advance()) {
+  for (walk::Task task = tasks.next(); task.count > 0; task = tasks.next(), at.advance()) {
     at.wait_empty(shared.task_ring);
     if (lane == 0) {
-      shared.step[at.stage] = {
+      shared.work[at.stage] = {
           .tiles = (task.count + kQueries - 1) / kQueries, .keys = task.keys, .part = task.part};
       ptx::Barrier* full = &shared.task_ring.full[at.stage];
       auto &k = shared.k[at.stage], &v = shared.v[at.stage];
@@ -90,7 +90,7 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
     }
     for (int done = 0; done < task.count; done += 32) {  // a lane per query
       const int entry = done + lane;
-      const int row = entry < task.count ? query_of(task, args.lists, entry) : -1;
+      const int row = entry < task.count ? walk::query_of(task, args.lists, entry) : -1;
       for (int first = 0; first < 32 && done + first < task.count;
            first += kQueries, tile_at.advance()) {
         tile_at.wait_empty(shared.tile_ring);
@@ -98,7 +98,7 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
         auto &q = shared.q[tile_at.stage], &d_o = shared.d_o[tile_at.stage];
         ptx::Barrier* full = &shared.tile_ring.full[tile_at.stage];
         if (n >= 0 && n < kQueries) {
-          shared.seen[tile_at.stage][n] = row < 0 ? 0 : keys_seen(task, row);
+          shared.seen[tile_at.stage][n] = row < 0 ? 0 : walk::keys_seen(task, row);
           ptx::arrive_expect(full, kRowBytes + (row < 0 ? 0 : kTermBytes));
           // Missing queries come from behind the tensor, as zeros; they see no key.
           const int source = row < 0 ? args.tokens : row;
@@ -121,7 +121,7 @@ __device__ void load_tasks(KeyGradientShared<kGroup>& shared, const KeyGradientA
   }
   at.wait_empty(shared.task_ring);
   if (lane == 0) {
-    shared.step[at.stage].tiles = -1;
+    shared.work[at.stage].tiles = -1;
     ptx::arrive(&shared.task_ring.full[at.stage]);
   }
 }
@@ -138,11 +138,11 @@ class KeyGradientConsumer {
   __device__ void run() {
     for (;; at_.advance()) {
       at_.wait_full(shared_.task_ring);
-      const auto step = read_for_warp(shared_.step[at_.stage]);
-      if (step.tiles < 0) return;
-      add_tiles(step.tiles);
+      const auto work = read_for_warp(shared_.work[at_.stage]);
+      if (work.tiles < 0) return;
+      add_tiles(work.tiles);
       release(&shared_.task_ring.empty[at_.stage]);
-      store(step);
+      store(work);
     }
   }
 
@@ -271,12 +271,12 @@ class KeyGradientConsumer {
     }
   }
 
-  __device__ void store(const typename Shared::Step& step) {
+  __device__ void store(const typename Shared::Work& work) {
     const int key = first_key_ + 16 * (threadIdx.x / 32 % 4) + threadIdx.x % 32 / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool exists = key + 8 * h < step.keys;
-      const int64_t to = (int64_t{step.part} * kBlock + key + 8 * h) * kDim;
+      const bool exists = key + 8 * h < work.keys;
+      const int64_t to = (int64_t{work.part} * kBlock + key + 8 * h) * kDim;
       store_row(dk_, h, exists ? args_.dk + to : nullptr);
       store_row(dv_, h, exists ? args_.dv + to : nullptr);
     }
@@ -308,10 +308,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warp < 4) {
-    ptx::give_registers<kProducerRegisters>();
+    ptx::give_registers<kLoaderRegisters>();
     if (warp == 0) load_tasks<kGroup>(shared, args, maps);
   } else {
-    ptx::take_registers<kConsumerRegisters>();
+    ptx::take_registers<kKeyRegisters>();
     KeyGradientConsumer<kGroup>(shared, args, warp / 4 - 1).run();
   }
 }

@@ -1,7 +1,6 @@
 #include "cuda/sm90/backward/family.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/device.h"
 #include "cuda/kernel.h"
@@ -9,20 +8,19 @@
 #include "cuda/sm90/backward/key_gradient.cuh"
 #include "cuda/sm90/backward/prepare.cuh"
 #include "cuda/sm90/backward/query_gradient.h"
-#include "cuda/sm90/backward/steps.cuh"
+#include "cuda/sm90/walk/launch_tasks.cuh"
 #include "cuda/smxx/plain.h"
+#include "cuda/softmax_scale.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::backward {
 namespace {
 
-constexpr float kLog2E = 1.44269504088896340736F;
-
 bool is_sparse(const Problem& problem) { return problem.op == Op::kSparseAttentionBackward; }
 
 /// Parts of the workspace: their first bytes.
 struct Layout {
-  TaskLayout tasks;
+  walk::TaskLayout tasks;
   int64_t words;         ///< Words
   int64_t row_ptr;       ///< i32 [Hkv,rows+1]
   int64_t entries;       ///< i32 [Hkv,T*K]
@@ -35,7 +33,7 @@ struct Layout {
 
 Layout layout(const Problem& problem, const Limits& limits) {
   Layout l{};
-  l.tasks = task_layout(problem, limits, is_sparse(problem), 0);
+  l.tasks = walk::task_layout(problem, limits, is_sparse(problem), 0);
   Placement at(l.tasks.end);
   l.words = at.place(sizeof(Words));
   const int64_t entries = is_sparse(problem) ? limits.max_tokens * problem.topk : 0;
@@ -55,8 +53,8 @@ Layout layout(const Problem& problem, const Limits& limits) {
 struct Call {
   Maps maps;
   DeviceBatch batch;
-  InverseLists lists;
-  TaskLists tasks;
+  walk::InverseLists lists;
+  walk::TaskLists tasks;
   Layout layout;
   std::byte* workspace;
   float scale;
@@ -79,8 +77,8 @@ Status make_call(const Plan& plan, const AttentionBackwardParams& a, Workspace w
   call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
   call->layout = layout(problem, plan.limits);
   call->workspace = static_cast<std::byte*>(workspace.data);
-  call->tasks = task_lists(call->layout.tasks, call->workspace);
-  call->scale = a.softmax_scale == 0 ? 1 / std::sqrt(static_cast<float>(kDim)) : a.softmax_scale;
+  call->tasks = walk::task_lists(call->layout.tasks, call->workspace);
+  call->scale = softmax_scale(a.softmax_scale, kDim);
   const DeviceInfo* device = nullptr;
   MSA_TRY(device_info(problem.device.id, &device));
   call->sms = static_cast<uint32_t>(device->sms);
@@ -92,7 +90,7 @@ Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call
                   cudaStream_t stream) {
   if (!is_sparse(plan.problem)) return {};
   const Layout& l = call->layout;
-  return make_inverse_lists(
+  return walk::make_inverse_lists(
       plan, {.ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
       {.rows = l.tasks.rows,
        .row_ptr = call->workspace + l.row_ptr,
@@ -106,15 +104,9 @@ Status launch_prepare(const Plan& plan, const AttentionBackwardParams& a, const 
                       cudaStream_t stream) {
   return launch("attention_backward (delta)", prepare<O>,
                 {.grid = static_cast<uint32_t>(a.q.shape[0]), .block = kPrepareThreads}, stream,
-                PrepareArgs{.o = a.o.data,
-                            .d_o = a.d_o.data,
-                            .lse = a.lse.at<const float>(),
-                            .o_token = a.o.stride[0],
-                            .o_head = a.o.stride[1],
-                            .d_o_token = a.d_o.stride[0],
-                            .d_o_head = a.d_o.stride[1],
-                            .lse_token = a.lse.stride[0],
-                            .lse_head = a.lse.stride[1],
+                PrepareArgs{.o = rows<const void>(a.o),
+                            .d_o = rows<const __nv_bfloat16>(a.d_o),
+                            .lse = rows<const float>(a.lse),
                             .row_terms = call.at<float>(call.layout.row_terms),
                             .words = call.at<Words>(call.layout.words),
                             .heads_q = plan.problem.heads_q,
@@ -122,12 +114,12 @@ Status launch_prepare(const Plan& plan, const AttentionBackwardParams& a, const 
 }
 
 Status launch_tasks(const Plan& plan, const Call& call, cudaStream_t stream) {
-  return launch_make_tasks("attention_backward (tasks)",
-                           {.batch = call.batch,
-                            .lists = call.lists,
-                            .out = call.tasks,
-                            .heads_kv = plan.problem.heads_kv},
-                           stream);
+  return walk::launch_make_tasks("attention_backward (tasks)",
+                                 {.batch = call.batch,
+                                  .lists = call.lists,
+                                  .out = call.tasks,
+                                  .heads_kv = plan.problem.heads_kv},
+                                 stream);
 }
 
 template <int kGroup>
@@ -150,13 +142,13 @@ Status launch_key_gradient(const Plan& plan, const Call& call, cudaStream_t stre
 
 Status launch_reduce(const Call& call, const TensorView& out, int64_t parts, float scale,
                      cudaStream_t stream) {
-  return launch_reduce_parts("attention_backward (sum)",
-                             {.batch = call.batch,
-                              .lists = call.tasks,
-                              .parts = call.at<float>(parts),
-                              .heads = 1,
-                              .scale = scale},
-                             out, stream);
+  return walk::launch_reduce_parts("attention_backward (sum)",
+                                   {.batch = call.batch,
+                                    .lists = call.tasks,
+                                    .parts = call.at<float>(parts),
+                                    .heads = 1,
+                                    .scale = scale},
+                                   out, stream);
 }
 
 template <int kGroup>
@@ -165,14 +157,11 @@ Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, co
   QueryGradientArgs args{.batch = call.batch,
                          .lists = {},
                          .row_terms = call.at<float>(call.layout.row_terms),
-                         .dq = a.dq.data,
-                         .dq_token = a.dq.stride[0],
-                         .dq_head = a.dq.stride[1],
+                         .dq = rows<void>(a.dq),
                          .scale = call.scale,
                          .heads_kv = plan.problem.heads_kv,
                          .words = call.at<Words>(call.layout.words)};
-  if (is_sparse(plan.problem))
-    args.lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], plan.problem.topk};
+  if (is_sparse(plan.problem)) args.lists = walk::lists(a.ids, plan.problem.topk);
   return a.dq.dtype == DType::kF32
              ? launch_query_gradient<kGroup, float>(call.maps, args, call.sms, stream)
              : launch_query_gradient<kGroup, __nv_bfloat16>(call.maps, args, call.sms, stream);

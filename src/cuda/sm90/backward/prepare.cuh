@@ -8,8 +8,10 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/ptx/grid.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/backward/config.h"
 #include "cuda/sm90/backward/query_gradient.h"
+#include "cuda/softmax_scale.h"
 #include "cuda/tile/huge_lse.cuh"
 
 namespace msa::cuda::sm90::backward {
@@ -18,12 +20,10 @@ inline constexpr int kPrepareThreads = 256;
 inline constexpr int kPrepareLanes = 16;  ///< of a row: 8 columns each
 static_assert(kPrepareLanes * 8 == kDim);
 
-/// Strides in elements.
 struct PrepareArgs {
-  const void* o;     ///< [T,Hq,D] as O
-  const void* d_o;   ///< [T,Hq,D], bf16
-  const float* lse;  ///< [T,Hq]
-  int64_t o_token, o_head, d_o_token, d_o_head, lse_token, lse_head;
+  Rows<const void> o;             ///< [T,Hq,D] as O
+  Rows<const __nv_bfloat16> d_o;  ///< [T,Hq,D]
+  Rows<const float> lse;          ///< [T,Hq]
   float* row_terms;  ///< [T,Hkv,2,G]: lse * log2(e), less its slack; +inf: no key seen; delta
   Words* words;      ///< `huge` becomes true where an LSE is
   int32_t heads_q, group;
@@ -48,7 +48,6 @@ __device__ inline void load_columns(const float* from, float (&x)[8]) {
 /// Half a warp per (query row, head): delta = sum over d of o * d_o. blockIdx.x is the query row.
 template <class O>
 __global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant__ PrepareArgs a) {
-  constexpr float kLog2E = 1.44269504088896340736F;
   const int lane = static_cast<int>(threadIdx.x) % kPrepareLanes;
   const int64_t token = blockIdx.x;
   // Whole warps together: a half without a head computes the last one's again.
@@ -57,17 +56,15 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(const __grid_constant
   for (int first = 0; first < a.heads_q; first += kPairs) {
     const int head = min(first + pair0, a.heads_q - 1);
     float o[8], d_o[8], delta = 0;
-    load_columns(static_cast<const O*>(a.o) + token * a.o_token + head * a.o_head + lane * 8, o);
-    load_columns(static_cast<const __nv_bfloat16*>(a.d_o) + token * a.d_o_token +
-                     head * a.d_o_head + lane * 8,
-                 d_o);
+    load_columns(a.o.at<const O>(token, head) + lane * 8, o);
+    load_columns(a.d_o.at(token, head) + lane * 8, d_o);
 #pragma unroll
     for (int i = 0; i < 8; ++i) delta = fmaf(o[i], d_o[i], delta);
 #pragma unroll
     for (int step = 1; step < kPrepareLanes; step *= 2)
       delta += __shfl_xor_sync(0xffffffff, delta, step);
     if (lane != 0 || first + pair0 >= a.heads_q) continue;
-    const float lse = a.lse[token * a.lse_token + head * a.lse_head];
+    const float lse = *a.lse.at(token, head);
     const int kv_head = head / a.group, g = head % a.group;
     float* to = a.row_terms + (token * (a.heads_q / a.group) + kv_head) * 2 * a.group + g;
     to[0] = lse == -INFINITY ? INFINITY : less_slack(lse) * kLog2E;

@@ -15,8 +15,7 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/backward/config.h"
 #include "cuda/sm90/backward/query_gradient.h"
-#include "cuda/sm90/prefill/config.h"
-#include "cuda/sm90/prefill/tile_plan.cuh"
+#include "cuda/sm90/walk/tile_queue.cuh"
 #include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
@@ -25,26 +24,19 @@
 
 namespace msa::cuda::sm90::backward {
 
-using prefill::kRows;  // of a tile: 128 / G queries of G heads
-
 inline constexpr int kKSteps = 3;  ///< blocks of K on their way or in use, 32 KB each
 inline constexpr int kVSteps = 2;  ///< of V
-static_assert(kWarpgroups == prefill::kWarpgroups && kThreads == prefill::kThreads);
 
 template <int kGroup>
 struct QueryGradientShared {
   using Rows = SharedTile<kRows, kDim>;
   using Block = SharedTile<kBlock, kDim>;
-  /// A block in the ring, for the consumers.
-  struct Step {
-    int block, who;
-  };
 
   Rows q, d_o;
   Block k[kKSteps], v[kVSteps];
-  prefill::Steps<kGroup> steps;
-  prefill::Tile<kGroup> tile;
-  Step step[kKSteps];
+  walk::TileBlocks<kGroup> steps;
+  walk::TileRows<kGroup> tile;
+  walk::RingBlock step[kKSteps];
   RingBarriers<1> plan_ring, row_ring;  ///< steps and tile; q and d_o
   RingBarriers<kKSteps> k_ring;
   RingBarriers<kVSteps> v_ring;
@@ -54,11 +46,11 @@ struct QueryGradientShared {
 template <int kGroup>
 __device__ void plan_tiles(QueryGradientShared<kGroup>& shared, const Maps& maps,
                            const QueryGradientArgs& args) {
-  const bool listed = args.lists.ids != nullptr;
+  const bool listed = args.lists.ids.data != nullptr;
   // Without lists the last tiles of a sequence are the longest.
-  prefill::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.words->next_tile,
-                                   /*last_first=*/!listed);
-  prefill::TilePlanner<kGroup> planner;
+  walk::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.words->next_tile,
+                                /*last_first=*/!listed);
+  walk::TilePlanner<kGroup> planner;
   RingPosition<1> at;
   for (; queue.next(&planner); at.advance()) {
     at.wait_empty(shared.plan_ring);
@@ -83,7 +75,7 @@ template <int kGroup>
 __device__ void load_blocks(QueryGradientShared<kGroup>& shared, const Maps& maps,
                             const QueryGradientArgs& args) {
   const auto& steps = shared.steps;
-  const bool listed = args.lists.ids != nullptr;
+  const bool listed = args.lists.ids.data != nullptr;
   RingPosition<1> plan_at;
   RingPosition<kKSteps> k_at;
   RingPosition<kVSteps> v_at;
@@ -91,7 +83,7 @@ __device__ void load_blocks(QueryGradientShared<kGroup>& shared, const Maps& map
     plan_at.wait_full(shared.plan_ring);
     if (steps.count < 0) return;
     for (int n = 0; n < steps.count; ++n, k_at.advance(), v_at.advance()) {
-      const int source = listed ? steps.source[n] : steps.source[0] + n * kBlock;
+      const int source = listed ? steps.source[n] : steps.first_source + n * kBlock;
       k_at.wait_empty(shared.k_ring);
       shared.step[k_at.stage] = {.block = listed ? steps.block[n] : n,
                                  .who = listed ? steps.who[n] : -1};
@@ -272,12 +264,10 @@ class QueryConsumer {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int head = kv_head_ * kGroup + row(h) % kGroup;
-      Out* to = static_cast<Out*>(args_.dq) + token_[h] * args_.dq_token + head * args_.dq_head;
+      Out* to = args_.dq.template at<Out>(token_[h], head);
       store_row(dq_, h, token_[h] >= 0 ? to : nullptr);
     }
   }
-
-  static constexpr float kLog2E = 1.44269504088896340736F;
 
   Shared& shared_;
   const QueryGradientArgs& args_;
@@ -287,7 +277,7 @@ class QueryConsumer {
   RingPosition<kKSteps> k_at_;
   RingPosition<kVSteps> v_at_;
   int passed_ = 0;  ///< steps of the tile behind k_at_
-  typename Shared::Step step_{};
+  walk::RingBlock step_{};
 
   int kv_head_ = 0, own_steps_ = 0, kv_len_ = 0;
   int token_[2], visible_[2];  ///< of this thread's two rows
@@ -313,11 +303,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warp < 4) {
-    ptx::give_registers<prefill::kProducerRegisters>();
+    ptx::give_registers<walk::kProducerRegisters>();
     if (warp == 0) plan_tiles<kGroup>(shared, maps, args);
     if (warp == 1 && ptx::elect_one()) load_blocks<kGroup>(shared, maps, args);
   } else {
-    ptx::take_registers<prefill::kConsumerRegisters>();
+    ptx::take_registers<walk::kConsumerRegisters>();
     QueryConsumer<kGroup, Out>(shared, args, warp / 4 - 1).run();
   }
 }

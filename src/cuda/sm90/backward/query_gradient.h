@@ -7,7 +7,8 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
-#include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/rows.h"
+#include "cuda/sm90/walk/lists.cuh"
 #include "msa/status.h"
 
 namespace msa::cuda::sm90::backward {
@@ -24,14 +25,13 @@ struct Words {
 };
 
 struct QueryGradientArgs {
-  DeviceBatch batch;          ///< packed keys
-  prefill::Lists lists;       ///< ids null and topk 0: every block counts
-  const float* row_terms;     ///< f32 [T,Hkv,2,G] of prepare.cuh
-  void* dq;                   ///< out [T,Hq,D], 16-byte aligned rows
-  int64_t dq_token, dq_head;  ///< strides in elements
-  float scale;                ///< softmax_scale
-  int heads_kv;               ///< Hkv
-  Words* words;               ///< in the workspace
+  DeviceBatch batch;       ///< packed keys
+  walk::Lists lists;       ///< ids null and topk 0: every block counts
+  const float* row_terms;  ///< f32 [T,Hkv,2,G] of prepare.cuh
+  Rows<void> dq;           ///< out [T,Hq,D], 16-byte aligned rows
+  float scale;             ///< softmax_scale
+  int heads_kv;            ///< Hkv
+  Words* words;            ///< in the workspace
 };
 
 /// dq[t,h] = sum_s dS k[s] over the tokens of the forward pass; zeros for rows that read nothing,

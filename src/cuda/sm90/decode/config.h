@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
+#include "cuda/sm90/shape.h"
 #include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::decode {
 
-inline constexpr int kDim = 128;     // D = Di
-inline constexpr int kBlock = 128;   // Bk
 inline constexpr int kRows = 16;     // heads of a group, or (token, index head) rows: one mma
 inline constexpr int kMaxList = 32;  // K: one lane of a warp per entry
 
@@ -27,7 +26,7 @@ constexpr int64_t score_columns(int64_t max_kv_len) {
 /// an SM of their own (dev/notes/decode.md has the table; two per SM lose 3 to 50 %).
 constexpr uint32_t cluster_size(int64_t tokens, int64_t heads_kv) {
   uint32_t size = 1;
-  while (size < 16 && int64_t{2} * size * tokens * heads_kv <= kMultiprocessors) size *= 2;
+  while (size < 16 && int64_t{2} * size * tokens * heads_kv <= kSMs) size *= 2;
   return size;
 }
 

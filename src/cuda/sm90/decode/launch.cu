@@ -1,14 +1,13 @@
 #include "cuda/sm90/decode/family.h"
 
-#include <cmath>
-
 #include "core/layer.h"
 #include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/decode/attend.cuh"
-#include "cuda/sm90/decode/choose.cuh"
+#include "cuda/sm90/decode/choose_blocks.cuh"
 #include "cuda/sm90/decode/config.h"
-#include "cuda/sm90/decode/score.cuh"
+#include "cuda/sm90/decode/score_pages.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::decode {
@@ -29,38 +28,26 @@ Status score_arguments(const Plan& plan, const IndexSelectParams& params, Worksp
 
 Status launch_score(const Plan& plan, const ScoreArguments& a, cudaStream_t stream) {
   const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_q_len, a.group_tokens));
-  return launch("decode scores", score,
-                {.grid = dim3(kMultiprocessors, groups),
-                 .block = kThreads,
-                 .shared_bytes = sizeof(ScoreShared)},
-                stream, a);
+  return launch(
+      "decode scores", score,
+      {.grid = dim3(kSMs, groups), .block = kThreads, .shared_bytes = sizeof(ScoreShared)}, stream,
+      a);
 }
 
 Status attend_arguments(const Problem& problem, const SparseAttentionParams& params,
                         AttendArguments* a) {
-  constexpr float kLog2E = 1.44269504088896341F;
   const auto group = static_cast<uint32_t>(problem.group());
   MSA_TRY(map_queries("q", params.q, group, 1, &a->q));
   MSA_TRY(map_keys("k", params.k, KvLayout::kPaged, kBlock, &a->k));
   MSA_TRY(map_keys("v", params.v, KvLayout::kPaged, kBlock, &a->v));
   a->batch = device_batch(params.batch, params.q.shape[0], params.k, kBlock);
-  a->ids = params.ids.at<int32_t>();
-  a->ids_head_stride = params.ids.stride[0];
-  a->ids_token_stride = params.ids.stride[1];
-  a->topk = problem.topk;
+  a->ids = rows<int32_t>(params.ids, 1);
+  a->selection = selection_of(problem);
   a->group = problem.group();
-  a->scale =
-      kLog2E * (params.softmax_scale != 0 ? params.softmax_scale
-                                          : 1 / std::sqrt(static_cast<float>(problem.head_dim)));
-  a->o = params.o.data;
-  a->o_token_stride = params.o.stride[0];
-  a->o_head_stride = params.o.stride[1];
+  a->scale = softmax_scale(params.softmax_scale, kDim) * kLog2E;
+  a->o = rows<void>(params.o);
   a->o_is_f32 = params.o.dtype == DType::kF32;
-  if (params.lse.given()) {
-    a->lse = params.lse.at<float>();
-    a->lse_token_stride = params.lse.stride[0];
-    a->lse_head_stride = params.lse.stride[1];
-  }
+  a->lse = rows<float>(params.lse);
   return {};
 }
 
@@ -93,17 +80,9 @@ Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspac
   c.batch = s.batch;
   c.scores = s.scores;
   c.columns = s.columns;
-  c.topk = plan.problem.topk;
-  c.init_blocks = plan.problem.init_blocks;
-  c.local_blocks = plan.problem.local_blocks;
-  c.ids = params.ids.at<int32_t>();
-  c.ids_head_stride = params.ids.stride[0];
-  c.ids_token_stride = params.ids.stride[1];
-  if (params.scores.given()) {
-    c.ids_scores = params.scores.at<float>();
-    c.scores_head_stride = params.scores.stride[0];
-    c.scores_token_stride = params.scores.stride[1];
-  }
+  c.selection = selection_of(plan.problem);
+  c.ids = rows<int32_t>(params.ids, 1);
+  c.ids_scores = rows<float>(params.scores, 1);
   MSA_TRY(launch_score(plan, s, stream));
   return launch(
       "decode choice", choose,
@@ -128,8 +107,6 @@ Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspac
   MSA_TRY(attend_arguments(problem, steps.attend, &a));
   a.scores = s.scores;
   a.columns = s.columns;
-  a.init_blocks = problem.init_blocks;
-  a.local_blocks = problem.local_blocks;
   MSA_TRY(launch_score(plan, s, stream));
   return launch_attend<true>(problem, a, stream);
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/ptx/mma.cuh"
+#include "cuda/sm90/cta_topk.cuh"
 #include "cuda/sm90/decode/config.h"
 #include "cuda/tile/shared_tile.cuh"
 
@@ -19,7 +20,12 @@ inline constexpr int kKeysPerWarp = kBlock / kWarps;   // 16: two columns of mma
 inline constexpr int kColumnsPerWarp = kDim / kWarps;  // 16
 
 /// Joins the consumers alone.
-__device__ inline void join_consumers() { ptx::join(1, kConsumers); }
+inline constexpr uint32_t kConsumerBarrier = 1;
+__device__ inline void join_consumers() { ptx::join(kConsumerBarrier, kConsumers); }
+
+/// Of one row, chosen by the consumers.
+using TopK = CtaTopK<kWarps, kMaxBlocks, kConsumerBarrier>;
+static_assert(TopK::kBest == kMaxChosen);
 
 using KeyTile = SharedTile<kBlock, kDim>;
 using RowTile = SharedTile<kRows, kDim>;

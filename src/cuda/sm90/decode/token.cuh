@@ -5,7 +5,7 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/sm90/decode/config.h"
-#include "cuda/sm90/decode/select.cuh"
+#include "cuda/topk.cuh"
 
 namespace msa::cuda::sm90::decode {
 
@@ -15,13 +15,12 @@ struct Token {
   int position;  ///< in the sequence
 
   __device__ int blocks() const { return (visible + kBlock - 1) / kBlock; }
-  /// Among blocks that have a score: lengths beyond the plan's limits are cut. `causal` as in the
-  /// batch.
-  __device__ Choice choice(int64_t columns, bool causal) const {
+  /// Among `columns` blocks that have a score: lengths beyond the plan's limits are cut. `causal`
+  /// as in the batch.
+  __device__ Candidates choices(const Selection& selection, int64_t columns, bool causal) const {
     const int own = position < 0 ? -1 : position / kBlock;
-    return {.blocks = static_cast<int>(min(int64_t{blocks()}, columns)),
-            .block0 = sequence.block0,
-            .last_local = causal ? own - sequence.block0 : blocks() - 1};
+    return candidates(selection, static_cast<int>(min(int64_t{blocks()}, columns)),
+                      causal ? own - sequence.block0 : blocks() - 1, sequence.block0);
   }
 };
 

@@ -9,20 +9,11 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/dense/shape.h"
 #include "cuda/tile/part_softmax.h"
 
 namespace msa::cuda::sm90::dense {
-
-/// Output rows [T,Hq]: row (t, h) starts at data + t*token + h*head.
-template <class T>
-struct HeadRows {
-  T* data;  ///< null: not wanted
-  int64_t token;
-  int64_t head;
-
-  __device__ T* at(int64_t t, int64_t h) const { return data + t * token + h * head; }
-};
 
 /// By value into the kernels.
 struct Args {
@@ -33,10 +24,10 @@ struct Args {
   bool split;       ///< CTAs take equal shares of all blocks, else whole tiles
   float scale;      ///< softmax_scale * log2(e)
 
-  HeadRows<__nv_bfloat16> o;  ///< either this
-  HeadRows<float> o_wide;     ///< or this
-  HeadRows<float> lse;
-  HeadRows<float> block_max;  ///< a row has block_columns
+  Rows<__nv_bfloat16> o;  ///< either this
+  Rows<float> o_wide;     ///< or this
+  Rows<float> lse;
+  Rows<float> block_max;  ///< a row has block_columns
   int block_columns;
 
   int* next_tile;              ///< whole tiles: how many are taken

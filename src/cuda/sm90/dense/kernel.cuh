@@ -10,6 +10,7 @@
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/dense/config.h"
 #include "cuda/sm90/dense/schedule.cuh"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -73,11 +74,6 @@ class BlockPlaces {
 template <int kConsumers>
 __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args& args) {
   for (const CUtensorMap* map : {&maps.q, &maps.k, &maps.v}) ptx::prefetch_map(map);
-  const auto load_tile = [&](auto& tile, const CUtensorMap& map, ptx::Barrier* full, int c1, int c2,
-                             int c3) {
-    for (int p = 0; p < kDim / kPanelColumns; ++p)
-      ptx::load_box(tile.panel(p), &map, full, p * kPanelColumns, c1, c2, c3);
-  };
   Schedule schedule(args);
   RingPosition<1> q;
   RingPosition<kStages> kv;
@@ -92,7 +88,7 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
         ptx::arrive(full);
       } else {
         ptx::arrive_expect(full, args.tile_tokens * args.group * kDim * 2);
-        load_tile(shared.q, maps.q, full, segment.kv_head * args.group, segment.row, 0);
+        load_panels(shared.q, &maps.q, full, segment.kv_head * args.group, segment.row, 0);
       }
     }
     q.advance();
@@ -105,8 +101,7 @@ __device__ void produce(Shared<kConsumers>& shared, const Maps& maps, const Args
         shared.keys[kv.stage] = place.keys;
         ptx::Barrier* full = &shared.kv_ring.full[kv.stage];
         auto& tile = shared.kv[kv.stage];
-        ptx::arrive_expect(full, tile.kBytes);
-        load_tile(tile, map, full, place.token, segment.kv_head, place.page);
+        load_tile(tile, &map, full, place.token, segment.kv_head, place.page);
       }
       kv.advance();
     };
@@ -144,7 +139,7 @@ __device__ inline uint4 without_special(uint4 eight) {
 
 /// A block of V that not all tokens of the tile see, as a consumer does before it adds the block:
 /// in P V all rows are multiplied with all keys, and no product with a probability of zero may be
-/// NaN. Rows from `keys` on hold whatever lay there and become zeros. NaN and infinities of the
+/// NaN. OwnRows from `keys` on hold whatever lay there and become zeros. NaN and infinities of the
 /// others are seldom: then, all consumers together, rows from `end` on, which no token sees, become
 /// zeros too, and of those before, from `begin` on, such values are taken out, and added to o by
 /// hand where this thread's rows see them, keys below limit[h].
@@ -184,14 +179,14 @@ __device__ inline void isolate_values(SharedTile<kBlock, kDim>& v, int begin, in
 }
 
 /// The thread's two rows of the tile, their place in the outputs and what they see.
-struct Rows {
+struct OwnRows {
   int64_t token[2];  ///< query row, -1: no row
   int head[2];
   int limit[2];         ///< visible keys
   int row[2];           ///< in the tile
   float* block_max[2];  ///< null where this thread writes none
 
-  __device__ Rows(const Args& args, const Segment& segment, int consumer) {
+  __device__ OwnRows(const Args& args, const Segment& segment, int consumer) {
     const int thread = static_cast<int>(threadIdx.x % 128);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -207,7 +202,7 @@ struct Rows {
 };
 
 template <int kConsumers>
-__device__ void write_results(const Args& args, const Segment& segment, const Rows& rows,
+__device__ void write_results(const Args& args, const Segment& segment, const OwnRows& rows,
                               const float (&o)[kDim / 2], const OnlineSoftmax& softmax,
                               const float (&lse)[2]) {
   const bool leader = threadIdx.x % 4 == 0;
@@ -237,7 +232,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
     q.wait_full(shared.q_ring);
     const Segment segment = shared.segment;
     if (segment.tokens == 0) return;
-    const Rows rows(args, segment, consumer);
+    const OwnRows rows(args, segment, consumer);
 
     float s[kBlock / 2], o[kDim / 2] = {}, factor[2];
     uint32_t p[kBlock / 16][4];
@@ -351,7 +346,7 @@ __device__ void consume(Shared<kConsumers>& shared, const Args& args, int consum
 
 // ---- kernels ------------------------------------------------------------------------------------
 
-/// Rows behind the last sequence: zeros, -inf. One warp.
+/// OwnRows behind the last sequence: zeros, -inf. One warp.
 __device__ inline void clear_padding(const Args& args) {
   const DeviceBatch& batch = args.batch;
   const int heads = args.heads_kv * args.group, lane = static_cast<int>(threadIdx.x % 32);
@@ -462,13 +457,10 @@ __global__ void __launch_bounds__(128)
   }
   const float inverse = weight == 0 ? 0 : 1 / weight;
   o.x *= inverse, o.y *= inverse, o.z *= inverse, o.w *= inverse;
-  if (args.o.data != nullptr) {
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(o.x, o.y),
-                                     __floats2bfloat162_rn(o.z, o.w)};
-    reinterpret_cast<uint2*>(args.o.at(t, head))[lane] = reinterpret_cast<const uint2&>(pairs);
-  } else {
-    reinterpret_cast<float4*>(args.o_wide.at(t, head))[lane] = o;
-  }
+  if (args.o.data != nullptr)
+    store_columns(o, args.o.at(t, head) + 4 * lane);
+  else
+    store_columns(o, args.o_wide.at(t, head) + 4 * lane);
   if (lane == 0 && args.lse.data != nullptr)
     *args.lse.at(t, head) = weight == 0 ? -INFINITY : lse_of(max, weight, args.scale);
 }

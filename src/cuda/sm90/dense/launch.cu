@@ -1,23 +1,17 @@
 #include "cuda/sm90/dense/family.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "core/op_table.h"
 #include "cuda/device.h"
 #include "cuda/kernel.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/dense/kernel.cuh"
+#include "cuda/softmax_scale.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::dense {
 namespace {
-
-template <class T>
-HeadRows<T> head_rows(const TensorView& view, int token_axis) {
-  if (!view.given()) return {};
-  return {view.at<T>(), view.stride[static_cast<size_t>(token_axis)],
-          view.stride[static_cast<size_t>(1 - token_axis)]};
-}
 
 /// One consumer is enough when a tile of 64 rows holds all new tokens of a sequence.
 int consumers(const Problem& problem, const Limits& limits) {
@@ -29,7 +23,7 @@ int consumers(const Problem& problem, const Limits& limits) {
 bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
   constexpr int64_t kTilesPerCta = 4;
   const int64_t rows = tokens * problem.heads_q;
-  return limits.max_q_len <= 16 || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
+  return limits.max_q_len <= kDecodeTokens || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
 }
 
 /// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] softmaxes, one counter.
@@ -63,7 +57,6 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   const DeviceInfo* device = nullptr;
   MSA_TRY(device_info(problem.device.id, &device));
   const int count = consumers(problem, plan.limits);
-  const float scale = params.softmax_scale > 0 ? params.softmax_scale : 1 / std::sqrt(float{kDim});
 
   Args args{};
   args.batch = device_batch(params.batch, tokens, params.k, kBlock);
@@ -71,13 +64,13 @@ Status run(const Plan& plan, const DenseAttentionParams& params, Workspace works
   args.group = problem.group();
   args.tile_tokens = count * kTileRows / args.group;
   args.split = splits(problem, plan.limits, tokens);
-  args.scale = scale * 1.44269504088896341F;
+  args.scale = softmax_scale(params.softmax_scale, kDim) * kLog2E;
   if (params.o.dtype == DType::kBF16)
-    args.o = head_rows<__nv_bfloat16>(params.o, 0);
+    args.o = rows<__nv_bfloat16>(params.o);
   else
-    args.o_wide = head_rows<float>(params.o, 0);
-  args.lse = head_rows<float>(params.lse, 0);
-  args.block_max = head_rows<float>(params.block_max, 1);
+    args.o_wide = rows<float>(params.o);
+  args.lse = rows<float>(params.lse);
+  args.block_max = rows<float>(params.block_max, 1);
   args.block_columns = params.block_max.given() ? static_cast<int>(params.block_max.shape[2]) : 0;
   args.o_parts = static_cast<float*>(workspace.data);
   args.softmax_parts = reinterpret_cast<PartSoftmax*>(args.o_parts + kPartRows * kDim);

@@ -1,12 +1,11 @@
 // Sizes of the dense attention kernels; plain arithmetic, no CUDA.
 #pragma once
 
+#include "cuda/sm90/shape.h"
 #include "cuda/sm90/sizes.h"
 
 namespace msa::cuda::sm90::dense {
 
-inline constexpr int kDim = 128;      // D
-inline constexpr int kBlock = 128;    // Bk: keys of one shared-memory tile
 inline constexpr int kStages = 6;     // tiles of K or V in flight
 inline constexpr int kTileRows = 64;  // rows of one consumer warpgroup
 

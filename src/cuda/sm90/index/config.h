@@ -4,13 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/sm90/shape.h"
 #include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
 
 namespace msa::cuda::sm90::index {
 
-inline constexpr int kDim = 128;       // Di
-inline constexpr int kBlock = 128;     // Bk
 inline constexpr int kList = 16;       // K at most: slots of a row's running list
 inline constexpr int kMaxSelect = 32;  // K of select_blocks: one lane per chosen block
 

@@ -5,8 +5,10 @@
 
 #include "cuda/kernel.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/index/score.cuh"
-#include "cuda/sm90/index/select.cuh"
+#include "cuda/sm90/index/best_blocks.cuh"
+#include "cuda/sm90/index/score_blocks.cuh"
+#include "cuda/sm90/index/score_matrix.cuh"
+#include "cuda/sm90/index/select_rows.cuh"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::index {
@@ -14,10 +16,6 @@ namespace {
 
 /// Columns of the workspace's scores.
 int64_t max_blocks(const Limits& limits) { return ceil_div(limits.max_kv_len, int64_t{kBlock}); }
-
-Selection selection(const Problem& p) {
-  return {.topk = p.topk, .init_blocks = p.init_blocks, .local_blocks = p.local_blocks};
-}
 
 /// Both operators that multiply, ready but for their output.
 Status score_arguments(const Plan& plan, const TensorView& q_idx, const TensorView& k_idx,
@@ -29,7 +27,7 @@ Status score_arguments(const Plan& plan, const TensorView& q_idx, const TensorVi
   MSA_TRY(map_queries("q_idx", q_idx, p.heads_kv, warpgroup_rows / p.heads_kv, &out->q));
   MSA_TRY(map_keys("k_idx", k_idx, p.layout, kBlock, &out->k));
   out->grid.batch = device_batch(batch, q_idx.shape[0], k_idx, p.block_size);
-  out->grid.selection = selection(p);
+  out->grid.selection = selection_of(p);
   out->grid.head_shift = std::countr_zero(static_cast<uint32_t>(p.heads_kv));
   out->grid.max_blocks = INT32_MAX;
   out->grid.splits = narrow ? 1 : splits(p, plan.limits);
@@ -75,19 +73,11 @@ Status launch_selection(const Rows& rows, const Chosen& out, cudaStream_t stream
 }
 
 Chosen chosen(const Problem& p, const TensorView& ids, const TensorView& scores) {
-  Chosen out{};
-  out.ids = ids.at<int32_t>();
-  out.ids_head_stride = ids.stride[0];
-  out.ids_token_stride = ids.stride[1];
-  if (scores.given()) {
-    out.scores = scores.at<float>();
-    out.scores_head_stride = scores.stride[0];
-    out.scores_token_stride = scores.stride[1];
-  }
-  out.heads = p.heads_kv;
-  out.tokens = static_cast<int32_t>(ids.shape[1]);
-  out.topk = p.topk;
-  return out;
+  return {.ids = rows<int32_t>(ids, 1),
+          .scores = rows<float>(scores, 1),
+          .heads = p.heads_kv,
+          .tokens = static_cast<int32_t>(ids.shape[1]),
+          .topk = p.topk};
 }
 
 }  // namespace
@@ -110,10 +100,8 @@ Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t
   args.grid.selection = {
       .topk = 1, .init_blocks = 0, .local_blocks = 0};  // every block has a score
   args.grid.max_blocks = static_cast<int32_t>(a.scores.shape[2]);
-  args.out.scores = a.scores.at<float>();
-  args.out.scores_head_stride = a.scores.stride[0];
-  args.out.scores_token_stride = a.scores.stride[1];
-  args.out.scores_block_stride = a.scores.stride[2];
+  args.out.scores = rows<float>(a.scores, 1);
+  args.out.block_stride = a.scores.stride[2];
   const int64_t rows = int64_t{p.heads_kv} * args.grid.batch.tokens;
   MSA_TRY(launch("index: clear_unseen", clear_unseen,
                  {.grid = static_cast<uint32_t>(ceil_div(rows, int64_t{kClearWarps})),
@@ -130,24 +118,20 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
   MSA_TRY(score_arguments(plan, a.q_idx, a.k_idx, a.batch, &args));
   if (keeps_scores(p, plan.limits)) {
     args.grid.max_blocks = static_cast<int32_t>(max_blocks(plan.limits));
-    args.out.scores = static_cast<float*>(workspace.data);
-    args.out.scores_head_stride = args.grid.max_blocks;
-    args.out.scores_token_stride = int64_t{p.heads_kv} * args.grid.max_blocks;
-    args.out.scores_block_stride = 1;
+    args.out.scores = {.data = static_cast<float*>(workspace.data),
+                       .token = int64_t{p.heads_kv} * args.grid.max_blocks,
+                       .head = args.grid.max_blocks};
+    args.out.block_stride = 1;
     MSA_TRY(launch_matrix(plan, args, stream));
     return launch_selection<32>(BatchScores{.batch = args.grid.batch,
                                             .selection = args.grid.selection,
-                                            .scores = args.out.scores,
+                                            .scores = args.out.scores.data,
                                             .heads = p.heads_kv,
                                             .max_blocks = args.grid.max_blocks},
                                 out, stream);
   }
   args.out.ids = out.ids;
-  args.out.ids_head_stride = out.ids_head_stride;
-  args.out.ids_token_stride = out.ids_token_stride;
   args.out.scores = out.scores;
-  args.out.scores_head_stride = out.scores_head_stride;
-  args.out.scores_token_stride = out.scores_token_stride;
   if (args.grid.splits > 1) args.out.lists = static_cast<Entry*>(workspace.data);
   MSA_TRY((launch_scores<WideTile, OneTile<WideTile::kRows>, BestBlocks<WideTile>>(
       static_cast<uint32_t>(args.grid.tiles * args.grid.splits), args, stream)));
@@ -164,10 +148,8 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
 Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   return launch_selection<32>(
-      GivenScores{.selection = selection(p),
-                  .scores = a.scores.at<const float>(),
-                  .head_stride = a.scores.stride[0],
-                  .token_stride = a.scores.stride[1],
+      GivenScores{.selection = selection_of(p),
+                  .scores = rows<const float>(a.scores, 1),
                   .block_stride = a.scores.stride[2],
                   .num_valid_blocks =
                       a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,

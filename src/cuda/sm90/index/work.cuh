@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
-#include "cuda/sm90/index/range.cuh"
+#include "cuda/sm90/index/candidates.cuh"
 
 namespace msa::cuda::sm90::index {
 
@@ -38,7 +38,7 @@ struct Grid {
 /// others need is among them.
 __device__ inline int blocks_to_walk(const Grid& grid, const DeviceSequence& s, int queries) {
   if (queries <= 0) return 0;
-  return block_range(grid.selection, seen_keys(s, queries - 1), s.kv_len, s.block0, grid.max_blocks)
+  return candidates(grid.selection, seen_keys(s, queries - 1), s.kv_len, s.block0, grid.max_blocks)
       .end;
 }
 

@@ -2,9 +2,9 @@
 
 #include <climits>
 
-#include "cuda/sm90/backward/tasks.h"
 #include "cuda/sm90/conditions.h"
 #include "cuda/sm90/kl/config.h"
+#include "cuda/sm90/walk/tasks.h"
 
 namespace msa::cuda::sm90::kl {
 namespace {
@@ -14,9 +14,9 @@ namespace {
 template <class Params>
 Refusal takes_blocks(const Plan& plan, const Params& a) {
   const Problem& p = plan.problem;
-  if (!backward::has_room(plan.limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
+  if (!walk::has_room(plan.limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
     return {"k_idx", nullptr, a.k_idx.shape[0], "up to max_tokens and max_kv_len rows"};
-  if (a.q_idx.shape[0] * a.q_idx.shape[1] * kSlots > INT_MAX)
+  if (a.q_idx.shape[0] * a.q_idx.shape[1] * kMostSlots > INT_MAX)
     return {"q_idx", nullptr, a.q_idx.shape[0], "T * Hi up to 2^27"};
   if (a.ids.given() && !fits_lists(p)) return {"ids", "other lists", 0, "up to 16 blocks of 128"};
   if (!a.ids.given() && p.block_size != kBlock && a.batch.block_offset.given())
@@ -32,7 +32,7 @@ Refusal fits(const Problem& p, const Limits&) {
   return group_fits(p);
 }
 
-bool fits_lists(const Problem& p) { return p.block_size == kBlock && p.topk <= kSlots; }
+bool fits_lists(const Problem& p) { return p.block_size == kBlock && p.topk <= kMostSlots; }
 
 Refusal takes(const Plan& plan, const IndexLseParams& a) {
   if (const Refusal refusal = all_aligned({{"q_idx", &a.q_idx}, {"k_idx", &a.k_idx}}))

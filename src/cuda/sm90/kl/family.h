@@ -11,7 +11,7 @@ namespace msa::cuda::sm90::kl {
 
 Refusal fits(const Problem& problem, const Limits& limits);
 // Left to the plain kernels: a negative scale, rows that are not 16-byte aligned, more keys than
-// limits let expect (backward/tasks.h), lists of more than 16 blocks or of others than of 128
+// limits let expect (walk/tasks.h), lists of more than 16 blocks or of others than of 128
 // tokens, and such shards.
 Refusal takes(const Plan& plan, const IndexLseParams& params);
 Refusal takes(const Plan& plan, const KlParams& params);

@@ -12,8 +12,10 @@
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/mma.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/kl/config.h"
 #include "cuda/sm90/kl/readers.cuh"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/shared_tile.cuh"
 #include "cuda/tile/store_rows.cuh"
@@ -22,10 +24,9 @@ namespace msa::cuda::sm90::kl {
 
 struct IndexLseArgs {
   Readers readers;
-  const __nv_bfloat16* q_idx;  ///< [T,Hi,Di]
-  int64_t q_idx_token, q_idx_head;
-  float scale;       ///< log2(e) / sqrt(Di)
-  float* lse_parts;  ///< [Hkv,T,slots]
+  Rows<const __nv_bfloat16> q_idx;  ///< [T,Hi,Di]
+  float scale;                      ///< log2(e) / sqrt(Di)
+  float* lse_parts;                 ///< [Hkv,T,slots]
 };
 
 struct IndexLseShared {
@@ -47,7 +48,7 @@ class QueryTile {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       readers[h] = a_.readers.at(task, first + lane() / 4 + 8 * h);
-      seen[h] = readers[h].row < 0 ? 0 : backward::keys_seen(task, readers[h].row);
+      seen[h] = readers[h].row < 0 ? 0 : walk::keys_seen(task, readers[h].row);
       load_row(task, readers[h].row, h);
     }
     OnlineSoftmax softmax;
@@ -75,8 +76,7 @@ class QueryTile {
   /// Half h of the rows as A operands: a lane loads 8 neighbouring columns of each 32, and the quad
   /// deals them out.
   __device__ void load_row(const Task& task, int row, int h) {
-    const __nv_bfloat16* from =
-        a_.q_idx + row * a_.q_idx_token + task.head * a_.q_idx_head + lane() % 4 * 8;
+    const __nv_bfloat16* from = a_.q_idx.at(row, task.head) + lane() % 4 * 8;
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
       const uint4 loaded = row < 0 ? uint4{} : *reinterpret_cast<const uint4*>(from + 32 * i);
@@ -121,18 +121,14 @@ __global__ void __launch_bounds__(kLseThreads, 2)
   }
   __syncthreads();
   ptx::wait_for_previous_grid();
-  const backward::TaskLists& lists = args.readers.tasks;
+  const walk::TaskLists& lists = args.readers.tasks;
   for (uint32_t lap = 0;; lap ^= 1) {
     if (threadIdx.x == 0) {
       const int number = atomicAdd(lists.taken, 1);
       shared.task = {};
       if (number < *lists.count) {
         shared.task = lists.tasks[number];
-        auto& tile = shared.k_idx;
-        ptx::arrive_expect(&shared.full, tile.kBytes);
-        for (int panel = 0; panel < tile.kPanels; ++panel)
-          ptx::load_box(tile.panel(panel), &k_idx_map, &shared.full, panel * kPanelColumns,
-                        shared.task.source, 0, 0);
+        load_tile(shared.k_idx, &k_idx_map, &shared.full, shared.task.source, 0, 0);
       }
     }
     __syncthreads();

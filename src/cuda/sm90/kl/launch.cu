@@ -2,23 +2,21 @@
 
 #include <algorithm>
 #include <climits>
-#include <cmath>
 
 #include "cuda/device.h"
 #include "cuda/kernel.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/backward/steps.cuh"
 #include "cuda/sm90/kl/index_lse.cuh"
 #include "cuda/sm90/kl/kl_blocks.cuh"
 #include "cuda/sm90/kl/merge.cuh"
 #include "cuda/sm90/kl/parts.h"
+#include "cuda/sm90/walk/launch_tasks.cuh"
 #include "cuda/smxx/plain.h"
+#include "cuda/softmax_scale.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::kl {
 namespace {
-
-constexpr float kLog2E = 1.44269504088896340736F;
 
 Parts parts_of(const Problem& problem, const Limits& limits, bool listed) {
   return parts(problem, limits, listed, plain::block_lists_bytes(problem, limits));
@@ -28,8 +26,8 @@ Parts parts_of(const Problem& problem, const Limits& limits, bool listed) {
 struct Call {
   DeviceBatch batch;
   Parts parts;
-  backward::InverseLists lists;
-  prefill::Lists ids;
+  walk::InverseLists lists;
+  walk::Lists ids;
   std::byte* workspace;
   int64_t rounds;
   int heads;  ///< Hkv
@@ -38,7 +36,7 @@ struct Call {
   int64_t tokens() const { return batch.tokens; }
   float* floats(int64_t begin) const { return reinterpret_cast<float*>(workspace + begin); }
   Readers readers() const {
-    return {.tasks = backward::task_lists(parts.tasks, workspace),
+    return {.tasks = walk::task_lists(parts.tasks, workspace),
             .lists = lists,
             .tokens = batch.tokens,
             .slots = static_cast<int32_t>(parts.slots)};
@@ -49,9 +47,9 @@ struct Call {
             .round = static_cast<int32_t>(round),
             .slots = static_cast<int32_t>(parts.slots)};
   }
-  backward::BlockRange blocks(int64_t round) const {
+  walk::Round blocks(int64_t round) const {
     if (lists.entries != nullptr) return {};
-    return {.first = static_cast<int32_t>(round * kSlots), .count = kSlots};
+    return {.first = static_cast<int32_t>(round * kMostSlots), .count = kMostSlots};
   }
 };
 
@@ -60,12 +58,12 @@ template <class Params>
 Status make_lists(const Plan& plan, const Params& a, Call* call, cudaStream_t stream) {
   BlockListsParams lists{.ids = a.ids, .batch = a.batch};
   if constexpr (requires { a.row_ptr; }) lists.row_ptr = a.row_ptr, lists.entries = a.entries;
-  return backward::make_inverse_lists(plan, lists,
-                                      {.rows = call->parts.tasks.rows,
-                                       .row_ptr = call->workspace + call->parts.row_ptr,
-                                       .entries = call->workspace + call->parts.entries,
-                                       .scratch = call->workspace + call->parts.scratch},
-                                      stream, &call->lists);
+  return walk::make_inverse_lists(plan, lists,
+                                  {.rows = call->parts.tasks.rows,
+                                   .row_ptr = call->workspace + call->parts.row_ptr,
+                                   .entries = call->workspace + call->parts.entries,
+                                   .scratch = call->workspace + call->parts.scratch},
+                                  stream, &call->lists);
 }
 
 template <class Params>
@@ -78,25 +76,25 @@ Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* c
   call->workspace = static_cast<std::byte*>(workspace.data);
   call->rounds =
       std::min(call->parts.rounds,
-               std::max<int64_t>(1, ceil_div(a.k_idx.shape[0], int64_t{kSlots} * kBlock)));
+               std::max<int64_t>(1, ceil_div(a.k_idx.shape[0], int64_t{kMostSlots} * kBlock)));
   call->heads = p.heads_kv;
   const DeviceInfo* device = nullptr;
   MSA_TRY(device_info(p.device.id, &device));
   call->sms = static_cast<uint32_t>(device->sms);
   call->lists = {.topk = p.topk};
   if (!listed) return {};
-  call->ids = {a.ids.template at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], p.topk};
+  call->ids = walk::lists(a.ids, p.topk);
   return make_lists(plan, a, call, stream);
 }
 
 Status launch_tasks(const char* name, const Call& call, int64_t round, cudaStream_t stream) {
-  return backward::launch_make_tasks(name,
-                                     {.batch = call.batch,
-                                      .lists = call.lists,
-                                      .out = call.readers().tasks,
-                                      .heads_kv = call.heads,
-                                      .blocks = call.blocks(round)},
-                                     stream);
+  return walk::launch_make_tasks(name,
+                                 {.batch = call.batch,
+                                  .lists = call.lists,
+                                  .out = call.readers().tasks,
+                                  .heads_kv = call.heads,
+                                  .blocks = call.blocks(round)},
+                                 stream);
 }
 
 /// A warp for each (query row, head).
@@ -105,11 +103,6 @@ LaunchShape merge_shape(const Call& call) {
                        static_cast<uint32_t>(call.heads)),
           .block = kMergeThreads,
           .overlap = true};
-}
-
-RowOutput row_output(const TensorView& view) {
-  if (!view.given()) return {};
-  return {view.at<float>(), view.stride[0], view.stride[1]};
 }
 
 // ---- index_lse ----
@@ -127,15 +120,13 @@ Status run_index_lse(const Call& call, const IndexLseParams& a, cudaStream_t str
                     .overlap = true},
                    stream, k_idx,
                    IndexLseArgs{.readers = call.readers(),
-                                .q_idx = a.q_idx.at<const __nv_bfloat16>(),
-                                .q_idx_token = a.q_idx.stride[0],
-                                .q_idx_head = a.q_idx.stride[1],
-                                .scale = kLog2E / std::sqrt(static_cast<float>(kDim)),
+                                .q_idx = rows<const __nv_bfloat16>(a.q_idx),
+                                .scale = softmax_scale(0, kDim) * kLog2E,
                                 .lse_parts = call.floats(call.parts.scalars)}));
     MSA_TRY(launch("index_lse (merge)", merge_lse, merge_shape(call), stream,
                    MergeLseArgs{.slots = call.slots(round),
                                 .lse_parts = call.floats(call.parts.scalars),
-                                .lse = row_output(a.lse)}));
+                                .lse = rows<float>(a.lse)}));
   }
   return {};
 }
@@ -143,21 +134,14 @@ Status run_index_lse(const Call& call, const IndexLseParams& a, cudaStream_t str
 // ---- the KL ----
 
 KlArgs kl_args(const Call& call, const KlParams& a) {
-  const float width = std::sqrt(static_cast<float>(kDim));
   return {.readers = call.readers(),
-          .lse = a.lse.at<const float>(),
-          .index_lse = a.index_lse.at<const float>(),
-          .q_idx = a.q_idx.at<const __nv_bfloat16>(),
-          .lse_token = a.lse.stride[0],
-          .lse_head = a.lse.stride[1],
-          .index_lse_token = a.index_lse.stride[0],
-          .index_lse_head = a.index_lse.stride[1],
-          .q_idx_token = a.q_idx.stride[0],
-          .q_idx_head = a.q_idx.stride[1],
-          .scale = (a.softmax_scale == 0 ? 1 / width : a.softmax_scale) * kLog2E,
-          .index_scale = kLog2E / width,
+          .lse = rows<const float>(a.lse),
+          .index_lse = rows<const float>(a.index_lse),
+          .q_idx = rows<const __nv_bfloat16>(a.q_idx),
+          .scale = softmax_scale(a.softmax_scale, kDim) * kLog2E,
+          .index_scale = softmax_scale(0, kDim) * kLog2E,
           .queries = call.batch.cu_seqlens_q + call.batch.sequences,
-          .unit = 1 / (width * static_cast<float>(call.heads)),
+          .unit = softmax_scale(0, kDim) / static_cast<float>(call.heads),
           .dq_parts = call.floats(call.parts.dq),
           .dk_parts = call.floats(call.parts.dk),
           .kl_parts = a.kl.given() ? call.floats(call.parts.scalars) : nullptr};
@@ -190,25 +174,24 @@ Status launch_merge(const Call& call, const KlParams& a, int64_t round, cudaStre
   MergeKlArgs args{.slots = call.slots(round),
                    .dq_parts = gradients ? call.floats(call.parts.dq) : nullptr,
                    .before = round > 0 ? sums : nullptr,
-                   .dq = last ? a.dq_idx.data : sums,
-                   .dq_token = last ? a.dq_idx.stride[0] : kDim,
-                   .dq_head = last ? a.dq_idx.stride[1] : call.tokens() * kDim,
+                   .dq = {sums, kDim, call.tokens() * kDim},
                    .kl_parts = a.kl.given() ? call.floats(call.parts.scalars) : nullptr,
-                   .kl = row_output(a.kl)};
+                   .kl = rows<float>(a.kl)};
+  if (last) args.dq = rows<void>(a.dq_idx);
   const bool narrow = last && gradients && a.dq_idx.dtype == DType::kBF16;
   return launch("kl (merge)", narrow ? merge_kl<__nv_bfloat16> : merge_kl<float>, merge_shape(call),
                 stream, args);
 }
 
 Status launch_reduce(const Call& call, const KlParams& a, int64_t round, cudaStream_t stream) {
-  return backward::launch_reduce_parts("kl (keys)",
-                                       {.batch = call.batch,
-                                        .lists = call.readers().tasks,
-                                        .parts = call.floats(call.parts.dk),
-                                        .heads = call.heads,
-                                        .scale = 1,
-                                        .blocks = call.blocks(round)},
-                                       a.dk_idx, stream);
+  return walk::launch_reduce_parts("kl (keys)",
+                                   {.batch = call.batch,
+                                    .lists = call.readers().tasks,
+                                    .parts = call.floats(call.parts.dk),
+                                    .heads = call.heads,
+                                    .scale = 1,
+                                    .blocks = call.blocks(round)},
+                                   a.dk_idx, stream);
 }
 
 Status run_kl(const Call& call, const KlParams& a, int group, cudaStream_t stream) {

@@ -126,7 +126,8 @@ class ListBuilder {
   template <class Visit>
   __device__ void for_each_part(int entries, const Visit& visit) const {
     if (entries == 0) return;
-    const int each = task_size(entries, static_cast<int>(a_.windows.task_queries), a_.tile_queries);
+    const int each =
+        walk::task_size(entries, static_cast<int>(a_.windows.task_queries), a_.tile_queries);
     for (int i = 0; i < entries; i += each) visit(i, min(each, entries - i));
   }
   /// Largest first.
@@ -167,7 +168,7 @@ class ListBuilder {
     const int64_t seen = a_.batch.causal ? int64_t{s.pos0} + begin_ - s.q_begin + 1 -
                                                int64_t{s.block0} * kBlock - before
                                          : kBlock;
-    const Task task{
+    const WindowTask task{
         .source =
             s.pages != nullptr ? a_.batch.page(s, block) : s.k_begin + static_cast<int>(before),
         .head = head_,
@@ -176,7 +177,7 @@ class ListBuilder {
         .seen = static_cast<int16_t>(max(min(seen, int64_t{kBlock}), -int64_t{kMostWindowTokens})),
         .keys = static_cast<uint16_t>(min(s.kv_len - before, int64_t{kBlock}))};
     for_each_part(entries, [&](int i, int count) {
-      Task& to = out_.tasks[atomicAdd(&shared_.sizes[size_class(count)], 1)];
+      WindowTask& to = out_.tasks[atomicAdd(&shared_.sizes[size_class(count)], 1)];
       to = task;
       to.begin = static_cast<uint16_t>(begin + i);
       to.count = static_cast<uint16_t>(count);

@@ -1,7 +1,7 @@
 // Tuned prefill: sparse_attention in bf16 with D 128, Bk 128, K <= 16 and G 8 or 16.
 #pragma once
 
-#include "cuda/sm90/prefill/choose.h"
+#include "cuda/sm90/prefill/order.h"
 #include "cuda/stream.h"
 #include "msa/backend.h"
 

@@ -17,6 +17,7 @@
 #include "cuda/sm90/prefill/build_lists.cuh"
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/sm90/walk/work_queue.cuh"
 #include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
@@ -38,7 +39,7 @@ struct KvOuterArgs {
 
 /// A task in the ring. Its tiles take turns, beginning with warpgroup `first`.
 struct Work {
-  Task task;  ///< of no entries: there are no more tasks
+  WindowTask task;  ///< of no entries: there are no more tasks
   int first;
 
   /// The first tile of a warpgroup; its others follow kTileWarpgroups apart.
@@ -65,59 +66,45 @@ struct KvOuterShared {
   RingBarriers<kTaskStages> work_ring, k_ring, v_ring;  ///< work: for the loading warps
   RingBarriers<1> q_ring[kTileWarpgroups];
 
-  static __device__ int tiles(const Task& task) { return (task.count + kQueries - 1) / kQueries; }
+  static __device__ int tiles(const WindowTask& task) {
+    return (task.count + kQueries - 1) / kQueries;
+  }
 };
 
-/// The tasks of a window, dealt to all CTAs by one counter. One warp; each task is fetched while
-/// the one before is worked on.
-class TaskQueue {
+/// The tasks of a window, head after head, for a WorkQueue.
+class WindowTasks {
  public:
-  __device__ explicit TaskQueue(const KvOuterArgs& args)
-      : a_(args), tasks_(a_.lists.task_count[0]) {
-    take();
-    fetch();
-  }
+  using Work = WindowTask;
 
-  /// A task of no entries when all are taken.
-  __device__ Task next() {
-    const Task task = ahead_;
-    fetch();
-    return task;
-  }
+  __device__ explicit WindowTasks(const KvOuterArgs& args)
+      : a_(args), tasks_(a_.lists.task_count[0]) {}
 
- private:
-  /// Lane 0 takes a number; nobody waits for it here.
-  __device__ void take() {
-    if (threadIdx.x % 32 == 0) number_ = atomicAdd(a_.lists.taken, 1);
-  }
-  __device__ void fetch() {
-    const int number = __shfl_sync(0xffffffff, number_, 0);
+  __device__ int* counter() const { return a_.lists.taken; }
+  __device__ bool read(int number, WindowTask* task) {
     while (head_ < a_.heads_kv && number >= before_ + tasks_) {
       before_ += tasks_;
       tasks_ = ++head_ < a_.heads_kv ? a_.lists.task_count[head_] : 0;
     }
-    ahead_ = {};
-    if (head_ == a_.heads_kv) return;
-    ahead_ = a_.lists.tasks[int64_t{head_} * a_.window_tokens * a_.topk + number - before_];
-    take();
+    if (head_ == a_.heads_kv) return false;
+    *task = a_.lists.tasks[int64_t{head_} * a_.window_tokens * a_.topk + number - before_];
+    return true;
   }
 
+ private:
   const KvOuterArgs& a_;
-  int number_ = 0;
   int head_ = 0;    ///< of the task ahead
   int before_ = 0;  ///< tasks of the heads before
   int tasks_;       ///< of this head
-  Task ahead_{};
 };
 
 /// One warp: takes the tasks of this CTA and loads their blocks.
 template <int kGroup>
 __device__ void load_blocks(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
                             const CUtensorMap* k_map, const CUtensorMap* v_map) {
-  TaskQueue tasks(args);
+  walk::WorkQueue<WindowTasks> tasks(args);
   RingPosition<kTaskStages> at;
   for (int turns = 0;; at.advance()) {
-    const Task task = tasks.next();
+    const WindowTask task = tasks.next();
     if (threadIdx.x % 32 == 0) {
       at.wait_empty(shared.k_ring);
       at.wait_empty(shared.work_ring);
@@ -142,7 +129,7 @@ __device__ void load_blocks(KvOuterShared<kGroup>& shared, const KvOuterArgs& ar
 template <int kGroup, int kQueries>
 __device__ void load_queries(KvOuterShared<kGroup>& shared, const KvOuterArgs& args,
                              const CUtensorMap* q_map, int warpgroup, RingPosition<1> at,
-                             const Task& task, const int (&entries)[kQueries], int count) {
+                             const WindowTask& task, const int (&entries)[kQueries], int count) {
   auto& ring = shared.q_ring[warpgroup];
   at.wait_empty(ring);
 #pragma unroll
@@ -175,7 +162,7 @@ __device__ void load_tiles(KvOuterShared<kGroup>& shared, const KvOuterArgs& arg
     at.wait_full(shared.work_ring);
     const auto work = read_for_warp(shared.work[at.stage]);
     release(&shared.work_ring.empty[at.stage]);
-    const Task& task = work.task;
+    const WindowTask& task = work.task;
     if (task.count == 0) return;
 
     const int64_t slots = int64_t{args.window_tokens} * args.topk;

@@ -1,7 +1,6 @@
 #include "cuda/sm90/prefill/family.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/device.h"
 #include "cuda/kernel.h"
@@ -12,12 +11,11 @@
 #include "cuda/sm90/prefill/overlap.cuh"
 #include "cuda/sm90/prefill/union.cuh"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/softmax_scale.h"
 #include "cuda/tensor_map.h"
 
 namespace msa::cuda::sm90::prefill {
 namespace {
-
-constexpr float kLog2E = 1.44269504088896340736F;
 
 /// What both orders need of a call.
 struct Call {
@@ -46,14 +44,11 @@ Status make_call(const Plan& plan, const SparseAttentionParams& a, Workspace wor
   MSA_TRY(map_keys("k", a.k, problem.layout, kBlock, &call->k));
   MSA_TRY(map_keys("v", a.v, problem.layout, kBlock, &call->v));
   call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
-  call->lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], problem.topk};
-  call->operands = {a.q.at<const __nv_bfloat16>(), a.q.stride[0], a.q.stride[1],
-                    key_rows(a.k, problem.layout), key_rows(a.v, problem.layout)};
-  call->out = {a.o.data,        a.lse.given() ? a.lse.at<float>() : nullptr,
-               a.o.stride[0],   a.o.stride[1],
-               a.lse.stride[0], a.lse.stride[1]};
-  call->scale =
-      (a.softmax_scale == 0 ? 1 / std::sqrt(static_cast<float>(kDim)) : a.softmax_scale) * kLog2E;
+  call->lists = walk::lists(a.ids, problem.topk);
+  call->operands = {rows<const __nv_bfloat16>(a.q), key_rows(a.k, problem.layout),
+                    key_rows(a.v, problem.layout)};
+  call->out = {rows<void>(a.o), rows<float>(a.lse)};
+  call->scale = softmax_scale(a.softmax_scale, kDim) * kLog2E;
   call->heads_kv = problem.heads_kv;
   call->workspace = static_cast<std::byte*>(workspace.data);
   call->measured = order == Order::kAuto;

@@ -96,11 +96,9 @@ __device__ void merge_row(const MergeArgs& a, int head, int row, int g) {
   for (float& x : o) x *= inverse;
 
   const int64_t token = a.first + row, head_q = head * a.group + g;
-  store_columns(
-      o, static_cast<Out*>(a.out.o) + token * a.out.o_token + head_q * a.out.o_head + lane * 8);
-  if (lane == 0 && a.out.lse != nullptr)
-    a.out.lse[token * a.out.lse_token + head_q * a.out.lse_head] =
-        empty ? -INFINITY : lse_of(max, sum, a.scale);
+  store_columns(o, a.out.o.at<Out>(token, head_q) + lane * 8);
+  if (lane == 0 && a.out.lse.data != nullptr)
+    *a.out.lse.at(token, head_q) = empty ? -INFINITY : lse_of(max, sum, a.scale);
 
   // A value that the row does not see, but another query of its tile, may have reached it; and
   // huge logits are not for tiles.

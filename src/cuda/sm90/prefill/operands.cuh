@@ -1,5 +1,5 @@
-// What every prefill kernel reads and writes beside the tiles of q, k and v: block lists, outputs,
-// and the tensors themselves for single rows.
+// What the prefill kernels read and write beside the tiles of q, k and v: outputs, and the tensors
+// themselves for single rows.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,37 +7,13 @@
 #include <cstdint>
 
 #include "cuda/batch.cuh"
-#include "cuda/block_list.cuh"
+#include "cuda/rows.h"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/sm90/walk/lists.cuh"
 
 namespace msa::cuda::sm90::prefill {
 
-/// The lists of queries: i32 [Hkv,T,K], any strides.
-struct Lists {
-  const int32_t* ids;
-  int64_t head_stride, token_stride;
-  int32_t topk;
-
-  __device__ int id(int head, int64_t token, int slot) const {
-    return ids[head * head_stride + token * token_stride + slot];
-  }
-};
-
-/// The block in slot lane % 16 of the list of query row `row` (-1: no such row), which sees
-/// `visible` keys of sequence s. Counted from the first given block; -1 where the slot does not
-/// count or names a block that the query cannot see or nobody can read. All lanes of a warp
-/// together; 16 neighbouring ones ask for the same row. kRepeats: a block that is named again comes
-/// again, for callers that unite the lists.
-template <bool kRepeats = false>
-__device__ inline int chosen_block(const DeviceBatch& batch, const Lists& lists,
-                                   const DeviceSequence& s, int head, int row, int visible) {
-  const int slot = threadIdx.x % kMostSlots;
-  const int id = row >= 0 && slot < lists.topk ? lists.id(head, row, slot) : -1;
-  const bool counted = kRepeats ? is_listed<kMostSlots>(id) : counts<kMostSlots>(id);
-  const int block = counted ? id - s.block0 : -1;
-  const bool seen = block >= 0 && block < (visible >> 7) + ((visible & 127) != 0);
-  return seen && (s.pages == nullptr || batch.page(s, block) >= 0) ? block : -1;
-}
+using walk::chosen_block, walk::Lists;
 
 /// Keys or values: [S,Hkv,D] packed, [P,Hkv,Bk,D] paged. Strides in elements.
 struct KeyRows {
@@ -53,16 +29,14 @@ struct KeyRows {
 };
 
 struct Operands {
-  const __nv_bfloat16* q;  ///< [T,Hq,D]
-  int64_t q_token, q_head;
+  Rows<const __nv_bfloat16> q;  ///< [T,Hq,D]
   KeyRows k, v;
 };
 
-/// Where results go: o [T,Hq,D] as bf16 or f32, lse [T,Hq] or null. Strides in elements.
+/// Where results go.
 struct Output {
-  void* o;
-  float* lse;
-  int64_t o_token, o_head, lse_token, lse_head;
+  Rows<void> o;     ///< [T,Hq,D], bf16 or f32
+  Rows<float> lse;  ///< [T,Hq]
 };
 
 }  // namespace msa::cuda::sm90::prefill

@@ -2,9 +2,9 @@
 // plans them. Decides between the orders, on the device, without asking the host.
 #pragma once
 
-#include "cuda/sm90/prefill/choose.h"
-#include "cuda/sm90/prefill/tile_plan.cuh"
+#include "cuda/sm90/prefill/order.h"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/sm90/walk/tile_queue.cuh"
 
 namespace msa::cuda::sm90::prefill {
 
@@ -13,14 +13,14 @@ template <int kGroup>
 __global__ void __launch_bounds__(32)
     measure_overlap(const __grid_constant__ DeviceBatch batch, const __grid_constant__ Lists lists,
                     int heads_kv, Header* header) {
-  __shared__ Tile<kGroup> tile;
-  __shared__ Steps<kGroup> steps;
-  TileFinder finder(batch, kRows / kGroup);
+  __shared__ walk::TileRows<kGroup> tile;
+  __shared__ walk::TileBlocks<kGroup> steps;
+  walk::TileFinder finder(batch, kRows / kGroup);
   const int number = sampled_tile(static_cast<int>(blockIdx.x), finder.tiles() * heads_kv);
   if (number < 0) return;
   int in_sequence = 0;
   const DeviceSequence s = finder.find(number % finder.tiles(), &in_sequence);
-  TilePlanner<kGroup> planner;
+  walk::TilePlanner<kGroup> planner;
   planner.read(batch, lists, s, number / finder.tiles(), in_sequence * planner.kQueries);
   planner.write(batch, &tile, &steps);
   int useful = 0;

@@ -12,24 +12,10 @@
 #include "cuda/batch.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/softmax_scale.h"
+#include "cuda/tile/store_rows.cuh"
 
 namespace msa::cuda::sm90::prefill {
-
-/// Four neighbouring columns.
-__device__ inline float4 load_four(const __nv_bfloat16* from) {
-  const uint2 words = *reinterpret_cast<const uint2*>(from);
-  const float2 low = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(words.x));
-  const float2 high = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(words.y));
-  return {low.x, low.y, high.x, high.y};
-}
-__device__ inline void store_four(const float4& x, __nv_bfloat16* to) {
-  auto* pairs = reinterpret_cast<__nv_bfloat162*>(to);
-  pairs[0] = __floats2bfloat162_rn(x.x, x.y);
-  pairs[1] = __floats2bfloat162_rn(x.z, x.w);
-}
-__device__ inline void store_four(const float4& x, float* to) {
-  *reinterpret_cast<float4*>(to) = x;
-}
 
 /// o and lse of query row `row`, query head `head` of KV head `kv_head`; a warp, four columns a
 /// lane. `scale` is softmax_scale * log2(e).
@@ -41,7 +27,8 @@ __device__ void attend_row(const DeviceBatch& batch, const Lists& lists, const O
   const DeviceSequence s = b >= 0 ? batch.sequence(b) : DeviceSequence{};
   const int visible = b >= 0 ? s.visible(row - s.q_begin, kBlock, batch.causal) : 0;
   const int chosen = chosen_block(batch, lists, s, kv_head, row, visible);
-  const float4 q = load_four(operands.q + row * operands.q_token + head * operands.q_head + column);
+  float4 q;
+  load_columns(operands.q.at(row, head) + column, q);
 
   float max = -INFINITY, sum = 0;
   float4 o{};
@@ -54,7 +41,9 @@ __device__ void attend_row(const DeviceBatch& batch, const Lists& lists, const O
     const int keys = min(visible - block * kBlock, kBlock);
 #pragma unroll 1
     for (int key = 0; key < keys; ++key, k += operands.k.token, v += operands.v.token) {
-      const float4 x = load_four(k), y = load_four(v);
+      float4 x, y;
+      load_columns(k, x);
+      load_columns(v, y);
       float score = fmaf(q.x, x.x, fmaf(q.y, x.y, fmaf(q.z, x.z, q.w * x.w)));
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(0xffffffff, score, step);
@@ -69,11 +58,10 @@ __device__ void attend_row(const DeviceBatch& batch, const Lists& lists, const O
     }
   }
   const float inverse = max == -INFINITY ? 0 : 1 / sum;
-  if (lane == 0 && out.lse != nullptr)
-    out.lse[row * out.lse_token + head * out.lse_head] =
-        max == -INFINITY ? -INFINITY : fmaf(max, scale, log2f(sum)) * 0.693147180559945309F;
-  store_four({o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse},
-             static_cast<Out*>(out.o) + row * out.o_token + head * out.o_head + column);
+  if (lane == 0 && out.lse.data != nullptr)
+    *out.lse.at(row, head) = max == -INFINITY ? -INFINITY : fmaf(max, scale, log2f(sum)) * kLn2;
+  store_columns({o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse},
+                out.o.at<Out>(row, head) + column);
 }
 
 }  // namespace msa::cuda::sm90::prefill

@@ -16,8 +16,8 @@
 #include "cuda/sm90/prefill/config.h"
 #include "cuda/sm90/prefill/operands.cuh"
 #include "cuda/sm90/prefill/single_row.cuh"
-#include "cuda/sm90/prefill/tile_plan.cuh"
 #include "cuda/sm90/prefill/windows.h"
+#include "cuda/sm90/walk/tile_queue.cuh"
 #include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
@@ -40,16 +40,12 @@ struct UnionArgs {
 template <int kGroup>
 struct UnionShared {
   using KvTile = SharedTile<kBlock, kDim>;
-  /// A block in the ring, for the consumers.
-  struct Step {
-    int block, who;
-  };
 
   SharedTile<kRows, kDim> q;
   KvTile k[kRingSteps], v[kRingSteps];
-  Steps<kGroup> steps;
-  Tile<kGroup> tile;
-  Step step[kRingSteps];
+  walk::TileBlocks<kGroup> steps;
+  walk::TileRows<kGroup> tile;
+  walk::RingBlock step[kRingSteps];
   RingBarriers<1> plan_ring, q_ring;
   RingBarriers<kRingSteps> k_ring, v_ring;
 };
@@ -58,8 +54,8 @@ struct UnionShared {
 template <int kGroup>
 __device__ void plan_tiles(UnionShared<kGroup>& shared, const UnionArgs& args,
                            const CUtensorMap* q_map) {
-  TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.header->next_tile);
-  TilePlanner<kGroup> planner;
+  walk::TileQueue<kGroup> queue(args.batch, args.lists, args.heads_kv, &args.header->next_tile);
+  walk::TilePlanner<kGroup> planner;
   RingPosition<1> at;
   for (; queue.next(&planner); at.advance()) {
     at.wait_empty(shared.plan_ring);
@@ -255,10 +251,10 @@ class Consumer {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool exists = token_[h] >= 0;
-      Out* row = static_cast<Out*>(out.o) + token_[h] * out.o_token + head_[h] * out.o_head;
+      Out* row = out.o.template at<Out>(token_[h], head_[h]);
       store_row(o_, h, exists ? row : nullptr);
-      if (exists && out.lse != nullptr && threadIdx.x % 4 == 0)
-        out.lse[token_[h] * out.lse_token + head_[h] * out.lse_head] = lse[h];
+      if (exists && out.lse.data != nullptr && threadIdx.x % 4 == 0)
+        *out.lse.at(token_[h], head_[h]) = lse[h];
       again[h] = exists && ((spoiled && !isnan(lse[h])) || is_huge_exponent(softmax_.max[h]));
     }
     if (__any_sync(0xffffffff, again[0] || again[1])) attend_rows_again(again);
@@ -287,7 +283,7 @@ class Consumer {
 
   RingPosition<kRingSteps> at_;
   int passed_ = 0;  ///< steps of the tile behind at_
-  typename Shared::Step step_{};
+  walk::RingBlock step_{};
   bool attends_ = false;  ///< a row of this warp chose the block
 
   int own_steps_ = 0, kv_len_ = 0;

@@ -9,8 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/sm90/prefill/choose.h"
+#include "cuda/placement.h"
 #include "cuda/sm90/prefill/config.h"
+#include "cuda/sm90/prefill/order.h"
 #include "cuda/sm90/sizes.h"
 #include "cuda/tile/part_softmax.h"
 #include "msa/problem.h"
@@ -18,7 +19,7 @@
 namespace msa::cuda::sm90::prefill {
 
 /// One block of keys and values and some of the queries that chose it.
-struct alignas(16) Task {
+struct alignas(16) WindowTask {
   int32_t source;  ///< packed: first row of the block in k and v; paged: its page
   int32_t head;    ///< KV head
   uint16_t begin;  ///< its queries are entries begin .. begin+count-1 of the (window, head)
@@ -26,14 +27,12 @@ struct alignas(16) Task {
   int16_t seen;    ///< a query at row r of the window sees min(keys, seen + r) keys of the block
   uint16_t keys;   ///< 1 .. 128: as far as the sequence goes
 };
-static_assert(sizeof(Task) == 16);
+static_assert(sizeof(WindowTask) == 16);
 
 /// An entry is a (query, slot) of a window: row in the window * 16 + slot.
 using Entry = uint16_t;
 inline constexpr int64_t kMostWindowTokens = (1 << 16) / kMostSlots;
 
-/// Of an H100 or H200; other counts are served, less evenly.
-inline constexpr int64_t kSMs = 132;
 /// Ahead of everything in the workspace: struct Header.
 inline constexpr int64_t kHeaderBytes = 256;
 
@@ -46,7 +45,7 @@ struct Windows {
   int64_t counters;  ///< i32 [round, 1 + Hkv]: tasks taken so far, tasks of each head
   int64_t chosen;    ///< u16 [round,Hkv,W]: bit s = slot s is in the lists
   int64_t entries;   ///< Entry [round,Hkv,W*K], by blocks
-  int64_t tasks;     ///< Task [round,Hkv,W*K], largest first
+  int64_t tasks;     ///< WindowTask [round,Hkv,W*K], largest first
   int64_t softmax;   ///< PartSoftmax [Hkv,W,K,G]
   int64_t o;         ///< bf16 [Hkv,W,K,G,D], not divided by the sums
   int64_t bytes;     ///< of all
@@ -67,28 +66,16 @@ constexpr Windows windows(const Problem& problem, const Limits& limits) {
   const int64_t share = w.tokens * topk * heads_kv / kSMs;
   w.task_queries = std::clamp<int64_t>(share / 8 / 8 * 8, 16, kMostTaskQueries);
 
-  int64_t end = kHeaderBytes;
-  const auto place = [&end](int64_t bytes) {
-    const int64_t begin = end;
-    end += (bytes + 255) / 256 * 256;
-    return begin;
-  };
+  Placement at(kHeaderBytes);
   const int64_t lists = w.round * heads_kv, slots = w.tokens * topk;
-  w.counters = place(w.round * (1 + heads_kv) * 4);
-  w.chosen = place(lists * w.tokens * 2);
-  w.entries = place(lists * slots * int64_t{sizeof(Entry)});
-  w.tasks = place(lists * slots * int64_t{sizeof(Task)});
-  w.softmax = place(slots * heads_q * int64_t{sizeof(PartSoftmax)});
-  w.o = place(slots * heads_q * kDim * 2);
-  w.bytes = end;
+  w.counters = at.place(w.round * (1 + heads_kv) * 4);
+  w.chosen = at.place(lists * w.tokens * 2);
+  w.entries = at.place(lists * slots * int64_t{sizeof(Entry)});
+  w.tasks = at.place(lists * slots * int64_t{sizeof(WindowTask)});
+  w.softmax = at.place(slots * heads_q * int64_t{sizeof(PartSoftmax)});
+  w.o = at.place(slots * heads_q * kDim * 2);
+  w.bytes = at.end();
   return w;
-}
-
-/// Entries of each task but the last of a block with `entries` > 0: about equal shares of at most
-/// `most`, in whole tiles of `tile` queries. `most` is a multiple of `tile`.
-MSA_HOST_DEVICE constexpr int task_size(int entries, int most, int tile) {
-  const int tasks = (entries + most - 1) / most;
-  return ((entries + tasks - 1) / tasks + tile - 1) / tile * tile;
 }
 
 /// At the start of the workspace, zeros ahead of every call.
@@ -104,7 +91,7 @@ struct WindowLists {
   int32_t* task_count;  ///< [Hkv]
   uint16_t* chosen;     ///< [Hkv,W]
   Entry* entries;       ///< [Hkv,W*K]
-  Task* tasks;          ///< [Hkv,W*K]
+  WindowTask* tasks;    ///< [Hkv,W*K]
 };
 
 /// Those of window i of a round.
@@ -116,7 +103,7 @@ MSA_HOST_DEVICE inline WindowLists window_lists(const Windows& w, std::byte* wor
           .task_count = counters + 1,
           .chosen = reinterpret_cast<uint16_t*>(workspace + w.chosen) + tokens,
           .entries = reinterpret_cast<Entry*>(workspace + w.entries) + tokens * topk,
-          .tasks = reinterpret_cast<Task*>(workspace + w.tasks) + tokens * topk};
+          .tasks = reinterpret_cast<WindowTask*>(workspace + w.tasks) + tokens * topk};
 }
 
 }  // namespace msa::cuda::sm90::prefill

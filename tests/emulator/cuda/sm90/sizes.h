@@ -1,10 +1,13 @@
 // Stand-in for src/cuda/sm90/sizes.h: short calls take several windows, rounds of windows and
 // passes over a sequence, `auto` asks the device, and tiles of the index branch have several parts.
+// Two families have a number of SMs of their own, which hides the other.
 #pragma once
 
 #include <cstdint>
 
 namespace msa::cuda::sm90 {
+
+inline constexpr int kSMs = 132;
 
 namespace prefill {
 inline constexpr int64_t kPartBytes = 16 * 16 * 264 * 23;  // 23 queries of 16 heads, K 16
@@ -14,7 +17,7 @@ inline constexpr int64_t kFewTokens = 0;
 }  // namespace prefill
 
 namespace decode {
-inline constexpr uint32_t kMultiprocessors = 34;  // two lists get clusters of 16, 18 none
+inline constexpr int kSMs = 34;  // two lists get clusters of 16, 18 none
 }  // namespace decode
 
 namespace dense {

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/sm90/backward/tasks.h"
-#include "cuda/sm90/prefill/windows.h"
+#include "cuda/sm90/walk/tasks.h"
 
-namespace msa::cuda::sm90::backward {
+namespace msa::cuda::sm90::walk {
 namespace {
 
 Limits limits(int64_t tokens, int64_t batch = 1, int64_t kv_len = 0) {
@@ -46,8 +45,8 @@ TEST(BackwardTasks, ThereIsRoomForAllParts) {
       const TaskLayout l = task_layout(p, limits(tokens), true, 0);
       const auto tasks_of = [&](int64_t entries) -> int64_t {
         if (entries == 0) return 0;
-        const int each = prefill::task_size(static_cast<int>(entries),
-                                            static_cast<int>(l.task_queries), kTaskUnit);
+        const int each =
+            task_size(static_cast<int>(entries), static_cast<int>(l.task_queries), kTaskUnit);
         EXPECT_LE(each, l.task_queries);
         return (entries + each - 1) / each;
       };
@@ -94,4 +93,4 @@ TEST(BackwardTasks, ListsLieApart) {
 }
 
 }  // namespace
-}  // namespace msa::cuda::sm90::backward
+}  // namespace msa::cuda::sm90::walk

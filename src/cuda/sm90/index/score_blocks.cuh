@@ -4,7 +4,7 @@
 // queries, one stage per warpgroup, then the blocks of keys, 32 KB each. A warpgroup keeps its
 // queries in registers as the A operand, multiplies them with every block and reduces each row of
 // 128 scores to its maximum. One row then belongs to one thread, which hands the maximum to a sink:
-// BestBlocks keeps the row's best blocks, ScoreMatrix stores it.
+// BestBlocks keeps the row's best blocks, ScoreMatrix stores it (files of their own).
 #pragma once
 
 #include <cuda.h>
@@ -17,9 +17,10 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/index/arguments.cuh"
 #include "cuda/sm90/index/config.h"
-#include "cuda/sm90/index/order.cuh"
 #include "cuda/sm90/index/work.cuh"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/ring.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
@@ -27,164 +28,6 @@ namespace msa::cuda::sm90::index {
 
 using KeyTile = SharedTile<kBlock, kDim>;
 inline constexpr int kSteps = kDim / 16;  // of the inner dimension
-
-/// Where a thread's results go.
-struct Output {
-  int32_t* ids;  ///< [Hi,T,K]
-  int64_t ids_head_stride, ids_token_stride;
-  float* scores;  ///< BestBlocks: [Hi,T,K] or null; ScoreMatrix: [Hi,T,blocks]
-  int64_t scores_head_stride, scores_token_stride, scores_block_stride;
-  Entry* lists;  ///< [tiles, rows, splits, kList] when the blocks of a tile are split, else null
-};
-
-struct ScoreArguments {
-  CUtensorMap q;  ///< q_idx [T,Hi,Di], boxes of one warpgroup's rows
-  CUtensorMap k;  ///< k_idx, boxes of one block
-  Grid grid;
-  Output out;
-};
-
-/// The K best blocks of each row, ids ascending. A thread keeps its row's list in shared memory,
-/// best first; of equal scores the earlier stays ahead, and blocks come in ascending order.
-template <class Shape>
-class BestBlocks {
- public:
-  struct Storage {
-    int4 pairs[kList / 2][128 * Shape::kWarpgroups];  // two entries each: key, id, key, id
-  };
-
-  __device__ BestBlocks(Storage& storage, const ScoreArguments& a)
-      : list_(&storage.pairs[0][threadIdx.x]), a_(a) {}
-
-  /// `row` of the unit's tile is the thread's, -1 for none.
-  __device__ void begin(const Unit& unit, int row) {
-    lowest_ = kForcedKey;
-    if (!has(unit, row)) return;
-    range_ = range(unit, row);
-    lowest_ = kNoKey;
-    for (int i = 0; i < kList / 2; ++i) pairs(i) = {kNoKey, -1, kNoKey, -1};
-  }
-
-  __device__ void take(const Unit& unit, int block, float score) {
-    const int key = key_of(score);
-    if (key > lowest_ && block >= range_.first && block < range_.end)
-      insert(key, unit.block0 + block);
-  }
-
-  __device__ void end(const Unit& unit, int row) {
-    if (!has(unit, row)) return;
-    // The first part of a tile's blocks brings the forced ones of the start, the last the others.
-    const BlockRange blocks = range(unit, row);
-    const int from = unit.split == 0 ? 0 : blocks.first;
-    const int to = unit.split == a_.grid.splits - 1 ? blocks.forced() : blocks.first;
-    for (int i = from; i < to; ++i) insert(kForcedKey, unit.block0 + blocks.forced_block(i));
-
-    const int topk = a_.grid.selection.topk;
-    Entry best[kList];
-#pragma unroll
-    for (int i = 0; i < kList; i += 2) {
-      const int4 pair = pairs(i / 2);
-      best[i] = i < topk ? Entry{pair.x, pair.y} : Entry{kNoKey, -1};
-      best[i + 1] = i + 1 < topk ? Entry{pair.z, pair.w} : Entry{kNoKey, -1};
-    }
-#pragma unroll
-    for (int i = 0; i < kList; ++i) {
-      int place = 0;  // as many as have a lower id; -1 is behind all
-#pragma unroll
-      for (int j = 0; j < kList; ++j)
-        place += static_cast<uint32_t>(best[j].id) < static_cast<uint32_t>(best[i].id);
-      store(unit, row, best[i].id >= 0 ? place : i, best[i]);
-    }
-  }
-
- private:
-  __device__ bool has(const Unit& unit, int row) const {
-    return row >= 0 && row >> a_.grid.head_shift < unit.queries;
-  }
-  __device__ BlockRange range(const Unit& unit, int row) const {
-    return block_range(a_.grid.selection, unit.seen + (row >> a_.grid.head_shift), unit.kv_len,
-                       unit.block0, a_.grid.max_blocks);
-  }
-  __device__ int4& pairs(int i) { return list_[i * 128 * Shape::kWarpgroups]; }
-
-  __device__ void insert(int key, int id) {
-    bool moved = false;  // once it has found its place, all behind it move down
-    const auto pass = [&](int& slot_key, int& slot_id) {
-      moved = moved || key > slot_key;
-      const int next_key = moved ? slot_key : key, next_id = moved ? slot_id : id;
-      if (moved) slot_key = key, slot_id = id;
-      key = next_key;
-      id = next_id;
-    };
-#pragma unroll
-    for (int i = 0; i < kList / 2; ++i) {
-      int4 pair = pairs(i);
-      pass(pair.x, pair.y);
-      pass(pair.z, pair.w);
-      pairs(i) = pair;
-      lowest_ = pair.z;
-    }
-  }
-
-  __device__ void store(const Unit& unit, int row, int place, const Entry& entry) {
-    const Output& out = a_.out;
-    const int64_t head = row & ((1 << a_.grid.head_shift) - 1);
-    const int64_t token = unit.token + (row >> a_.grid.head_shift);
-    if (out.lists != nullptr) {
-      const int64_t list = (int64_t{unit.tile} * Shape::kRows + row) * a_.grid.splits + unit.split;
-      out.lists[list * kList + place] = entry;
-    } else if (place < a_.grid.selection.topk) {
-      out.ids[head * out.ids_head_stride + token * out.ids_token_stride + place] = entry.id;
-      if (out.scores != nullptr) {
-        out.scores[head * out.scores_head_stride + token * out.scores_token_stride + place] =
-            score_of(entry.key);
-      }
-    }
-  }
-
-  int4* list_;
-  const ScoreArguments& a_;
-  BlockRange range_;
-  int lowest_;  ///< key of the list's last entry: others must be better
-};
-
-/// Every score into a matrix.
-template <class Shape>
-class ScoreMatrix {
- public:
-  struct Storage {};
-  __device__ ScoreMatrix(Storage&, const ScoreArguments& a) : a_(a) {}
-
-  __device__ void begin(const Unit& unit, int row) {
-    const int query = row >> a_.grid.head_shift, head = row & ((1 << a_.grid.head_shift) - 1);
-    const Output& out = a_.out;
-    row_ = row < 0 || query >= unit.queries ? nullptr
-                                            : out.scores + head * out.scores_head_stride +
-                                                  (unit.token + query) * out.scores_token_stride;
-  }
-  __device__ void take(const Unit&, int block, float score) {
-    if (row_ != nullptr) row_[block * a_.out.scores_block_stride] = fmaxf(score, -INFINITY);
-  }
-  __device__ void end(const Unit&, int) {}
-
- private:
-  const ScoreArguments& a_;
-  float* row_;
-};
-
-/// What ScoreMatrix leaves out: scores of blocks behind the last one that a row sees. A warp per
-/// row.
-inline constexpr int kClearWarps = 8;
-__global__ void __launch_bounds__(32 * kClearWarps)
-    clear_unseen(const __grid_constant__ Grid grid, const __grid_constant__ Output out) {
-  const int row = static_cast<int>(blockIdx.x) * kClearWarps + static_cast<int>(threadIdx.x) / 32;
-  const int token = row >> grid.head_shift, head = row & ((1 << grid.head_shift) - 1);
-  if (token >= grid.batch.tokens) return;
-  const Token t = find_token(grid.batch, grid.selection, token, grid.max_blocks);
-  float* scores = out.scores + head * out.scores_head_stride + token * out.scores_token_stride;
-  for (int j = t.range.visible + static_cast<int>(threadIdx.x) % 32; j < grid.max_blocks; j += 32)
-    scores[j * out.scores_block_stride] = -INFINITY;
-}
 
 /// Who sees a block: all queries of the tile all of it, some less, or nobody, for its page is none
 /// of the pool's.
@@ -209,10 +52,10 @@ __device__ void produce(Shared& shared, const ScoreArguments& a) {
   constexpr auto hint =
       Shape::kReadsOnce ? ptx::CacheHint::kEvictFirst : ptx::CacheHint::kEvictNormal;
   RingPosition<Shape::kStages> at;
-  // One stage: `bytes` of boxes that `load` starts.
-  const auto fill = [&](uint32_t bytes, const auto& load) {
+  // One stage, whose boxes `load` starts.
+  const auto fill = [&](const auto& load) {
     at.wait_empty(shared.ring);
-    if (lane == 0) load(shared.stages[at.stage], &shared.ring.full[at.stage], bytes);
+    if (lane == 0) load(shared.stages[at.stage], &shared.ring.full[at.stage]);
     __syncwarp();
     at.advance();
   };
@@ -220,15 +63,12 @@ __device__ void produce(Shared& shared, const ScoreArguments& a) {
   const auto hand_out = [&](const Unit& unit) {
     const int queries = Shape::kWarpgroupRows >> a.grid.head_shift;
     for (int w = 0; w < Shape::kWarpgroups; ++w) {
-      fill(Shape::kWarpgroupRows * kDim * 2,
-           [&](KeyTile& tile, ptx::Barrier* full, uint32_t bytes) {
-             if (w == 0) shared.units[number] = unit;
-             if (unit.queries == 0) return ptx::arrive(full);
-             ptx::arrive_expect(full, bytes);
-             for (int p = 0; p < KeyTile::kPanels; ++p)
-               ptx::load_box(tile.panel(p), &a.q, full, p * kPanelColumns, 0,
-                             unit.token + w * queries, 0);
-           });
+      fill([&](KeyTile& tile, ptx::Barrier* full) {
+        if (w == 0) shared.units[number] = unit;
+        if (unit.queries == 0) return ptx::arrive(full);
+        ptx::arrive_expect(full, Shape::kWarpgroupRows * kDim * 2);
+        load_panels(tile, &a.q, full, 0, unit.token + w * queries, 0);
+      });
     }
     number = (number + 1) % Shared::kUnits;
   };
@@ -246,14 +86,12 @@ __device__ void produce(Shared& shared, const ScoreArguments& a) {
         page = __shfl_sync(0xffffffff, pages, (j - unit.begin) % 32);
         token = 0;
       }
-      fill(KeyTile::kBytes, [&](KeyTile& tile, ptx::Barrier* full, uint32_t bytes) {
+      fill([&](KeyTile& tile, ptx::Barrier* full) {
         shared.coverage[at.stage] = page < 0                   ? Coverage::kMissing
                                     : j < unit.first_partial() ? Coverage::kWhole
                                                                : Coverage::kPartial;
         if (page < 0) return ptx::arrive(full);
-        ptx::arrive_expect(full, bytes);
-        for (int p = 0; p < KeyTile::kPanels; ++p)
-          ptx::load_box(tile.panel(p), &a.k, full, p * kPanelColumns, token, 0, page, hint);
+        load_tile(tile, &a.k, full, token, 0, page, hint);
       });
     }
   }

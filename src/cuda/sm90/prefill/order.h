@@ -4,14 +4,9 @@
 
 #include <cstdint>
 
+#include "cuda/sm90/shape.h"
 #include "cuda/sm90/sizes.h"
 #include "msa/problem.h"
-
-#ifdef __CUDACC__
-#define MSA_HOST_DEVICE __host__ __device__
-#else
-#define MSA_HOST_DEVICE
-#endif
 
 namespace msa::cuda::sm90::prefill {
 

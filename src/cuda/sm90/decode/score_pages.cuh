@@ -16,6 +16,7 @@
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/decode/tiles.cuh"
+#include "cuda/tile/load_tile.cuh"
 #include "cuda/tile/online_softmax.cuh"
 #include "cuda/tile/ring.cuh"
 
@@ -92,7 +93,7 @@ __device__ inline Place place_of(const int32_t* ends, int sequences, int n) {
   return {.b = low, .begin = low > 0 ? ends[low - 1] : 0, .end = ends[low]};
 }
 
-/// Grid [kMultiprocessors, groups of tokens].
+/// Grid [kSMs, groups of tokens].
 __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ ScoreArguments a) {
   auto& shared = *reinterpret_cast<ScoreShared*>(ptx::dynamic_shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ Sco
 
   // At most kMaxSequences * kMaxBlocks = 2^23 blocks.
   const uint32_t total = a.batch.sequences > 0 ? shared.ends[a.batch.sequences - 1] : 0;
-  const auto share = [&](uint32_t cta) { return static_cast<int>(total * cta / kMultiprocessors); };
+  const auto share = [&](uint32_t cta) { return static_cast<int>(total * cta / kSMs); };
   const int first = share(blockIdx.x), last = share(blockIdx.x + 1);
   const auto find = [&](int n) { return place_of(shared.ends, a.batch.sequences, n); };
   RingPosition<kScoreStages> position;
@@ -128,12 +129,9 @@ __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ Sco
         const int p = __shfl_sync(0xffffffff, page, n - n0);
         if (lane == 0) {
           position.wait_empty(shared.barriers);
-          ptx::Barrier* full = &shared.barriers.full[position.stage];
-          ptx::arrive_expect(full, KeyTile::kBytes);
           // A page that does not exist lies outside the tensor: zeros.
-          for (int i = 0; i < KeyTile::kPanels; ++i)
-            ptx::load_box(shared.ring[position.stage].panel(i), &a.k, full, i * kPanelColumns, 0, 0,
-                          p, ptx::CacheHint::kEvictFirst);
+          load_tile(shared.ring[position.stage], &a.k, &shared.barriers.full[position.stage], 0, 0,
+                    p, ptx::CacheHint::kEvictFirst);
         }
         position.advance();
       }
@@ -158,9 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2) score(const __grid_constant__ Sco
         if (threadIdx.x == 0) {
           ptx::arrive_expect(&shared.q_full,
                              a.group_tokens * a.heads * kDim * sizeof(__nv_bfloat16));
-          for (int p = 0; p < RowTile::kPanels; ++p)
-            ptx::load_box(shared.q.panel(p), &a.q, &shared.q_full, p * kPanelColumns, 0,
-                          sequence.q_begin + first_token, 0);
+          load_panels(shared.q, &a.q, &shared.q_full, 0, sequence.q_begin + first_token, 0);
         }
         const auto seen = [&](int row) {
           return sequence.visible(first_token + a.token_of(row), kBlock, a.batch.causal);

@@ -4,10 +4,11 @@
 #include <cstddef>
 
 #include "cuda/launch.h"
-#include "cuda/sm90/backward/tasks.cuh"
+#include "cuda/sm90/walk/make_tasks.cuh"
+#include "cuda/sm90/walk/reduce_parts.cuh"
 #include "cuda/smxx/plain.h"
 
-namespace msa::cuda::sm90::backward {
+namespace msa::cuda::sm90::walk {
 
 /// Where a workspace has room for inverse lists.
 struct ListRoom {
@@ -49,9 +50,7 @@ inline Status launch_make_tasks(const char* name, const MakeTasksArgs& args, cud
 inline Status launch_reduce_parts(const char* name, ReduceArgs args, const TensorView& out,
                                   cudaStream_t stream) {
   const bool by_head = out.rank == 3;
-  args.out = out.data;
-  args.out_row = out.stride[0];
-  args.out_head = by_head ? out.stride[1] : 0;
+  args.out = {out.data, out.stride[0], by_head ? out.stride[1] : 0};
   args.keys = static_cast<int32_t>(out.shape[0]);
   constexpr int64_t kRows = kReduceThreads / 32;  // of a CTA
   return launch(name, out.dtype == DType::kF32 ? reduce_parts<float> : reduce_parts<__nv_bfloat16>,
@@ -62,4 +61,4 @@ inline Status launch_reduce_parts(const char* name, ReduceArgs args, const Tenso
                 stream, args);
 }
 
-}  // namespace msa::cuda::sm90::backward
+}  // namespace msa::cuda::sm90::walk

@@ -9,15 +9,15 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/ptx/copy.cuh"
-#include "cuda/sm90/prefill/config.h"
-#include "cuda/sm90/prefill/operands.cuh"
+#include "cuda/sm90/walk/config.h"
+#include "cuda/sm90/walk/lists.cuh"
 #include "cuda/tile/shared_tile.cuh"
 
-namespace msa::cuda::sm90::prefill {
+namespace msa::cuda::sm90::walk {
 
 /// What the consumers must know of a tile.
 template <int kGroup>
-struct Tile {
+struct TileRows {
   static constexpr int kQueries = kRows / kGroup;
 
   int steps;                             ///< blocks of the union; -1: there are no more tiles
@@ -33,14 +33,23 @@ struct Tile {
 /// never passes more than one foreign block between two of its own, and both move through the ring
 /// at the same pace.
 template <int kGroup>
-struct Steps {
+struct TileBlocks {
   static constexpr int kMost = kRows / kGroup * kMostSlots;
 
   int count;  ///< -1: there are no more tiles
   int head;
-  int block[kMost];     ///< counted from the first given one
-  int source[kMost];    ///< packed: first row in k and v; paged: the page
+  int block[kMost];  ///< counted from the first given one
+  union {
+    int source[kMost];   ///< packed: first row in k and v; paged: the page
+    int first_source;    ///< without lists: of block 0, which all others follow
+    int queries[kMost];  ///< while lists are united: what becomes `who`
+  };
   uint16_t who[kMost];  ///< bit q: query q of the tile chose it
+};
+
+/// A block in the ring, for those who compute.
+struct RingBlock {
+  int block, who;
 };
 
 /// Sorts 32 * kPerLane keys ascending; element r of lane l is number l * kPerLane + r. Bitonic.
@@ -79,56 +88,6 @@ __device__ inline int sum_to_lane(int value) {
   return value;
 }
 
-/// Finds the sequence of a tile; all lanes of a warp together. Tiles never cross sequences. Rows of
-/// padding are a last sequence without keys. Asked for ascending tiles it walks the batch once.
-class TileFinder {
- public:
-  __device__ TileFinder(const DeviceBatch& batch, int queries) : batch_(batch), queries_(queries) {
-    load(0, 0);
-    while (first_ + 32 <= batch_.sequences) load(first_ + 32, end());
-    tiles_ = end();
-    load(0, 0);
-  }
-
-  __device__ int tiles() const { return tiles_; }
-
-  /// The sequence of `tile` < tiles(), and the tile's number in it.
-  __device__ DeviceSequence find(int tile, int* tile_in_sequence) {
-    if (tile < before_) load(0, 0);
-    while (tile >= end()) load(first_ + 32, end());
-    const int begin = before_ + last_ - own_;
-    const uint32_t found = __ballot_sync(0xffffffff, tile >= begin && tile < begin + own_);
-    const int lane = __ffs(found) - 1;
-    *tile_in_sequence = tile - __shfl_sync(0xffffffff, begin, lane);
-    return sequence(first_ + lane);
-  }
-
- private:
-  __device__ DeviceSequence sequence(int b) const {
-    if (b < batch_.sequences) return batch_.sequence(b);
-    DeviceSequence padding{};
-    padding.q_begin = batch_.clamp(batch_.cu_seqlens_q[batch_.sequences], 0, batch_.tokens);
-    padding.q_len = batch_.tokens - padding.q_begin;
-    return padding;
-  }
-
-  /// Looks at sequences first .. first+31, ahead of which there are `before` tiles.
-  __device__ void load(int first, int before) {
-    const int b = first + static_cast<int>(threadIdx.x % 32);
-    first_ = first;
-    before_ = before;
-    own_ = b <= batch_.sequences ? (sequence(b).q_len + queries_ - 1) / queries_ : 0;
-    last_ = sum_to_lane(own_);
-  }
-  __device__ int end() const { return before_ + __shfl_sync(0xffffffff, last_, 31); }
-
-  const DeviceBatch& batch_;
-  int queries_;
-  int tiles_ = 0;
-  int first_ = 0, before_ = 0;  ///< sequence of lane 0, and the tiles ahead of it
-  int own_ = 0, last_ = 0;      ///< tiles of this lane's sequence, and of those up to it
-};
-
 /// One tile's lists, read and sorted; all lanes of a warp together. write() then writes it down.
 template <int kGroup>
 class TilePlanner {
@@ -156,20 +115,21 @@ class TilePlanner {
     sort_in_warp(key_);
   }
 
-  __device__ void write(const DeviceBatch& batch, Tile<kGroup>* tile, Steps<kGroup>* steps) const {
+  __device__ void write(const DeviceBatch& batch, TileRows<kGroup>* tile,
+                        TileBlocks<kGroup>* steps) const {
     const int blocks = unite(steps);
     int own[kWarpgroups];
     order(batch, blocks, steps, own);
     describe(blocks, own, tile, steps);
   }
   /// The same where there are no lists and keys are packed: all blocks that a query sees, one
-  /// behind the other. Of `steps` only count, head and source[0].
-  __device__ void write_all(Tile<kGroup>* tile, Steps<kGroup>* steps) const {
+  /// behind the other. Of `steps` only count, head and first_source.
+  __device__ void write_all(TileRows<kGroup>* tile, TileBlocks<kGroup>* steps) const {
     const int last = __popc(__ballot_sync(0xffffffff, row_ >= 0)) - 1;  // sees the most
     const int visible = __shfl_sync(0xffffffff, visible_, last);
     const int blocks = visible / kBlock + (visible % kBlock > 0 ? 1 : 0);
     const int own[kWarpgroups] = {blocks, blocks};
-    if (threadIdx.x % 32 == 0) steps->source[0] = s_.k_begin;
+    if (threadIdx.x % 32 == 0) steps->first_source = s_.k_begin;
     describe(blocks, own, tile, steps);
   }
 
@@ -189,9 +149,9 @@ class TilePlanner {
   static constexpr uint32_t kKeyQueries = 16;  // a key is block * 16 + query: 28 bits
   static_assert(kQueries <= static_cast<int>(kKeyQueries));
 
-  /// Sorted keys to distinct blocks, ascending: steps->block, and the mask of queries in
-  /// steps->source for the time being. Returns their number.
-  __device__ int unite(Steps<kGroup>* steps) const {
+  /// Sorted keys to distinct blocks, ascending, and the queries of each: `block` and `queries`.
+  /// Returns their number.
+  __device__ int unite(TileBlocks<kGroup>* steps) const {
     const int lane = threadIdx.x % 32;
     uint32_t before = __shfl_up_sync(0xffffffff, key_[kPerLane - 1], 1);
     if (lane == 0) before = kNone;
@@ -202,7 +162,7 @@ class TilePlanner {
           key_[r] != kNone && (before == kNone || key_[r] / kKeyQueries != before / kKeyQueries);
       starts |= static_cast<uint32_t>(start) << r;
       before = key_[r];
-      steps->source[32 * r + lane] = 0;
+      steps->queries[32 * r + lane] = 0;
     }
     __syncwarp();
     const int last = sum_to_lane(__popc(starts));
@@ -211,14 +171,14 @@ class TilePlanner {
       if (key_[r] == kNone) continue;
       const int i = last - __popc(starts >> r >> 1) - 1;
       if (starts >> r & 1) steps->block[i] = static_cast<int>(key_[r] / kKeyQueries);
-      atomicOr(&steps->source[i], 1 << key_[r] % kKeyQueries);
+      atomicOr(&steps->queries[i], 1 << key_[r] % kKeyQueries);
     }
     __syncwarp();
     return __shfl_sync(0xffffffff, last, 31);
   }
 
-  /// Brings the blocks into the order of Steps and says where each one lies.
-  __device__ void order(const DeviceBatch& batch, int blocks, Steps<kGroup>* steps,
+  /// Brings the blocks into the order of TileBlocks and says where each one lies.
+  __device__ void order(const DeviceBatch& batch, int blocks, TileBlocks<kGroup>* steps,
                         int (&own)[kWarpgroups]) const {
     constexpr int kHalf = kQueries / kWarpgroups;
     const int lane = threadIdx.x % 32;
@@ -228,7 +188,7 @@ class TilePlanner {
     for (int r = 0; r < kPerLane; ++r) {
       const int i = 32 * r + lane;
       block[r] = i < blocks ? steps->block[i] : 0;
-      who[r] = i < blocks ? steps->source[i] : 0;
+      who[r] = i < blocks ? steps->queries[i] : 0;
       const bool first = (who[r] & ((1 << kHalf) - 1)) != 0, second = (who[r] >> kHalf) != 0;
       const uint32_t below = (1u << lane) - 1;
       const uint32_t both = __ballot_sync(0xffffffff, first && second);
@@ -259,8 +219,8 @@ class TilePlanner {
   }
 
   /// Everything of the plan but the blocks themselves.
-  __device__ void describe(int blocks, const int (&own)[kWarpgroups], Tile<kGroup>* tile,
-                           Steps<kGroup>* steps) const {
+  __device__ void describe(int blocks, const int (&own)[kWarpgroups], TileRows<kGroup>* tile,
+                           TileBlocks<kGroup>* steps) const {
     const int lane = threadIdx.x % 32;
     if (lane < kQueries) {
       tile->row[lane] = row_;
@@ -281,41 +241,4 @@ class TilePlanner {
   uint32_t key_[kPerLane];
 };
 
-/// The tiles of a batch, dealt to all CTAs by one counter, which starts at zero; all lanes of a
-/// warp together.
-template <int kGroup>
-class TileQueue {
- public:
-  /// `last_first`: the tiles of a head in descending order.
-  __device__ TileQueue(const DeviceBatch& batch, const Lists& lists, int heads_kv, int* counter,
-                       bool last_first = false)
-      : batch_(batch),
-        lists_(lists),
-        finder_(batch, kRows / kGroup),
-        tiles_(finder_.tiles() * heads_kv),
-        counter_(counter),
-        last_first_(last_first) {}
-
-  /// Has the planner read the next tile; false if all are taken.
-  __device__ bool next(TilePlanner<kGroup>* planner) {
-    const int lane = threadIdx.x % 32;
-    const int number = __shfl_sync(0xffffffff, lane == 0 ? atomicAdd(counter_, 1) : 0, 0);
-    if (number >= tiles_) return false;
-    // Neighbours in time are neighbours in the text: they share blocks in L2.
-    const int head = number / finder_.tiles(), turn = number % finder_.tiles();
-    int tile = 0;
-    const DeviceSequence s = finder_.find(last_first_ ? finder_.tiles() - 1 - turn : turn, &tile);
-    planner->read(batch_, lists_, s, head, tile * planner->kQueries);
-    return true;
-  }
-
- private:
-  const DeviceBatch& batch_;
-  const Lists& lists_;
-  TileFinder finder_;
-  int tiles_;
-  int* counter_;
-  bool last_first_;
-};
-
-}  // namespace msa::cuda::sm90::prefill
+}  // namespace msa::cuda::sm90::walk

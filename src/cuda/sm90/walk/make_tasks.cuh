@@ -1,66 +1,13 @@
-// The device side of tasks.h: inverse lists become tasks, CTAs take tasks from a counter, and parts
-// are added up.
+// Inverse lists become tasks (tasks.h).
 #pragma once
-
-#include <cuda_bf16.h>
 
 #include <cstdint>
 #include <cub/block/block_scan.cuh>
 
 #include "cuda/batch.cuh"
-#include "cuda/ptx/grid.cuh"
-#include "cuda/sm90/backward/tasks.h"
-#include "cuda/sm90/prefill/windows.h"
+#include "cuda/sm90/walk/tasks.cuh"
 
-namespace msa::cuda::sm90::backward {
-
-/// Block lists turned round, as block_lists makes them, or (entries null) nothing: every query
-/// reads every block that it sees.
-struct InverseLists {
-  const int32_t* row_ptr;                  ///< [Hkv,rows+1]
-  const int32_t* entries;                  ///< [Hkv,T*K]: token * K + slot
-  int64_t row_ptr_stride, entries_stride;  ///< from one head to the next
-  int32_t rows;
-  int32_t topk;  ///< K
-};
-
-/// Blocks of every sequence: all, or those of a round.
-struct BlockRange {
-  int32_t first = 0;
-  int32_t count = INT32_MAX;
-
-  __device__ bool contains(int block) const { return block >= first && block - first < count; }
-};
-
-/// The lists of a TaskLayout.
-struct TaskLists {
-  int32_t* row_begin;  ///< [B+1]
-  int32_t* count;      ///< tasks in all
-  int32_t* taken;      ///< so far
-  int32_t* part_ptr;   ///< [Hkv*rows+1]
-  Task* tasks;
-  int32_t rows;   ///< room for so many
-  int32_t parts;  ///< likewise
-  int32_t task_queries;
-
-  /// Parts begin .. end-1 of a (head, row).
-  __device__ int first_part(int head, int row) const { return part_ptr[head * rows + row]; }
-  __device__ int end_part(int head, int row) const { return part_ptr[head * rows + row + 1]; }
-};
-
-inline TaskLists task_lists(const TaskLayout& layout, std::byte* workspace) {
-  auto* counters = reinterpret_cast<int32_t*>(workspace + layout.counters);
-  return {.row_begin = reinterpret_cast<int32_t*>(workspace + layout.row_begin),
-          .count = counters,
-          .taken = counters + 1,
-          .part_ptr = reinterpret_cast<int32_t*>(workspace + layout.part_ptr),
-          .tasks = reinterpret_cast<Task*>(workspace + layout.tasks),
-          .rows = static_cast<int32_t>(layout.rows),
-          .parts = static_cast<int32_t>(layout.parts),
-          .task_queries = static_cast<int32_t>(layout.task_queries)};
-}
-
-// ---- making them ----
+namespace msa::cuda::sm90::walk {
 
 inline constexpr int kMakeThreads = 512;
 inline constexpr int kSizeClasses = 64;
@@ -70,7 +17,7 @@ struct MakeTasksArgs {
   InverseLists lists;
   TaskLists out;
   int32_t heads_kv;
-  BlockRange blocks{};  ///< that make tasks; all where there are lists
+  Round blocks{};  ///< that make tasks; all where there are lists
 };
 
 /// One CTA: rows of all heads, a thread each. Nobody checked row_ptr, so sums may be absurd; what
@@ -217,14 +164,14 @@ class TaskMaker {
 
   __device__ int tasks_of(int queries) const {
     if (queries == 0) return 0;
-    const int each = prefill::task_size(queries, a_.out.task_queries, kTaskUnit);
+    const int each = task_size(queries, a_.out.task_queries, kTaskUnit);
     return (queries + each - 1) / each;
   }
   /// visit(n, begin, count) for the tasks that the queries of a (head, row) make.
   template <class Visit>
   __device__ void for_each_task(int queries, const Visit& visit) const {
     if (queries == 0) return;
-    const int each = prefill::task_size(queries, a_.out.task_queries, kTaskUnit);
+    const int each = task_size(queries, a_.out.task_queries, kTaskUnit);
     for (int n = 0, begin = 0; begin < queries; ++n, begin += each)
       visit(n, begin, min(each, queries - begin));
   }
@@ -244,119 +191,4 @@ static __global__ void __launch_bounds__(kMakeThreads)
   TaskMaker(args, shared).run();
 }
 
-// ---- taking them ----
-
-/// The tasks of a call, dealt to all CTAs by one counter. One warp; each task is fetched while the
-/// one before is worked on.
-class TaskQueue {
- public:
-  __device__ explicit TaskQueue(const TaskLists& lists) : lists_(lists), count_(*lists.count) {
-    take();
-    fetch();
-  }
-
-  /// A task of no queries when all are taken.
-  __device__ Task next() {
-    const Task task = ahead_;
-    fetch();
-    return task;
-  }
-
- private:
-  /// Lane 0 takes a number; nobody waits for it here.
-  __device__ void take() {
-    if (threadIdx.x % 32 == 0) number_ = atomicAdd(lists_.taken, 1);
-  }
-  __device__ void fetch() {
-    const int number = __shfl_sync(0xffffffff, number_, 0);
-    ahead_ = {};
-    if (number >= count_) return;
-    ahead_ = lists_.tasks[number];
-    take();
-  }
-
-  const TaskLists& lists_;
-  const int count_;
-  int number_ = 0;
-  Task ahead_{};
-};
-
-/// The query row of entry n of a task, or -1 if nobody's row stands there.
-__device__ inline int query_of(const Task& task, const InverseLists& lists, int n) {
-  if (lists.entries == nullptr) return task.begin + n;
-  const int entry = lists.entries[task.head * lists.entries_stride + task.begin + n];
-  const int row = entry < 0 ? -1 : entry / lists.topk;
-  return row >= task.q_begin && row < task.q_end ? row : -1;
-}
-/// How many of the block's keys it sees.
-__device__ inline int keys_seen(const Task& task, int row) {
-  return max(0, min(task.keys, task.seen + row));
-}
-
-// ---- adding up their parts ----
-
-inline constexpr int kReduceThreads = 256;  // a warp for each row of the output
-
-struct ReduceArgs {
-  DeviceBatch batch;
-  TaskLists lists;
-  const float* parts;         ///< [parts,128,128]
-  void* out;                  ///< [S,H,128] as Out: H = Hkv, or 1 when all heads are added
-  int64_t out_row, out_head;  ///< strides in elements; rows 16-byte aligned
-  int32_t keys;               ///< S
-  int32_t heads;              ///< that are added: 1 or Hkv
-  float scale;
-  BlockRange blocks{};  ///< whose keys are written, nobody's keys with block 0
-};
-
-/// Where row k of the keys belongs: row and block of its sequence, key of the block; row -1:
-/// nobody's.
-struct KeyPlace {
-  int row, block, key;
-};
-__device__ inline KeyPlace place_of_key(const DeviceBatch& batch, const TaskLists& lists, int k) {
-  const int b = batch.sequence_of_key(k);
-  if (b < 0) return {-1, 0, 0};
-  const DeviceSequence s = batch.sequence(b);
-  const int token = k - s.k_begin, block = token / kBlock, row = lists.row_begin[b] + block;
-  const bool exists = token >= 0 && token < s.kv_len && row < lists.row_begin[b + 1];
-  if (!exists) return {-1, 0, 0};
-  return {row, block, token % kBlock};
-}
-
-__device__ inline void store_columns(const float4& x, float* to) {
-  *reinterpret_cast<float4*>(to) = x;
-}
-__device__ inline void store_columns(const float4& x, __nv_bfloat16* to) {
-  auto* pairs = reinterpret_cast<__nv_bfloat162*>(to);
-  pairs[0] = __floats2bfloat162_rn(x.x, x.y);
-  pairs[1] = __floats2bfloat162_rn(x.z, x.w);
-}
-
-/// out[k,h] = scale * sum of the parts of the key's block, for head h = blockIdx.y or for all heads
-/// one after the other; zeros for keys that nobody reads.
-template <class Out>
-__global__ void __launch_bounds__(kReduceThreads)
-    reduce_parts(const __grid_constant__ ReduceArgs a) {
-  ptx::wait_for_previous_grid();
-  const int k = static_cast<int>(blockIdx.x * (kReduceThreads / 32) + threadIdx.x / 32);
-  if (k >= a.keys) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const KeyPlace place = place_of_key(a.batch, a.lists, k);
-  if (!a.blocks.contains(place.block)) return;
-  float4 sum{};
-  for (int n = 0; place.row >= 0 && n < a.heads; ++n) {
-    const int head = static_cast<int>(blockIdx.y) + n;
-    const int end = a.lists.end_part(head, place.row);
-#pragma unroll 4
-    for (int part = a.lists.first_part(head, place.row); part < end; ++part) {
-      const float4 x = *reinterpret_cast<const float4*>(
-          a.parts + (int64_t{part} * kBlock + place.key) * kDim + lane * 4);
-      sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-    }
-  }
-  sum.x *= a.scale, sum.y *= a.scale, sum.z *= a.scale, sum.w *= a.scale;
-  store_columns(sum, static_cast<Out*>(a.out) + k * a.out_row + blockIdx.y * a.out_head + lane * 4);
-}
-
-}  // namespace msa::cuda::sm90::backward
+}  // namespace msa::cuda::sm90::walk

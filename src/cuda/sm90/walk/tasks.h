@@ -9,10 +9,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/sm90/backward/config.h"
+#include "cuda/placement.h"
+#include "cuda/sm90/sizes.h"
+#include "cuda/sm90/walk/config.h"
 #include "msa/problem.h"
 
-namespace msa::cuda::sm90::backward {
+namespace msa::cuda::sm90::walk {
 
 /// A block of keys and some of the queries that read it.
 struct alignas(16) Task {
@@ -29,8 +31,6 @@ struct alignas(16) Task {
 };
 static_assert(sizeof(Task) == 48);
 
-/// Of an H100 or H200; other counts are served, less evenly.
-inline constexpr int64_t kSMs = 132;
 /// Tasks are cut in units of so many queries: whole tiles.
 inline constexpr int kTaskUnit = 16;
 /// Neither longer than this part of what an SM does in all, nor shorter than this.
@@ -48,21 +48,6 @@ struct TaskLayout {
   int64_t part_ptr;   ///< i32 [Hkv*rows+1]: first part of each (head, row)
   int64_t tasks;      ///< Task [parts], largest first
   int64_t end;
-};
-
-/// Hands out stretches of the workspace, 256-byte aligned.
-class Placement {
- public:
-  explicit constexpr Placement(int64_t begin) : end_(begin) {}
-  constexpr int64_t place(int64_t bytes) {
-    const int64_t begin = end_;
-    end_ += (bytes + 255) / 256 * 256;
-    return begin;
-  }
-  constexpr int64_t end() const { return end_; }
-
- private:
-  int64_t end_;
 };
 
 /// Most rows of a call within limits. Limits do not bound S; a call with S > max(T, max_kv_len) of
@@ -100,4 +85,4 @@ constexpr bool has_room(const Limits& limits, int64_t keys, int64_t sequences) {
   return std::min(sequences * blocks, keys / kBlock + sequences) <= most_rows(limits);
 }
 
-}  // namespace msa::cuda::sm90::backward
+}  // namespace msa::cuda::sm90::walk
