@@ -22,11 +22,10 @@ void add_op(nb::module_& module, const OpInfo& info) {
 }
 
 Op op_named(const std::string& name) {
+  if (const OpInfo* info = find_op(name)) return info->op;
   std::string known;
-  for (const OpInfo& info : all_ops()) {
-    if (name == info.name) return info.op;
+  for (const OpInfo& info : all_ops())
     known += (known.empty() ? "" : ", ") + std::string(info.name);
-  }
   raise(PyExc_ValueError, "op: got \"", name, "\", expected one of ", known);
 }
 

@@ -182,6 +182,12 @@ typedef struct msa_queue {
  */
 #include "msa/c_ops.h"
 
+/* The layer under its old name, until 0.3. */
+typedef msa_layer_params msa_layer_decode_params;
+MSA_API MSA_DEPRECATED("msa_run_layer") msa_status
+    msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params, void* workspace,
+                         size_t workspace_bytes, const msa_queue* queue);
+
 /* The kernel that a call of these arguments runs on, msa_plan_kernel unless it leaves them to
  * another one, and why ("" where it does not). `params` is the plan's operator's struct. *reasons
  * is valid until the next such call of this thread. Errors: those of msa_run_NAME. */

@@ -9,18 +9,19 @@ typedef enum msa_op {
   MSA_OP_SELECT_BLOCKS = 1,
   MSA_OP_INDEX_SELECT = 2,
   MSA_OP_SPARSE_ATTENTION = 3,
-  MSA_OP_SPARSE_DECODE = 4,
   MSA_OP_DENSE_ATTENTION = 5,
   MSA_OP_MERGE = 6,
   MSA_OP_BLOCK_LISTS = 7,
   MSA_OP_APPEND_PAGED = 8,
   MSA_OP_BLOCK_MASS = 9,
-  MSA_OP_LAYER_DECODE = 10,
+  MSA_OP_LAYER = 10,
   MSA_OP_SPARSE_ATTENTION_BACKWARD = 11,
   MSA_OP_DENSE_ATTENTION_BACKWARD = 12,
   MSA_OP_INDEX_LSE = 13,
   MSA_OP_KL_BACKWARD = 14,
-  MSA_OP_KL_LOSS = 15
+  MSA_OP_KL_LOSS = 15,
+  MSA_OP_SPARSE_DECODE MSA_DEPRECATED("MSA_OP_SPARSE_ATTENTION") = 4,
+  MSA_OP_LAYER_DECODE MSA_DEPRECATED("MSA_OP_LAYER") = 10
 } msa_op;
 
 /* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */
@@ -148,7 +149,7 @@ MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
 /* a decoding step of a sparse layer: index_select, then attention over what it chose */
-typedef struct msa_layer_decode_params {
+typedef struct msa_layer_params {
   uint32_t struct_size;
   float softmax_scale; /* 0 = 1/sqrt(D) */
   const msa_tensor* q; /* [T,Hq,D] */
@@ -160,8 +161,8 @@ typedef struct msa_layer_decode_params {
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
   const msa_tensor* ids; /* out i32 [Hkv,T,K], optional */
-} msa_layer_decode_params;
-MSA_API msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
+} msa_layer_params;
+MSA_API msa_status msa_run_layer(const msa_plan* plan, const msa_layer_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
 /* dq, dk and dv of sparse attention, without ids of dense attention; packed keys */
@@ -230,7 +231,7 @@ MSA_API msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params,
   X(block_lists, MSA_OP_BLOCK_LISTS) \
   X(append_paged, MSA_OP_APPEND_PAGED) \
   X(block_mass, MSA_OP_BLOCK_MASS) \
-  X(layer_decode, MSA_OP_LAYER_DECODE) \
+  X(layer, MSA_OP_LAYER) \
   X(attention_backward, MSA_OP_SPARSE_ATTENTION_BACKWARD) \
   X(index_lse, MSA_OP_INDEX_LSE) \
   X(kl, MSA_OP_KL_BACKWARD)

@@ -35,27 +35,25 @@
 
 namespace msa {
 
-/// The operators, from kSparseAttentionBackward on those of training.
+/// The operators, from kSparseAttentionBackward on those of training. In the C interface 4 means
+/// kSparseAttention too, until 0.3.
 enum class Op : int32_t {
   kIndexScores = 0,
   kSelectBlocks = 1,
   kIndexSelect = 2,
   kSparseAttention = 3,
-  kSparseDecode = 4,  ///< sparse attention for 1..16 new tokens per sequence over a paged cache
   kDenseAttention = 5,
   kMerge = 6,
   kBlockLists = 7,
   kAppendPaged = 8,
   kBlockMass = 9,
-  kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
+  kLayer = 10,  ///< index_select, then sparse_attention over what it chose, as one call
   kSparseAttentionBackward = 11,
   kDenseAttentionBackward = 12,
   kIndexLse = 13,
   kKlBackward = 14,
   kKlLoss = 15,
 };
-inline constexpr int kOpCount = 16;
-constexpr bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
 constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.
@@ -108,10 +106,10 @@ struct IndexSelectParams {
 };
 
 /// o = softmax(q . k * scale) v over the visible tokens of the listed blocks, fp32 softmax and
-/// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Serves the
-/// operators sparse_attention and sparse_decode. Source: paper section "sparse attention".
+/// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Plans of
+/// decoding steps (problem.h) have kernels of their own. Source: paper section "sparse attention".
 struct SparseAttentionParams {
-  static constexpr Op kOps[] = {Op::kSparseAttention, Op::kSparseDecode};
+  static constexpr Op kOps[] = {Op::kSparseAttention};
   TensorView q{};    ///< [T,Hq,D]
   TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
   TensorView v{};    ///< as k
@@ -182,16 +180,15 @@ struct BlockMassParams {
   TensorView mass{};        ///< out f32 [Hkv,T,blocks], 0 where nothing is visible
 };
 
-/// A decoding step of a sparse layer (msa_layer_decode): index_select for 1..16 new tokens per
-/// sequence over a paged cache, then sparse_decode of the blocks it chose. Same ids and values as
-/// the two calls; a backend may join them. Source: decoding with MSA, arXiv 2606.13392.
-struct LayerDecodeParams {
-  static constexpr Op kOps[] = {Op::kLayerDecode};
+/// A sparse layer (msa_layer): index_select, then sparse_attention over the blocks it chose. Same
+/// ids and values as the two calls; a backend may join them. Source: arXiv 2606.13392.
+struct LayerParams {
+  static constexpr Op kOps[] = {Op::kLayer};
   TensorView q{};      ///< [T,Hq,D]
   TensorView q_idx{};  ///< [T,Hi,Di]
-  TensorView k{};      ///< pages [P,Hkv,Bk,D], the new tokens already in them
+  TensorView k{};      ///< [S,Hkv,D] or pages [P,Hkv,Bk,D], the new tokens already in them
   TensorView v{};      ///< as k
-  TensorView k_idx{};  ///< pages [P,Bk,Di]
+  TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView o{};           ///< out [T,Hq,D]
@@ -262,10 +259,10 @@ struct KlParams {
 /// Every struct of arguments.
 template <class... Params>
 struct ParamsList {};
-using AllParams = ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
-                             SparseAttentionParams, DenseAttentionParams, MergeParams,
-                             BlockListsParams, AppendPagedParams, BlockMassParams,
-                             LayerDecodeParams, AttentionBackwardParams, IndexLseParams, KlParams>;
+using AllParams =
+    ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams, SparseAttentionParams,
+               DenseAttentionParams, MergeParams, BlockListsParams, AppendPagedParams,
+               BlockMassParams, LayerParams, AttentionBackwardParams, IndexLseParams, KlParams>;
 
 /// The arguments of one call, whatever the operator, by reference.
 class ParamsRef {

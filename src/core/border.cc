@@ -235,11 +235,8 @@ Status Border::batch(const Batch& batch) {
   MSA_TRY(metadata(batch));
   if (!host()) return {};  // contents lie where the host cannot look
   const Limits& limits = plan_.limits;
-  const bool step = is_decode(p_.op) && limits.max_q_len > kDecodeTokens;
-  const std::string decode_limit = step ? text("the most for ", info_.name) : std::string();
-  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"),
-                      step ? decode_limit.c_str() : "the plan's max_q_len",
-                      step ? kDecodeTokens : limits.max_q_len));
+  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"), "the plan's max_q_len",
+                      limits.max_q_len));
   if (!paged_)
     MSA_TRY(prefix_sums("cu_seqlens_k", batch.cu_seqlens_k, extent("S"), "the plan's max_kv_len",
                         limits.max_kv_len));

@@ -9,7 +9,7 @@ namespace msa {
 namespace {
 
 Status run_steps(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
-  const LayerSteps steps = layer_steps(plan, params.as<LayerDecodeParams>(), workspace);
+  const LayerSteps steps = layer_steps(plan, params.as<LayerParams>(), workspace);
   MSA_TRY(run_checked(steps.select_plan, steps.select, steps.workspace, queue));
   return run_checked(steps.attend_plan, steps.attend, steps.workspace, queue);
 }
@@ -23,13 +23,13 @@ int64_t layer_ids_bytes(const Problem& problem, const Limits& limits) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-const Kernel kLayerSteps = {.op = Op::kLayerDecode,
-                            .name = "index_select, sparse_decode",
+const Kernel kLayerSteps = {.op = Op::kLayer,
+                            .name = "index_select, sparse_attention",
                             .workspace_bytes = layer_ids_bytes,
                             .run = run_steps,
                             .steps = kLayerOps};
 
-LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& a, Workspace workspace) {
+LayerSteps layer_steps(const Plan& plan, const LayerParams& a, Workspace workspace) {
   const Problem& p = plan.problem;
   TensorView ids = a.ids;
   if (!ids.given()) {
@@ -49,7 +49,7 @@ LayerSteps layer_steps(const Plan& plan, const LayerDecodeParams& a, Workspace w
                  .lse = a.lse},
       .workspace = {static_cast<std::byte*>(workspace.data) + taken, workspace.bytes - taken}};
   bind(*plan.backend, step_problem(p, Op::kIndexSelect), plan.limits, &steps.select_plan);
-  bind(*plan.backend, step_problem(p, Op::kSparseDecode), plan.limits, &steps.attend_plan);
+  bind(*plan.backend, step_problem(p, Op::kSparseAttention), plan.limits, &steps.attend_plan);
   return steps;
 }
 

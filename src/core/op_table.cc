@@ -105,18 +105,17 @@ struct BlockMassTable {
                                             {ARGUMENT(mass), kOutput, kF32, "Hkv,T,blocks"}};
 };
 
-struct LayerDecodeTable {
-  using Params = LayerDecodeParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k), kInput, kRows, "P,Hkv,Bk,D", "k_pages"},
-      {ARGUMENT(v), kInput, kRows, "P,Hkv,Bk,D", "v_pages"},
-      {ARGUMENT(k_idx), kInput, kRows, "P,Bk,Di", "k_idx_pages"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
-      {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
-      {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "ids_out"}};
+struct LayerTable {
+  using Params = LayerParams;
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k), kInput, kRows, kKeys},
+                                            {ARGUMENT(v), kInput, kRows, kKeys},
+                                            {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
+                                            {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
+                                            {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "ids_out"}};
 };
 
 template <bool Listed>
@@ -211,14 +210,11 @@ constexpr OpInfo entry(Op op, const char* name, const char* summary, const char*
 double sparse_rows(const CostTerms& c) {
   return c.tokens <= static_cast<double>(kDecodeTokens) ? c.sparse_pairs : c.keys;
 }
-Cost sparse_cost(const Problem&, const CostTerms& c) {
-  return {c.pair_flops * c.sparse_pairs, 2 * c.q + c.lse + c.ids + 2 * sparse_rows(c) * c.kv_row};
-}
 double kl_bytes(const CostTerms& c) {
   return c.q + c.lse + c.keys * c.kv_row + c.q_idx + c.k_idx + c.index_lse + c.ids;
 }
 
-constexpr std::array<OpInfo, kOpCount> kOps = {
+constexpr OpInfo kOps[] = {
     entry<IndexScoresTable>(
         Op::kIndexScores, "index_scores",
         "scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s]",
@@ -239,10 +235,12 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
         }),
     entry<SparseAttentionTable>(
         Op::kSparseAttention, "sparse_attention",
-        "o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode",
-        "sparse_attention", kAttention | kTopk, nullptr, sparse_cost),
-    entry<SparseAttentionTable>(Op::kSparseDecode, "sparse_decode", "", "sparse_attention",
-                                kAttention | kTopk, nullptr, sparse_cost),
+        "o = softmax(q . k * scale) v over the visible tokens of the listed blocks",
+        "sparse_attention", kAttention | kTopk, nullptr,
+        [](const Problem&, const CostTerms& c) -> Cost {
+          return {c.pair_flops * c.sparse_pairs,
+                  2 * c.q + c.lse + c.ids + 2 * sparse_rows(c) * c.kv_row};
+        }),
     entry<DenseAttentionTable>(
         Op::kDenseAttention, "dense_attention", "the same with every visible block",
         "dense_attention", kAttention, nullptr,
@@ -274,13 +272,12 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
                             return {c.pair_flops / 2 * c.dense_pairs,
                                     c.q + c.lse + c.keys * c.kv_row + c.scores};
                           }),
-    entry<LayerDecodeTable>(
-        Op::kLayerDecode, "msa_layer_decode",
-        "a decoding step of a sparse layer: index_select, then attention over what it chose",
-        "layer_decode", kAttention | kIndexDim | kTopk | kForced | kPagedOnly, nullptr,
+    entry<LayerTable>(
+        Op::kLayer, "msa_layer", "a sparse layer: index_select, then attention over what it chose",
+        "layer", kAttention | kIndexDim | kTopk | kForced, nullptr,
         [](const Problem&, const CostTerms& c) -> Cost {
           return {c.index_pair_flops * c.dense_pairs + c.pair_flops * c.sparse_pairs,
-                  c.q_idx + c.k_idx + 2 * c.q + c.lse + 2 * c.sparse_pairs * c.kv_row};
+                  c.q_idx + c.k_idx + 2 * c.q + c.lse + 2 * sparse_rows(c) * c.kv_row};
         }),
     entry<AttentionBackwardTable<true>>(
         Op::kSparseAttentionBackward, "sparse_attention_backward",
@@ -311,14 +308,18 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
           return {(c.pair_flops / 2 + 3 * c.index_pair_flops) * c.sparse_pairs,
                   kl_bytes(c) + c.q_idx + c.k_idx};
         }),
-    entry<KlTable<kAbsent, kOutput>>(
-        Op::kKlLoss, "kl_loss", "", "kl", kAttention | kIndexDim | kTopk | kPackedOnly,
-        check_inverse_lists,
-        [](const Problem&, const CostTerms& c) -> Cost {
-          return {(c.pair_flops / 2 + c.index_pair_flops) * c.sparse_pairs,
-                  kl_bytes(c) + c.index_lse};
-        }),
+    entry<KlTable<kAbsent, kOutput>>(Op::kKlLoss, "kl_loss", "", "kl",
+                                     kAttention | kIndexDim | kTopk | kPackedOnly,
+                                     check_inverse_lists,
+                                     [](const Problem&, const CostTerms& c) -> Cost {
+                                       return {
+                                           (c.pair_flops / 2 + c.index_pair_flops) * c.sparse_pairs,
+                                           kl_bytes(c) + c.index_lse};
+                                     }),
 };
+
+constexpr OldName kOldNames[] = {{"sparse_decode", Op::kSparseAttention, 4},
+                                 {"msa_layer_decode", Op::kLayer, 10}};
 
 }  // namespace
 
@@ -330,11 +331,25 @@ const Argument* OpInfo::find(std::string_view argument) const {
 
 std::span<const OpInfo> all_ops() { return kOps; }
 
-const OpInfo& info_of(Op op) { return kOps[static_cast<size_t>(op)]; }
+const OpInfo* find_op(Op op) {
+  const auto at = std::ranges::lower_bound(kOps, op, {}, &OpInfo::op);
+  return at == std::end(kOps) || at->op != op ? nullptr : at;
+}
+
+const OpInfo& info_of(Op op) { return *find_op(op); }
+
+std::span<const OldName> old_names() { return kOldNames; }
+
+const OpInfo* find_op(std::string_view name) {
+  for (const OldName& old : kOldNames)
+    if (name == old.name) return find_op(old.op);
+  const auto at = std::ranges::find_if(kOps, [&](const OpInfo& op) { return name == op.name; });
+  return at == std::end(kOps) ? nullptr : at;
+}
 
 const char* name_of(Op op) {
-  const auto i = static_cast<size_t>(op);
-  return i < kOps.size() ? kOps[i].name : "unknown";
+  const OpInfo* info = find_op(op);
+  return info != nullptr ? info->name : "unknown";
 }
 
 }  // namespace msa

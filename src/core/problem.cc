@@ -46,10 +46,11 @@ const char* name_of(DType dtype) {
 }
 
 Status validate(const Problem& p) {
-  const int op = static_cast<int>(p.op);
-  if (op < 0 || op >= kOpCount)
-    return invalid("op: got ", op, ", expected 0..", kOpCount - 1, " (an msa::Op)");
-  const uint32_t uses = info_of(p.op).uses;
+  const OpInfo* info = find_op(p.op);
+  if (info == nullptr)
+    return invalid("op: got ", static_cast<int>(p.op), ", expected an msa::Op, 0..",
+                   static_cast<int>(all_ops().back().op));
+  const uint32_t uses = info->uses;
   if (p.dtype != DType::kF32 && p.dtype != DType::kBF16 && p.dtype != DType::kF16)
     return invalid("dtype: got ", name_of(p.dtype), ", expected f32, bf16 or f16");
   if (p.layout != KvLayout::kPacked && p.layout != KvLayout::kPaged)

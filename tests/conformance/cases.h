@@ -38,6 +38,7 @@ struct Case {
   std::vector<SequenceSize> sequences;
   Values values = Values::kNormal;
   int64_t padded_rows = 0;  ///< rows behind the last sequence's
+  bool step = false;        ///< few new tokens in each sequence, as in a decoding step
   bool strided = false;     ///< permuted axes, gaps, interleaved keys and values, odd addresses
   bool causal = true;
   bool q_offsets = false;

@@ -454,17 +454,17 @@ KlParams Instance::make_kl() {
   return a;
 }
 
-LayerDecodeParams Instance::make_layer_decode() {
+LayerParams Instance::make_layer() {
   const Problem& p = problem();
   const auto [k, v] = make_keys_values();
-  LayerDecodeParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
-                      .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
-                      .k = k,
-                      .v = v,
-                      .k_idx = make_keys(p.index_dim),
-                      .batch = batch_,
-                      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
-                      .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  LayerParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                .k = k,
+                .v = v,
+                .k_idx = make_keys(p.index_dim),
+                .batch = batch_,
+                .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
+                .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
@@ -491,6 +491,7 @@ Instance::Instance(const Case& c, int64_t alignment)
     limits_.max_batch += rng_.between(0, 3);
     limits_.max_tokens += rng_.between(0, 100);
     limits_.max_q_len += rng_.between(0, 100);
+    if (c.step) limits_.max_q_len = std::min(limits_.max_q_len, kDecodeTokens);
     limits_.max_kv_len += rng_.between(0, 1000);
   }
   batch_ = make_batch();
@@ -505,7 +506,6 @@ Instance::Instance(const Case& c, int64_t alignment)
       params_ = make_index_select();
       break;
     case Op::kSparseAttention:
-    case Op::kSparseDecode:
       params_ = make_sparse_attention();
       break;
     case Op::kDenseAttention:
@@ -523,8 +523,8 @@ Instance::Instance(const Case& c, int64_t alignment)
     case Op::kBlockMass:
       params_ = make_block_mass();
       break;
-    case Op::kLayerDecode:
-      params_ = make_layer_decode();
+    case Op::kLayer:
+      params_ = make_layer();
       break;
     case Op::kSparseAttentionBackward:
     case Op::kDenseAttentionBackward:

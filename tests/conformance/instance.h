@@ -95,7 +95,7 @@ class Instance {
   BlockListsParams make_block_lists();
   AppendPagedParams make_append_paged();
   BlockMassParams make_block_mass();
-  LayerDecodeParams make_layer_decode();
+  LayerParams make_layer();
   AttentionBackwardParams make_attention_backward();
   IndexLseParams make_index_lse();
   KlParams make_kl();

@@ -258,8 +258,7 @@ Status run_reference(Problem problem, Op op, Limits limits, const Params& params
 }
 
 template <class Params>
-concept Chooses =
-    std::is_same_v<Params, IndexSelectParams> || std::is_same_v<Params, LayerDecodeParams>;
+concept Chooses = std::is_same_v<Params, IndexSelectParams> || std::is_same_v<Params, LayerParams>;
 
 /// The chosen blocks with their scores, and the scores of all blocks: where ids differ they decide,
 /// and the values are judged by the blocks that were chosen.
@@ -383,8 +382,8 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
   compare_rows("mass", got.mass, want.mass, {.row = 2e-5 + 2 * logit}, verdict);
 }
 
-void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodeParams& got,
-                const Conditions& c, Verdict* verdict) {
+void judge_each(const Expected& e, const LayerParams&, const LayerParams& got, const Conditions& c,
+                Verdict* verdict) {
   const Problem& p = e.problem;
   if (got.ids.given()) {
     const double error = c.exact_scores ? 0 : 2 * score_error(p.index_dim, e.norms);
@@ -406,7 +405,7 @@ void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodePa
       .softmax_scale = got.softmax_scale,
       .o = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q, p.head_dim}),
       .lse = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q})};
-  if (const Status status = run_reference(p, Op::kSparseDecode, e.limits, want, nullptr);
+  if (const Status status = run_reference(p, Op::kSparseAttention, e.limits, want, nullptr);
       !status.ok())
     return fail(verdict, "the judge: " + status.message());
   judge_attention(values, {.o = want.o, .lse = want.lse}, got, c, verdict);

@@ -17,6 +17,7 @@
 #include "conformance/judge.h"
 #include "conformance/tensors.h"
 #include "core/half.h"
+#include "core/op_table.h"
 #include "msa/msa.h"
 
 namespace msa {
@@ -192,7 +193,6 @@ struct Scene {
                                  .ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
                                  .scores = f32({heads_kv, tokens, topk})};
       case Op::kSparseAttention:
-      case Op::kSparseDecode:
         return SparseAttentionParams{.q = q,
                                      .k = k,
                                      .v = v,
@@ -240,16 +240,16 @@ struct Scene {
                                .lse = make_lse(heads_q),
                                .batch = batch,
                                .mass = f32({heads_kv, tokens, max_pages})};
-      case Op::kLayerDecode:
-        return LayerDecodeParams{.q = q,
-                                 .q_idx = q_idx,
-                                 .k = k,
-                                 .v = v,
-                                 .k_idx = k_idx,
-                                 .batch = batch,
-                                 .o = o,
-                                 .lse = f32({tokens, heads_q}),
-                                 .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+      case Op::kLayer:
+        return LayerParams{.q = q,
+                           .q_idx = q_idx,
+                           .k = k,
+                           .v = v,
+                           .k_idx = k_idx,
+                           .batch = batch,
+                           .o = o,
+                           .lse = f32({tokens, heads_q}),
+                           .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       case Op::kSparseAttentionBackward:
       case Op::kDenseAttentionBackward:
         return AttentionBackwardParams{
@@ -350,14 +350,23 @@ class Bound {
   DeviceMemory workspace_;
 };
 
-constexpr auto kOps = [] {
-  std::array<Op, kOpCount> all{};
-  for (int op = 0; op < kOpCount; ++op) all[static_cast<size_t>(op)] = static_cast<Op>(op);
+/// An operator, in a decoding step or not.
+struct Called {
+  Op op;
+  bool step;
+};
+std::vector<Called> calls() {
+  std::vector<Called> all = {{Op::kSparseAttention, true}, {Op::kLayer, true}};
+  for (const OpInfo& info : all_ops()) all.push_back({info.op, false});
   return all;
-}();
-constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
-                                Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
-                                Op::kLayerDecode};
+}
+constexpr Called kPagedReaders[] = {{Op::kIndexScores, false},
+                                    {Op::kIndexSelect, false},
+                                    {Op::kSparseAttention, false},
+                                    {Op::kSparseAttention, true},
+                                    {Op::kDenseAttention, false},
+                                    {Op::kBlockMass, false},
+                                    {Op::kLayer, true}};
 
 Scene decode_scene(int hq = 64, int hkv = 4) {
   return Scene(hq, hkv, {1, 4, 1, 16, 2}, {5000, 129, 0, 1024, 2});
@@ -414,9 +423,9 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::Values("cuda", "cuda-plain", 
 
 TEST_P(Contracts, ReplayWithOtherLengths) {
   for (bool decode : {true, false}) {
-    for (Op op : kOps) {
+    for (const OpInfo& info : all_ops()) {
+      const Op op = info.op;
       if (!concerns(op)) continue;
-      if (is_decode(op) && !decode) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = decode ? decode_scene() : prefill_scene();
       Bound bound = bind(scene, op);
@@ -447,7 +456,7 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
 }
 
 TEST_P(Contracts, NothingIsAllocated) {
-  for (Op op : kOps) {
+  for (const auto& [op, step] : calls()) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene = decode_scene();
@@ -464,10 +473,10 @@ TEST_P(Contracts, NothingIsAllocated) {
 
 TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
   for (auto [hq, hkv] : {std::pair{64, 4}, {16, 1}, {8, 1}, {16, 2}}) {
-    for (Op op : kOps) {
+    for (const auto& [op, step] : calls()) {
       if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
-      Scene scene = is_decode(op) ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
+      Scene scene = step ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
       Bound bound = bind(scene, op);
       const std::vector<std::byte> first = bound.run_and_take(0xff);
       EXPECT_TRUE(first == bound.run_and_take(0xff));
@@ -478,10 +487,10 @@ TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
 }
 
 TEST_P(Contracts, StaleTokensAreNeverUsed) {
-  for (Op op : kPagedReaders) {
+  for (const auto& [op, step] : kPagedReaders) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
-    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
+    Scene scene = step ? decode_scene() : prefill_scene();
     Bound bound = bind(scene, op);
     const std::vector<std::byte> clean = bound.run_and_take();
     // NaN in every page that no sequence uses and behind every sequence's end.
@@ -508,17 +517,17 @@ TEST_P(Contracts, StaleTokensAreNeverUsed) {
 }
 
 TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
-  for (Op op : kPagedReaders) {
+  for (const auto& [op, step] : kPagedReaders) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
-    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
+    Scene scene = step ? decode_scene() : prefill_scene();
     const std::vector<std::byte> small = bind(scene, op).run_and_take();
     // The same pages at the far end of a pool of 2^31 elements and more.
     std::vector<int32_t> table(static_cast<size_t>(scene.batch.page_table.numel()));
     ASSERT_TRUE(
         conformance::download(table.data(), scene.batch.page_table.data, table.size() * 4).ok());
     Arena far;
-    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect || op == Op::kLayerDecode;
+    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect || op == Op::kLayer;
     const bool rows = op != Op::kIndexScores && op != Op::kIndexSelect;
     const int64_t page_elements = (rows ? scene.heads_kv : 1) * kBlock * kDim;
     const int64_t first = (int64_t{1} << 31) / page_elements + 1;
@@ -580,11 +589,11 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
     Arena::write(view, values);
   };
   for (int round = 0; round < 6; ++round) {
-    for (Op op : kOps) {
+    for (const auto& [op, step] : calls()) {
       if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
-      Scene scene = is_decode(op) ? decode_scene(16, 2) : prefill_scene(16, 2);
-      if (round % 2 == 0 && !is_decode(op) && op != Op::kAppendPaged) scene.pack();
+      Scene scene = step ? decode_scene(16, 2) : prefill_scene(16, 2);
+      if (round % 2 == 0 && !step && op != Op::kAppendPaged) scene.pack();
       Bound bound = bind(scene, op);
       for (const TensorView& lengths : {scene.batch.seq_lens, scene.batch.cu_seqlens_k})
         if (round != 1 && lengths.given()) spoil(lengths);

@@ -200,7 +200,7 @@ ALL_OPS = ["dense_attention", "index_scores", "select_blocks", "index_select", "
 @pytest.mark.parametrize("flags", [
     ["--op", ",".join(ALL_OPS), "--context", "100,333", "--batch", "2"],
     ["--op", ",".join(ALL_OPS), "--context", "200", "--layout", "paged", "--dtype", "bf16"],
-    ["--op", "sparse_decode,msa,dense_attention", "--context", "300", "--new-tokens", "3",
+    ["--op", "sparse_attention,msa,dense_attention", "--context", "300", "--new-tokens", "3",
      "--batch", "3", "--dtype", "f16"],
     ["--context", "256", "--selection", "random", "--new-tokens", "100"],
 ])
@@ -221,6 +221,19 @@ def test_bench(tmp_path, flags):
     lines = table.read_text().splitlines()
     assert len(lines) == 1 + len(result["rows"]) and BENCH_KEYS <= set(lines[0].split("\t"))
     assert all(line.count("\t") == lines[0].count("\t") for line in lines)
+
+
+def test_old_names_of_operators():
+    """With a warning, and the new ones in the rows."""
+    done = run("bench", "--shape", "8,2,32,16,4", "--op", "sparse_decode,msa_layer_decode",
+               "--context", "64", "--new-tokens", "2", "--repeats", "1", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert [row["op"] for row in json.loads(done.stdout)["rows"]] == ["sparse_attention",
+                                                                      "msa_layer"]
+    assert "sparse_decode is deprecated, its name is sparse_attention; gone in 0.3" in done.stderr
+    done = run("info", "--problem", "op=msa_layer_decode,layout=packed")
+    assert done.stdout.startswith("msa_layer, f32, packed")
+    assert "msa_layer_decode is deprecated" in done.stderr
 
 
 def test_bench_bad(tmp_path):

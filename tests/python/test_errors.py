@@ -69,7 +69,6 @@ BATCH = ("cu_seqlens_q", "seq_lens", "page_table", "q_offset", "block_offset", "
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sparse_attention": (("q", "k", "v", "block_ids"),
                          ("out", "lse", "softmax_scale", "k_scale", "cu_seqlens_k", *BATCH)),
-    "sparse_decode": (("q", "k", "v", "block_ids"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "dense_attention": (("q", "k", "v"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "index_select": (("q_idx", "k_idx"), ("topk", "init_blocks", "local_blocks", *BATCH)),
     "index_scores": (("q_idx", "k_idx"), BATCH),
@@ -257,11 +256,6 @@ CASES = [
         "softmax_scale: got 'x', expected a number", {"softmax_scale": "x"}),
     Bad("scales of 8-bit caches", "sparse_attention", NotImplementedError,
         "k_scale: given, supported: None", {"k_scale": 1.0}),
-    Bad("too many tokens to decode", "sparse_decode", ValueError,
-        "cu_seqlens_q[1]: got a length of 17, the most for sparse_decode is 16",
-        {"q": lambda a: np.repeat(a, 6, axis=0), "max_seqlen_q": None, "out": None, "lse": None,
-         "block_ids": lambda a: np.repeat(a, 6, axis=1),
-         "cu_seqlens_q": lambda _: np.array([0, 17, 18], np.int32)}),
     Bad("no parts", "merge", ValueError, "o_parts: got 0 parts, expected at least 1",
         {"o_parts": lambda a: a[:0], "lse_parts": lambda a: a[:0]}),
     Bad("nothing to append", "append_paged", TypeError, "k: got None, expected an array",
@@ -407,7 +401,6 @@ def test_empty_batches_are_legal(framework):
         lists = dict(max_seqlen_q=0, max_seqlen_k=0, num_blocks=0)
     q, pages = kind.empty((0, 4, 8)), kind.empty((5, 2, 128, 8))
     ids = kind.empty((2, 0, 16), "int32")
-    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_seqlen_q=0, **paged).shape == (0, 4, 8)
     if DEVICE != "cpu":
         paged |= dict(max_seqlen_q=0)
     assert msa_cpp.dense_attention(q, pages, pages, **paged).shape == (0, 4, 8)

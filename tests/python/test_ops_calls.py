@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -302,31 +301,33 @@ def test_the_plan_of_a_decoding_step():
     kw = {**p.metadata(np.copy), "max_seqlen_q": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
-    plan = msa_cpp.plan("msa_layer_decode", **sizes)
-    want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
-    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plan), want,
+    plan = msa_cpp.plan("msa_layer", paged=True, **sizes)
+    want = msa_cpp.msa_layer(*args, *keys, **kw)
+    np.testing.assert_allclose(msa_cpp.msa_layer(*args, *keys, **kw, plan=plan), want,
                                atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sparse_decode", "msa_layer_decode"])
-def test_the_old_name_of_the_bound_of_a_decoding_step(name):
+@pytest.mark.parametrize("old, new", [("sparse_decode", "sparse_attention"),
+                                      ("msa_layer_decode", "msa_layer")])
+def test_the_old_names_of_a_decoding_step(old, new):
     p = problem(q_lens=[2, 1], paged=True)
     q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
     k, v, k_idx = (p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,)))
     ids = np.zeros((2, 3, 1), np.int32)
-    args = (q, k, v, ids) if name == "sparse_decode" else (q, q_idx, k, v, k_idx)
-    call = partial(getattr(msa_cpp, name), *args, **p.metadata(np.copy), block_size=8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        want = call(max_seqlen_q=2)
-    with pytest.warns(DeprecationWarning, match="its name is max_seqlen_q") as caught:
-        np.testing.assert_array_equal(call(max_q_len=2), want)
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(call(), want)
-    with pytest.raises(TypeError, match="max_q_len: given beside max_seqlen_q"):
+    args = (q, k, v, ids) if old == "sparse_decode" else (q, q_idx, k, v, k_idx)
+    options = dict(p.metadata(np.copy), block_size=8)
+    want = getattr(msa_cpp, new)(*args, **options, max_seqlen_q=2)
+    call = partial(getattr(msa_cpp, old), *args, **options)
+    for name in ("max_seqlen_q", "max_q_len"):
+        with pytest.warns(DeprecationWarning, match=f"{old} is deprecated, its name is {new}") as w:
+            np.testing.assert_array_equal(call(**{name: 2}), want)
+        assert w[0].filename == __file__
+    with (pytest.warns(DeprecationWarning),
+          pytest.raises(TypeError, match="max_q_len: given beside max_seqlen_q")):
         call(max_q_len=2, max_seqlen_q=2)
-    with pytest.raises(ValueError, match="got 1, the longest length in cu_seqlens_q is 2"):
-        call(max_seqlen_q=1)
+    with pytest.warns(DeprecationWarning, match=f"its name is {new}"):
+        plan = msa_cpp.plan(old, heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8)
+    assert plan.op == new
 
 
 def test_the_overhead_bench_runs(tmp_path):

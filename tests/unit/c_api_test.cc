@@ -415,8 +415,8 @@ TEST_F(CApi, MergeAndAppendAreTheSame) {
   EXPECT_EQ(k_idx_pages.memory[0][0], index_row_values[1 * kDim]);
 }
 
-TEST_F(CApi, ADecodingStepIsTheSame) {
-  make_plan(small_problem(MSA_OP_LAYER_DECODE, MSA_PAGED));
+TEST_F(CApi, ALayerIsTheSame) {
+  make_plan(small_problem(MSA_OP_LAYER, MSA_PAGED));
   const auto k_values = random_floats(kPages * kKvHeads * kBlock * kDim, 10),
              v_values = random_floats(kPages * kKvHeads * kBlock * kDim, 11),
              ki_values = random_floats(kPages * kBlock * kDim, 12);
@@ -425,25 +425,41 @@ TEST_F(CApi, ADecodingStepIsTheSame) {
       ki_pages(ki_values.data(), MSA_F32, {kPages, kBlock, kDim});
   Out<float> o(MSA_F32, {kTokens, kHeads, kDim}), lse(MSA_F32, {kTokens, kHeads});
   Out<int32_t> ids(MSA_I32, {kKvHeads, kTokens, kTopk});
-  const msa_layer_decode_params step{.struct_size = sizeof step,
-                                     .softmax_scale = 0.4f,
-                                     .q = &q.c,
-                                     .q_idx = &qi.c,
-                                     .k = &k_pages.c,
-                                     .v = &v_pages.c,
-                                     .k_idx = &ki_pages.c,
-                                     .batch = &paged_,
-                                     .o = &o.c,
-                                     .lse = &lse.c,
-                                     .ids = &ids.c};
-  ASSERT_EQ(msa_run_layer_decode(plan_, &step, workspace_, bytes_, &queue_), MSA_OK)
-      << msa_last_error();
-  run_cpp(msa::LayerDecodeParams{q.cpp, qi.cpp, k_pages.cpp, v_pages.cpp, ki_pages.cpp, cpp_paged_,
-                                 0.4f, o.cpp, lse.cpp, ids.cpp});
+  const msa_layer_params step{.struct_size = sizeof step,
+                              .softmax_scale = 0.4f,
+                              .q = &q.c,
+                              .q_idx = &qi.c,
+                              .k = &k_pages.c,
+                              .v = &v_pages.c,
+                              .k_idx = &ki_pages.c,
+                              .batch = &paged_,
+                              .o = &o.c,
+                              .lse = &lse.c,
+                              .ids = &ids.c};
+  ASSERT_EQ(msa_run_layer(plan_, &step, workspace_, bytes_, &queue_), MSA_OK) << msa_last_error();
+  run_cpp(msa::LayerParams{q.cpp, qi.cpp, k_pages.cpp, v_pages.cpp, ki_pages.cpp, cpp_paged_, 0.4f,
+                           o.cpp, lse.cpp, ids.cpp});
   o.expect_same();
   lse.expect_same();
   ids.expect_same();
 }
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+TEST_F(CApi, OldNamesMeanTheNewOnes) {
+  make_plan(small_problem(MSA_OP_SPARSE_ATTENTION, MSA_PAGED));
+  const int64_t bytes = msa_plan_workspace_bytes(plan_);
+  const msa_problem old = small_problem(MSA_OP_SPARSE_DECODE, MSA_PAGED);
+  msa_plan_destroy(std::exchange(plan_, nullptr));
+  ASSERT_EQ(msa_plan_create(&old, &kLimits, "reference", &plan_), MSA_OK) << msa_last_error();
+  EXPECT_EQ(msa_plan_workspace_bytes(plan_), bytes);
+  EXPECT_EQ(MSA_OP_LAYER_DECODE, MSA_OP_LAYER);
+  const msa_layer_decode_params none{.struct_size = sizeof none};
+  EXPECT_EQ(msa_run_layer_decode(plan_, &none, workspace_, bytes_, &queue_), MSA_INVALID_ARGUMENT);
+  EXPECT_STREQ(msa_last_error(),
+               "plan: made for sparse_attention, called with the arguments of msa_layer");
+}
+#pragma GCC diagnostic pop
 
 TEST_F(CApi, OlderCallersGetDefaultsAndNewerOnesAnError) {
   msa_problem problem = small_problem(MSA_OP_INDEX_SELECT);

@@ -15,6 +15,7 @@
 #include "conformance/harness.h"
 #include "core/half.h"
 #include "core/layer.h"
+#include "core/op_table.h"
 #include "core/registry.h"
 
 namespace msa::conformance {
@@ -135,7 +136,7 @@ void expect_found(const std::set<Op>& ops, const char* words, Saboteur::Change b
       << words << ": " << (tally.details.empty() ? "" : *tally.details.begin());
 }
 
-const std::set<Op> kAttention = {Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention};
+const std::set<Op> kAttention = {Op::kSparseAttention, Op::kDenseAttention};
 const std::set<Op> kIndex = {Op::kIndexScores, Op::kIndexSelect};
 const std::set<Op> kBackward = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
 const std::set<Op> kKl = {Op::kKlBackward, Op::kKlLoss};
@@ -157,7 +158,7 @@ void with_first_element(Params& params, const std::function<void(TensorView&, in
 
 TEST(Conformance, AnHonestBackendPasses) {
   std::set<Op> all;
-  for (int op = 0; op < kOpCount; ++op) all.insert(static_cast<Op>(op));
+  for (const OpInfo& op : all_ops()) all.insert(op.op);
   const Tally tally = try_backend(Saboteur({}, {}, 0), all);
   EXPECT_EQ(tally.failed, 0) << *tally.details.begin();
   EXPECT_GT(tally.passed, 60);
@@ -201,7 +202,7 @@ TEST(Conformance, FindsAListThatIsCut) {
   const auto cut = [](Call& call) {
     call.plan.problem.topk = std::max(1, call.plan.problem.topk - 1);
   };
-  expect_found({Op::kSparseAttention, Op::kSparseDecode}, "o[", cut);
+  expect_found({Op::kSparseAttention}, "o[", cut);
   expect_found({Op::kSparseAttentionBackward}, "dq[", cut);
   expect_found({Op::kKlBackward}, "dq_idx[", cut);
 }
@@ -291,11 +292,11 @@ TEST(Conformance, FindsTiesBrokenTheOtherWay) {
 
 TEST(Conformance, FindsUnwrittenOutputs) {
   // One element left as it was: visible because what was there changes between repeats.
-  for (int op = 0; op < kOpCount; ++op) {
-    if (static_cast<Op>(op) == Op::kAppendPaged) continue;  // may leave anything as it was
+  for (const OpInfo& info : all_ops()) {
+    if (info.op == Op::kAppendPaged) continue;  // may leave anything as it was
     std::byte kept[4];
     expect_found(
-        {static_cast<Op>(op)}, "",
+        {info.op}, "",
         [&](Call& call) {
           with_first_element(call.params, [&](TensorView& view, int64_t offset) {
             const int64_t size = size_of(view.dtype);
@@ -314,8 +315,8 @@ TEST(Conformance, FindsUnwrittenOutputs) {
 }
 
 TEST(Conformance, FindsWritesOutsideTheOutputs) {
-  for (int op = 0; op < kOpCount; ++op) {
-    expect_found({static_cast<Op>(op)}, "writes outside its outputs", {}, [](Call& call) {
+  for (const OpInfo& info : all_ops()) {
+    expect_found({info.op}, "writes outside its outputs", {}, [](Call& call) {
       TensorView view = *outputs(call.params)[0].view;
       std::memset(static_cast<std::byte*>(view.data) - 4, 0x11, 4);
     });
@@ -453,10 +454,10 @@ TEST(Judge, AComposedKernelRoundsWhereItsStepsDo) {
   for (bool rounds : {false, true}) {
     const Kernel kernels[] = {
         {.op = Op::kIndexSelect, .name = "select"},
-        {.op = Op::kSparseDecode, .name = "attend", .rounds_probabilities = rounds},
+        {.op = Op::kSparseAttention, .name = "attend", .rounds_probabilities = rounds},
         kLayerSteps};
     const Backend backend{"steps", "nothing", 0, DeviceKind::kCPU, nullptr, kernels};
-    const Problem problem{.op = Op::kLayerDecode, .dtype = DType::kBF16};
+    const Problem problem{.op = Op::kLayer, .dtype = DType::kBF16};
     EXPECT_EQ(rounds_probabilities(plan_on(backend, problem, {})), rounds);
   }
 }

@@ -110,7 +110,7 @@ struct Make : Storage {
             .v_pages = this->k(),
             .k_idx_pages = this->k_idx()};
   }
-  LayerDecodeParams layer_decode() {
+  LayerParams layer() {
     return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
             .q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
             .k = this->k(),
@@ -225,7 +225,7 @@ using Dense = DenseAttentionParams;
 using Lists = BlockListsParams;
 using Append = AppendPagedParams;
 using Mass = BlockMassParams;
-using Layer = LayerDecodeParams;
+using Layer = LayerParams;
 using Backward = AttentionBackwardParams;
 using Lse = IndexLseParams;
 using Kl = KlParams;
@@ -473,29 +473,6 @@ TEST(Check, DistinctIdsInAnyOrder) {
   EXPECT_EQ(with({5, -1, 5}), "");  // behind the end
 }
 
-TEST(Check, DecodeTakesSixteenTokens) {
-  Limits limits = kLimits;
-  limits.max_tokens = limits.max_q_len = 20;
-  limits.max_kv_len = 40;
-  Tensors t;
-  const auto params = [&](int64_t tokens) {
-    std::vector<int32_t> table(10), ids(static_cast<size_t>(2 * tokens * 3), -1);
-    return SparseAttentionParams{
-        .q = t.make(DType::kF32, {tokens, 4, 8}),
-        .k = t.make(DType::kF32, {10, 2, 4, 8}),
-        .v = t.make(DType::kF32, {10, 2, 4, 8}),
-        .ids = t.ints({2, tokens, 3}, ids),
-        .batch = {.cu_seqlens_q = t.ints({0, static_cast<int32_t>(tokens)}),
-                  .seq_lens = t.ints({40}),
-                  .page_table = t.ints({1, 10}, table)},
-        .o = t.make(DType::kF32, {tokens, 4, 8})};
-  };
-  const Plan plan = plan_for(Op::kSparseDecode, KvLayout::kPaged, limits);
-  EXPECT_TRUE(call(plan, params(16)).ok());
-  EXPECT_EQ(call(plan, params(17)).message(),
-            "cu_seqlens_q[1]: got a length of 17, the most for sparse_decode is 16");
-}
-
 TEST(Check, Merge) {
   expect_errors<Packed, MergeParams>(
       Op::kMerge, &Make<Packed>::merge, &MergeParams::o,
@@ -570,9 +547,9 @@ TEST(Check, BlockMass) {
       });
 }
 
-TEST(Check, LayerDecode) {
+TEST(Check, Layer) {
   expect_errors<Paged, Layer>(
-      Op::kLayerDecode, &Make<Paged>::layer_decode, &Layer::o,
+      Op::kLayer, &Make<Paged>::layer, &Layer::o,
       {
           {"q_idx: not given", [](Layer& a, Tensors&) { a.q_idx = {}; }},
           {"q_idx: got rank 3 shape [5,2,16], expected [T,Hi,Di] = [6,2,16]",
@@ -585,11 +562,11 @@ TEST(Check, LayerDecode) {
       });
   // Lengths and pages are looked at before the lists are chosen; lse and ids may be left out.
   Make<Paged> storage;
-  LayerDecodeParams a = storage.layer_decode();
+  LayerParams a = storage.layer();
   a.lse = a.ids = {};
-  EXPECT_TRUE(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).ok());
+  EXPECT_TRUE(call(plan_for(Op::kLayer, KvLayout::kPaged), a).ok());
   set(a.batch.page_table, 1, 77);
-  EXPECT_EQ(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).message(),
+  EXPECT_EQ(call(plan_for(Op::kLayer, KvLayout::kPaged), a).message(),
             "page_table[0,1]: got 77, expected 0..5");
 }
 

@@ -323,7 +323,7 @@ TEST(Training, AmxSaysThatItDoesNotTrain) {
   problem.op = Op::kIndexLse;
   EXPECT_EQ(amx->supports(problem).message(),
             "op: got index_lse, supported: index_scores, index_select, sparse_attention, "
-            "sparse_decode, dense_attention, block_mass, msa_layer_decode");
+            "dense_attention, block_mass, msa_layer");
 }
 
 }  // namespace

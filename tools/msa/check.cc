@@ -150,11 +150,12 @@ CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
       ->capture_default_str();
   command->add_option("--op", options->ops, "Operators, comma separated; default all")
       ->delimiter(',')
+      ->transform(current_op_name)
       ->check(CLI::IsMember(op_names()));
   command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
   add_common(command, &options->common);
   command->footer(
-      "Example:\n  msa check --backend avx2 --op sparse_attention,sparse_decode --suite full");
+      "Example:\n  msa check --backend avx2 --op index_select,sparse_attention --suite full");
   command->callback([=] { *action = [=] { return run_check(*options); }; });
   return command;
 }

@@ -14,12 +14,12 @@ Refusal cache_fits(const Problem& p) {
 
 }  // namespace
 
-Refusal fits(const Problem& p, const Limits&) {
+Refusal fits(const Problem& p, const Limits& limits) {
   if (const Refusal refusal = rows_fit(p, /*head=*/true, /*index=*/false)) return refusal;
   if (const Refusal refusal = cache_fits(p)) return refusal;
   if (p.group() > kRows) return {"heads_q / heads_kv", nullptr, p.group(), "1..16"};
   if (p.topk > kMaxList) return {"topk", nullptr, p.topk, "1..32"};
-  return {};
+  return step_fits(limits);
 }
 
 Refusal fits_index(const Problem& p, const Limits& limits) {
@@ -50,7 +50,7 @@ Refusal takes(const Plan&, const IndexSelectParams& a) {
   return all_aligned({{"q_idx", &a.q_idx}, {"k_idx", &a.k_idx}});
 }
 
-Refusal takes(const Plan&, const LayerDecodeParams& a) {
+Refusal takes(const Plan&, const LayerParams& a) {
   if (const Refusal refusal = scale_fits(a.softmax_scale)) return refusal;
   return all_aligned({{"q", &a.q},
                       {"q_idx", &a.q_idx},

@@ -119,7 +119,7 @@ Status run(const Plan& plan, const SparseAttentionParams& params, Workspace, Str
   return launch_attend<false>(plan.problem, a, stream);
 }
 
-Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspace, Stream stream) {
+Status run(const Plan& plan, const LayerParams& params, Workspace workspace, Stream stream) {
   const LayerSteps steps = layer_steps(plan, params, workspace);
   const Problem& problem = plan.problem;
   ScoreArguments s{};
@@ -138,9 +138,9 @@ std::span<const Kernel> kernels() {
   static constexpr Kernel kAll[] = {
       tuned<IndexSelectParams, fits_index, takes, run>(Op::kIndexSelect, "sm90/decode",
                                                        workspace_bytes),
-      tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseDecode, "sm90/decode", nullptr),
-      tuned<LayerDecodeParams, fits_layer, takes, run>(Op::kLayerDecode, "sm90/decode",
-                                                       layer_ids_bytes, kLayerOps)};
+      tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseAttention, "sm90/decode", nullptr),
+      tuned<LayerParams, fits_layer, takes, run>(Op::kLayer, "sm90/decode", layer_ids_bytes,
+                                                 kLayerOps)};
   return kAll;
 }
 

@@ -29,7 +29,7 @@ int consumers(const Problem& problem, const Limits& limits) {
 bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
   constexpr int64_t kTilesPerCta = 4;
   const int64_t rows = tokens * problem.heads_q;
-  return limits.max_q_len <= 16 || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
+  return limits.max_q_len <= kDecodeTokens || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
 }
 
 /// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] softmaxes, one counter.
