@@ -52,7 +52,7 @@ Problem = struct("Problem", [(name, c.c_int32) for name in (
     "op", "dtype", "layout", "heads_q", "heads_kv", "head_dim", "index_dim", "block_size", "topk",
     "init_blocks", "local_blocks", "device_kind", "device_id")])
 Limits = struct("Limits", [("max_threads", c.c_int32)] + [
-    (name, c.c_int64) for name in ("max_batch", "max_tokens", "max_q_len", "max_kv_len")])
+    (name, c.c_int64) for name in ("max_batch", "max_tokens", "max_seqlen_q", "max_seqlen_k")])
 Queue = struct("Queue", [("reserved", c.c_uint32), ("threads", c.c_void_p),
                          ("cuda_stream", c.c_void_p)])
 DenseParams = struct("DenseParams", [
@@ -82,7 +82,7 @@ class Dense:
                        heads_kv=k.shape[1], head_dim=dim, index_dim=dim, block_size=128, topk=16,
                        local_blocks=1, device_kind=1)
         limits = make(Limits, max_threads=threads, max_batch=1, max_tokens=tokens,
-                      max_q_len=tokens, max_kv_len=tokens)
+                      max_seqlen_q=tokens, max_seqlen_k=tokens)
         self.plan, team = c.c_void_p(), c.c_void_p()
         self.check(library.msa_threads_create(threads, c.byref(team)))
         self.check(library.msa_plan_create(c.byref(problem), c.byref(limits), backend.encode(),

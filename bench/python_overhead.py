@@ -72,8 +72,8 @@ class Problem(ctypes.Structure):
 
 class Limits(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_uint32), ("max_threads", ctypes.c_int32),
-                *((name, ctypes.c_int64) for name in ("max_batch", "max_tokens", "max_q_len",
-                                                      "max_kv_len"))]
+                *((name, ctypes.c_int64) for name in ("max_batch", "max_tokens", "max_seqlen_q",
+                                                      "max_seqlen_k"))]
 
 
 def c_call(library, q, k, v, ids, lengths, out):
@@ -163,8 +163,8 @@ def adapter_calls():
         "vllm, attention": (
             lambda: vllm.minimax_m3_sparse_attn_decode(q, cache, ids, table, lengths, 1, 0.25, out,
                                                        1),
-            lambda: msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=1, softmax_scale=0.25, out=out,
-                                          **batch)),
+            lambda: msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=1, softmax_scale=0.25,
+                                             out=out, **batch)),
     }
 
 

@@ -63,8 +63,12 @@ int main() {
                                                   : "  uint32_t reserved;\n");
     for (const Argument& a : op.arguments) {
       const std::string text = text_of(a);
-      std::printf("  const msa_%s* %s;%s%s%s\n", a.is_tensor() ? "tensor" : "batch", a.name,
-                  text.empty() ? "" : " /* ", text.c_str(), text.empty() ? "" : " */");
+      const std::string comment = text.empty() ? "" : " /* " + text + " */";
+      if (a.name == std::string_view("block_ids"))
+        std::printf("  MSA_RENAMED(const msa_tensor*, block_ids, ids);%s\n", comment.c_str());
+      else
+        std::printf("  const msa_%s* %s;%s\n", a.is_tensor() ? "tensor" : "batch", a.name,
+                    comment.c_str());
     }
     std::printf(
         "} msa_%s_params;\nMSA_API msa_status msa_run_%s(const msa_plan* plan, const "

@@ -148,14 +148,14 @@ Status convert(const msa_limits* given, msa::Limits* out) {
   msa_limits l{};
   l.max_batch = out->max_batch;
   l.max_tokens = out->max_tokens;
-  l.max_q_len = out->max_q_len;
-  l.max_kv_len = out->max_kv_len;
+  l.max_seqlen_q = out->max_seqlen_q;
+  l.max_seqlen_k = out->max_seqlen_k;
   MSA_TRY(adopt("limits", given, &l));
   out->max_threads = l.max_threads;
   out->max_batch = l.max_batch;
   out->max_tokens = l.max_tokens;
-  out->max_q_len = l.max_q_len;
-  out->max_kv_len = l.max_kv_len;
+  out->max_seqlen_q = l.max_seqlen_q;
+  out->max_seqlen_k = l.max_seqlen_k;
   return {};
 }
 

@@ -56,8 +56,8 @@ Plan make_plan(const std::string& op, const std::string& dtype, bool paged, int3
       .device = cuda_device < 0 ? Device{} : Device{DeviceKind::kCUDA, cuda_device}};
   Limits limits{.max_batch = max_batch,
                 .max_tokens = max_tokens,
-                .max_q_len = max_seqlen_q,
-                .max_kv_len = max_seqlen_k};
+                .max_seqlen_q = max_seqlen_q,
+                .max_seqlen_k = max_seqlen_k};
   raise_unless_ok(num_threads(&limits.max_threads));
   Plan out;
   raise_unless_ok(msa::plan(problem, limits, &out, backend));

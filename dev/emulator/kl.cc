@@ -20,9 +20,11 @@ enum class Support { kFull, kListed, kTurned };
 Support support_of(const Case& c) {
   Instance instance(c, 16);
   if (const auto* a = std::get_if<IndexLseParams>(&instance.params()))
-    return a->ids.given() ? Support::kListed : Support::kFull;
+    return a->block_ids.given() ? Support::kListed : Support::kFull;
   const auto& a = std::get<KlParams>(instance.params());
-  return !a.ids.given() ? Support::kFull : a.row_ptr.given() ? Support::kTurned : Support::kListed;
+  return !a.block_ids.given() ? Support::kFull
+         : a.row_ptr.given()  ? Support::kTurned
+                              : Support::kListed;
 }
 
 /// Sizes around those of tiles, steps, tasks, blocks and rounds, and every feature of a batch.

@@ -116,8 +116,8 @@ typedef struct msa_limits {
   int32_t max_threads; /* CPU threads a queue may bring; 0 = all of the machine's */
   int64_t max_batch;   /* B */
   int64_t max_tokens;  /* T */
-  int64_t max_q_len;   /* query tokens of one sequence */
-  int64_t max_kv_len;  /* key tokens of one sequence, the new ones included */
+  MSA_RENAMED(int64_t, max_seqlen_q, max_q_len);  /* query tokens of one sequence */
+  MSA_RENAMED(int64_t, max_seqlen_k, max_kv_len); /* its key tokens, the new ones included */
 } msa_limits;
 
 /* ---- backends ------------------------------------------------------------------------------- */

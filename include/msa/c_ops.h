@@ -48,7 +48,7 @@ typedef struct msa_select_blocks_params {
   uint32_t reserved;
   const msa_tensor* scores; /* f32 [Hi,T,blocks] */
   const msa_tensor* num_valid_blocks; /* i32 [T], optional */
-  const msa_tensor* ids; /* out i32 [Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
 } msa_select_blocks_params;
 MSA_API msa_status msa_run_select_blocks(const msa_plan* plan, const msa_select_blocks_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
@@ -60,7 +60,7 @@ typedef struct msa_index_select_params {
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
   const msa_batch* batch;
-  const msa_tensor* ids; /* out i32 [Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
   const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
 } msa_index_select_params;
 MSA_API msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
@@ -73,7 +73,7 @@ typedef struct msa_sparse_attention_params {
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
   const msa_tensor* v; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_batch* batch;
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
@@ -112,7 +112,7 @@ MSA_API msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* p
 typedef struct msa_block_lists_params {
   uint32_t struct_size;
   uint32_t reserved;
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_batch* batch;
   const msa_tensor* row_ptr; /* out i32 [Hkv,NB+1] */
   const msa_tensor* entries; /* out i32 [Hkv,T*K] */
@@ -160,7 +160,7 @@ typedef struct msa_layer_params {
   const msa_batch* batch;
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
-  const msa_tensor* ids; /* out i32 [Hkv,T,K], optional */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hkv,T,K], optional */
 } msa_layer_params;
 MSA_API msa_status msa_run_layer(const msa_plan* plan, const msa_layer_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
@@ -172,7 +172,7 @@ typedef struct msa_attention_backward_params {
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* k; /* [S,Hkv,D] */
   const msa_tensor* v; /* [S,Hkv,D] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_tensor* o; /* [T,Hq,D] */
   const msa_tensor* lse; /* f32 [T,Hq] */
   const msa_tensor* d_o; /* [T,Hq,D] */
@@ -192,7 +192,7 @@ typedef struct msa_index_lse_params {
   uint32_t reserved;
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] */
-  const msa_tensor* ids; /* i32 [Hi,T,K], optional */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hi,T,K], optional */
   const msa_batch* batch;
   const msa_tensor* lse; /* out f32 [T,Hi] */
 } msa_index_lse_params;
@@ -209,7 +209,7 @@ typedef struct msa_kl_params {
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] */
   const msa_tensor* index_lse; /* f32 [T,Hi] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K], optional */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K], optional */
   const msa_batch* batch;
   const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional */
   const msa_tensor* entries; /* i32 [Hkv,T*K], optional */

@@ -82,7 +82,7 @@ struct IndexScoresParams {
   TensorView scores{};  ///< out f32 [Hi,T,blocks], any strides, blocks >= ceil(max kv_len / Bk)
 };
 
-/// ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
+/// block_ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
 /// ascending, -1 in the unused tail; exactly min(K, num_valid_blocks[t]) ids. Ties go to the lower
 /// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, and those
 /// with ids below init_blocks.
@@ -90,7 +90,7 @@ struct SelectBlocksParams {
   static constexpr Op kOps[] = {Op::kSelectBlocks};
   TensorView scores{};            ///< f32 [Hi,T,blocks], any strides
   TensorView num_valid_blocks{};  ///< i32 [T], optional (default: all columns)
-  TensorView ids{};               ///< out i32 [Hi,T,K]
+  TensorView block_ids{};         ///< out i32 [Hi,T,K]
 };
 
 /// index_scores and select_blocks in one pass; no score matrix exists. Forced are the local_blocks
@@ -100,7 +100,7 @@ struct IndexSelectParams {
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
-  TensorView ids{};  ///< out i32 [Hi,T,K], ascending, -1 tail
+  TensorView block_ids{};  ///< out i32 [Hi,T,K], ascending, -1 tail
   TensorView
       scores{};  ///< out f32 [Hi,T,K], optional: score of each id; +inf if forced, -inf in the tail
 };
@@ -110,10 +110,10 @@ struct IndexSelectParams {
 /// decoding steps (problem.h) have kernels of their own. Source: paper section "sparse attention".
 struct SparseAttentionParams {
   static constexpr Op kOps[] = {Op::kSparseAttention};
-  TensorView q{};    ///< [T,Hq,D]
-  TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
-  TensorView v{};    ///< as k
-  TensorView ids{};  ///< i32 [Hkv,T,K]
+  TensorView q{};          ///< [T,Hq,D]
+  TensorView k{};          ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
+  TensorView v{};          ///< as k
+  TensorView block_ids{};  ///< i32 [Hkv,T,K]
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView o{};           ///< out [T,Hq,D]
@@ -149,10 +149,10 @@ struct MergeParams {
 /// per block; a block's first slot in a list, where it stands twice.
 struct BlockListsParams {
   static constexpr Op kOps[] = {Op::kBlockLists};
-  TensorView ids{};      ///< i32 [Hkv,T,K]
-  Batch batch{};         ///< lengths only
-  TensorView row_ptr{};  ///< out i32 [Hkv,NB+1]
-  TensorView entries{};  ///< out i32 [Hkv,T*K]; behind row_ptr[h,NB] unused entries are -1
+  TensorView block_ids{};  ///< i32 [Hkv,T,K]
+  Batch batch{};           ///< lengths only
+  TensorView row_ptr{};    ///< out i32 [Hkv,NB+1]
+  TensorView entries{};    ///< out i32 [Hkv,T*K]; behind row_ptr[h,NB] unused entries are -1
 };
 
 /// Writes the T new rows (the last q_len positions of each sequence) into their pages.
@@ -193,7 +193,7 @@ struct LayerParams {
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView o{};           ///< out [T,Hq,D]
   TensorView lse{};         ///< out f32 [T,Hq], optional
-  TensorView ids{};         ///< out i32 [Hkv,T,K], optional
+  TensorView block_ids{};   ///< out i32 [Hkv,T,K], optional
 };
 
 /// Gradients of sparse_attention and, without ids, of dense_attention (sparse_attention_backward,
@@ -203,13 +203,13 @@ struct LayerParams {
 /// Rows with lse -inf add nothing. Source: FlashAttention, arXiv 2205.14135, backward pass.
 struct AttentionBackwardParams {
   static constexpr Op kOps[] = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
-  TensorView q{};    ///< [T,Hq,D]
-  TensorView k{};    ///< [S,Hkv,D]; training takes packed keys only
-  TensorView v{};    ///< as k
-  TensorView ids{};  ///< i32 [Hkv,T,K], as in the forward pass; none for dense
-  TensorView o{};    ///< [T,Hq,D] of the forward pass, in the dtype of q or f32
-  TensorView lse{};  ///< f32 [T,Hq], likewise
-  TensorView d_o{};  ///< [T,Hq,D] gradient of o, in the dtype of q or f32
+  TensorView q{};          ///< [T,Hq,D]
+  TensorView k{};          ///< [S,Hkv,D]; training takes packed keys only
+  TensorView v{};          ///< as k
+  TensorView block_ids{};  ///< i32 [Hkv,T,K], as in the forward pass; none for dense
+  TensorView o{};          ///< [T,Hq,D] of the forward pass, in the dtype of q or f32
+  TensorView lse{};        ///< f32 [T,Hq], likewise
+  TensorView d_o{};        ///< [T,Hq,D] gradient of o, in the dtype of q or f32
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView row_ptr{};  ///< i32 [Hkv,NB+1], optional, with entries: what block_lists makes of ids;
@@ -223,9 +223,9 @@ struct AttentionBackwardParams {
 /// blocks, without ids of all; -inf if none is visible.
 struct IndexLseParams {
   static constexpr Op kOps[] = {Op::kIndexLse};
-  TensorView q_idx{};  ///< [T,Hi,Di]
-  TensorView k_idx{};  ///< [S,Di]
-  TensorView ids{};    ///< i32 [Hi,T,K], optional
+  TensorView q_idx{};      ///< [T,Hi,Di]
+  TensorView k_idx{};      ///< [S,Di]
+  TensorView block_ids{};  ///< i32 [Hi,T,K], optional
   Batch batch{};
   TensorView lse{};  ///< out f32 [T,Hi]
 };
@@ -246,7 +246,7 @@ struct KlParams {
   TensorView q_idx{};      ///< [T,Hi,Di]
   TensorView k_idx{};      ///< [S,Di]
   TensorView index_lse{};  ///< f32 [T,Hi], of index_lse over the same tokens
-  TensorView ids{};        ///< i32 [Hkv,T,K], optional
+  TensorView block_ids{};  ///< i32 [Hkv,T,K], optional
   Batch batch{};
   float softmax_scale = 0;  ///< of the teacher; 0 = 1/sqrt(D)
   TensorView row_ptr{};     ///< i32 [Hkv,NB+1], optional, as in AttentionBackwardParams

@@ -47,11 +47,11 @@ inline constexpr int64_t kDecodeTokens = 16;
 
 /// Upper bounds of the calls a plan will serve. A workspace is sized by them.
 struct Limits {
-  int64_t max_batch = 1;    ///< B
-  int64_t max_tokens = 1;   ///< T
-  int64_t max_q_len = 1;    ///< query tokens of one sequence
-  int64_t max_kv_len = 1;   ///< key tokens of one sequence, the new ones included
-  int32_t max_threads = 0;  ///< CPU threads a queue may bring; 0 = all of the machine's
+  int64_t max_batch = 1;     ///< B
+  int64_t max_tokens = 1;    ///< T
+  int64_t max_seqlen_q = 1;  ///< query tokens of one sequence
+  int64_t max_seqlen_k = 1;  ///< key tokens of one sequence, the new ones included
+  int32_t max_threads = 0;   ///< CPU threads a queue may bring; 0 = all of the machine's
 };
 
 /// Checks everything that needs no backend: positive sizes, Hq a multiple of Hkv, K >= 1,

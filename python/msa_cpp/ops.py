@@ -277,7 +277,7 @@ def msa_layer(
     softmax_scale: float | None = None,
     max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    ids_out: Array | None = None, workspace: Array | None = None,
+    block_ids_out: Array | None = None, workspace: Array | None = None,
     plan: Plan | None = None, backend: str = "auto",
 ) -> Array | Any:  # (out, lse) with return_lse
     """A sparse layer: `index_select`, then `sparse_attention` over the blocks it chose.
@@ -288,7 +288,7 @@ def msa_layer(
         q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
         k, v, k_idx: ``[S,Hkv,D]`` twice and ``[S,Di]``, or the pages of a cache with the new tokens
             already in them (`append_paged`), ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``.
-        ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
+        block_ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
 
     The other arguments and the errors are those of `index_select` and `sparse_attention`.
     Source: arXiv 2606.13392.
@@ -299,7 +299,7 @@ def msa_layer(
     >>> out = msa_cpp.msa_layer(
     ...     np.ones((1, 2, 4), np.float32), np.ones((1, 1, 4), np.float32), pages, pages, index,
     ...     page_table=np.array([[2, 0, 1]], np.int32), seq_lens=np.array([5], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, ids_out=ids)
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, block_ids_out=ids)
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
@@ -308,13 +308,14 @@ def msa_layer(
         o, l, ids = torch_op("msa_layer")(
             q, q_idx, k, v, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
             softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
-        into(ids_out, ids)
+        into(block_ids_out, ids)
         out, lse = into(out, o), into(lse, l)
     else:
         options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
                    local_blocks)
         out, lse, _ = _core.msa_layer(
-            (q, q_idx, k, v, k_idx, out, return_lse if lse is None else lse, ids_out), batch,
+            (q, q_idx, k, v, k_idx, out, return_lse if lse is None else lse, block_ids_out),
+            batch,
             options, plan, workspace, backend)
     return (out, lse) if return_lse else out
 
@@ -535,17 +536,20 @@ def block_mass(
 
 
 def sparse_decode(q: Array, k: Array, v: Array, block_ids: Array, **options: Any) -> Any:
-    """`sparse_attention` under a deprecated name; `max_q_len` is one of `max_seqlen_q`."""
+    """`sparse_attention` under a deprecated name, and with `max_q_len` for `max_seqlen_q`."""
     _deprecated("sparse_decode", "sparse_attention")
-    return sparse_attention(q, k, v, block_ids, **_renamed(options))
+    return sparse_attention(q, k, v, block_ids, **_renamed(options, "max_q_len", "max_seqlen_q"))
 
 
 def msa_layer_decode(
     q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, **options: Any,
 ) -> Any:
-    """`msa_layer` under a deprecated name; `max_q_len` is one of `max_seqlen_q`."""
+    """`msa_layer` under a deprecated name, and with `ids_out` for `block_ids_out` and `max_q_len`
+    for `max_seqlen_q`."""
     _deprecated("msa_layer_decode", "msa_layer")
-    return msa_layer(q, q_idx, k_pages, v_pages, k_idx_pages, **_renamed(options))
+    options = _renamed(options, "ids_out", "block_ids_out")
+    return msa_layer(q, q_idx, k_pages, v_pages, k_idx_pages,
+                     **_renamed(options, "max_q_len", "max_seqlen_q"))
 
 
 def _deprecated(old: str, new: str) -> None:
@@ -553,10 +557,10 @@ def _deprecated(old: str, new: str) -> None:
                   stacklevel=3)
 
 
-def _renamed(options: dict[str, Any]) -> dict[str, Any]:
-    if "max_q_len" in options and "max_seqlen_q" in options:
-        raise TypeError("max_q_len: given beside max_seqlen_q, expected max_seqlen_q alone")
-    return {"max_seqlen_q" if n == "max_q_len" else n: value for n, value in options.items()}
+def _renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    if old in options and new in options:
+        raise TypeError(f"{old}: given beside {new}, expected {new} alone")
+    return {new if name == old else name: value for name, value in options.items()}
 
 
 def _refuse_scales(k_scale: Any, v_scale: Any) -> None:

@@ -31,18 +31,18 @@ const Kernel kLayerSteps = {.op = Op::kLayer,
 
 LayerSteps layer_steps(const Plan& plan, const LayerParams& a, Workspace workspace) {
   const Problem& p = plan.problem;
-  TensorView ids = a.ids;
+  TensorView ids = a.block_ids;
   if (!ids.given()) {
     ids = TensorView::contiguous(workspace.data, DType::kI32, {p.heads_kv, a.q.shape[0], p.topk});
     ids.device = p.device;
   }
   const auto taken = static_cast<size_t>(layer_ids_bytes(p, plan.limits));
   LayerSteps steps{
-      .select = {.q_idx = a.q_idx, .k_idx = a.k_idx, .batch = a.batch, .ids = ids},
+      .select = {.q_idx = a.q_idx, .k_idx = a.k_idx, .batch = a.batch, .block_ids = ids},
       .attend = {.q = a.q,
                  .k = a.k,
                  .v = a.v,
-                 .ids = ids,
+                 .block_ids = ids,
                  .batch = a.batch,
                  .softmax_scale = a.softmax_scale,
                  .o = a.o,

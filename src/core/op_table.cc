@@ -32,7 +32,7 @@ struct SelectBlocksTable {
   static constexpr Argument kArguments[] = {
       {ARGUMENT(scores), kInput, kF32, "Hi,T,blocks", nullptr, /*any_strides=*/true},
       {ARGUMENT(num_valid_blocks), kOptional, kI32, "T"},
-      {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"}};
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"}};
 };
 
 struct IndexSelectTable {
@@ -41,20 +41,19 @@ struct IndexSelectTable {
       {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
       {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
       {ARGUMENT(batch), kBatch},
-      {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"},
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
       {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
 };
 
 struct SparseAttentionTable {
   using Params = SparseAttentionParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(k), kInput, kRows, kKeys},
-      {ARGUMENT(v), kInput, kRows, kKeys},
-      {ARGUMENT(ids), kInput, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
-      {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(k), kInput, kRows, kKeys},
+                                            {ARGUMENT(v), kInput, kRows, kKeys},
+                                            {ARGUMENT(block_ids), kInput, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
+                                            {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
 };
 
 struct DenseAttentionTable {
@@ -78,11 +77,10 @@ struct MergeTable {
 
 struct BlockListsTable {
   using Params = BlockListsParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(ids), kInput, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(row_ptr), kOutput, kI32, "Hkv,NB+1"},
-      {ARGUMENT(entries), kOutput, kI32, "Hkv,T*K"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(block_ids), kInput, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(row_ptr), kOutput, kI32, "Hkv,NB+1"},
+                                            {ARGUMENT(entries), kOutput, kI32, "Hkv,T*K"}};
 };
 
 struct AppendPagedTable {
@@ -107,15 +105,16 @@ struct BlockMassTable {
 
 struct LayerTable {
   using Params = LayerParams;
-  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-                                            {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-                                            {ARGUMENT(k), kInput, kRows, kKeys},
-                                            {ARGUMENT(v), kInput, kRows, kKeys},
-                                            {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
-                                            {ARGUMENT(batch), kBatch},
-                                            {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
-                                            {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
-                                            {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "ids_out"}};
+  static constexpr Argument kArguments[] = {
+      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+      {ARGUMENT(k), kInput, kRows, kKeys},
+      {ARGUMENT(v), kInput, kRows, kKeys},
+      {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
+      {ARGUMENT(batch), kBatch},
+      {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
+      {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
+      {ARGUMENT(block_ids), kExtra, kBlocks, "Hkv,T,K", "block_ids_out"}};
 };
 
 template <bool Listed>
@@ -125,7 +124,7 @@ struct AttentionBackwardTable {
       {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
       {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
       {ARGUMENT(v), kInput, kRows, "S,Hkv,D"},
-      {ARGUMENT(ids), Listed ? kInput : kAbsent, kBlocks, "Hkv,T,K", "block_ids"},
+      {ARGUMENT(block_ids), Listed ? kInput : kAbsent, kBlocks, "Hkv,T,K"},
       {ARGUMENT(o), kInput, kWide, "T,Hq,D", "out"},
       {ARGUMENT(lse), kInput, kF32, "T,Hq"},
       {ARGUMENT(d_o), kInput, kWide, "T,Hq,D", "dout"},
@@ -139,31 +138,29 @@ struct AttentionBackwardTable {
 
 struct IndexLseTable {
   using Params = IndexLseParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
-      {ARGUMENT(ids), kOptional, kBlocks, "Hi,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(lse), kOutput, kF32, "T,Hi"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
+                                            {ARGUMENT(block_ids), kOptional, kBlocks, "Hi,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(lse), kOutput, kF32, "T,Hi"}};
 };
 
 template <Role Gradient, Role Loss>
 struct KlTable {
   using Params = KlParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
-      {ARGUMENT(lse), kInput, kF32, "T,Hq"},
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
-      {ARGUMENT(index_lse), kInput, kF32, "T,Hi"},
-      {ARGUMENT(ids), kOptional, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(row_ptr), kOptional, kI32, "Hkv,NB+1"},
-      {ARGUMENT(entries), kOptional, kI32, "Hkv,T*K"},
-      {ARGUMENT(dq_idx), Gradient, kWide, "T,Hi,Di"},
-      {ARGUMENT(dk_idx), Gradient, kWide, "S,Di"},
-      {ARGUMENT(kl), Loss, kF32, "T,Hi"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
+                                            {ARGUMENT(lse), kInput, kF32, "T,Hq"},
+                                            {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
+                                            {ARGUMENT(index_lse), kInput, kF32, "T,Hi"},
+                                            {ARGUMENT(block_ids), kOptional, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(row_ptr), kOptional, kI32, "Hkv,NB+1"},
+                                            {ARGUMENT(entries), kOptional, kI32, "Hkv,T*K"},
+                                            {ARGUMENT(dq_idx), Gradient, kWide, "T,Hi,Di"},
+                                            {ARGUMENT(dk_idx), Gradient, kWide, "S,Di"},
+                                            {ARGUMENT(kl), Loss, kF32, "T,Hi"}};
 };
 #undef ARGUMENT
 
@@ -249,7 +246,7 @@ constexpr OpInfo kOps[] = {
         }),
     entry<MergeTable>(
         Op::kMerge, "merge", "combines partial results over disjoint key sets", "merge",
-        kHeadsQ | kHeadDim, check_merge,
+        kHeadsQ | kHeadDim, check_parts,
         [](const Problem&, const CostTerms& c) -> Cost { return {0, 3 * (c.q + c.lse)}; }),
     entry<BlockListsTable>(Op::kBlockLists, "block_lists",
                            "block -> queries, as CSR per KV head; an entry is token*K + slot",

@@ -85,7 +85,8 @@ Status validate(const Limits& limits) {
   // Lengths and ids travel as int32; the bound also keeps workspace sizes far from overflow.
   for (const auto& [name, value] :
        {std::pair{"max_batch", limits.max_batch}, std::pair{"max_tokens", limits.max_tokens},
-        std::pair{"max_q_len", limits.max_q_len}, std::pair{"max_kv_len", limits.max_kv_len}}) {
+        std::pair{"max_seqlen_q", limits.max_seqlen_q},
+        std::pair{"max_seqlen_k", limits.max_seqlen_k}}) {
     if (value < 0 || value > INT32_MAX)
       return invalid(name, ": got ", value, ", expected 0..", INT32_MAX);
   }

@@ -128,7 +128,7 @@ void merge(const Plan&, const MergeParams& a, Workspace, Queue queue) {
 }
 
 void block_lists(const Plan& plan, const BlockListsParams& a, Workspace, Queue queue) {
-  const int64_t heads = a.ids.shape[0], slots = a.ids.shape[2],
+  const int64_t heads = a.block_ids.shape[0], slots = a.block_ids.shape[2],
                 block_size = plan.problem.block_size;
   const int64_t batch = batch_size(a.batch), total = a.row_ptr.shape[1] - 1;
   for_each_task(queue, heads, [&](int64_t h, int) {
@@ -141,7 +141,7 @@ void block_lists(const Plan& plan, const BlockListsParams& a, Workspace, Queue q
       for (int64_t b = 0; b < batch; ++b) {
         const Sequence s = sequence(a.batch, b, block_size);
         for (int64_t t = s.q_begin; t < s.q_begin + s.q_len; ++t) {
-          const int32_t* list = a.ids.at<const int32_t>(h, t);
+          const int32_t* list = a.block_ids.at<const int32_t>(h, t);
           for (int64_t slot = 0; slot < slots && list[slot] >= 0; ++slot) {
             const int64_t j = list[slot] - s.block0;
             if (j >= 0 && j < s.blocks())
@@ -216,7 +216,7 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
         const float score = *a.scores.at<const float>(h, t, j);
         if (score > threshold && !forced.contains(j)) top.insert(score, static_cast<int32_t>(j));
       }
-      finish_topk(top, forced, 0, valid, p.topk, a.ids.at<int32_t>(h, t), 1, nullptr, 0);
+      finish_topk(top, forced, 0, valid, p.topk, a.block_ids.at<int32_t>(h, t), 1, nullptr, 0);
     }
   });
 }

@@ -90,11 +90,11 @@ Status SequenceAttention::create(Compute& compute, const Model& model, Attention
   return {};
 }
 
-Status SequenceAttention::plan(Op op, int64_t max_batch, int64_t max_q_len, Plan* out) {
+Status SequenceAttention::plan(Op op, int64_t max_batch, int64_t max_seqlen_q, Plan* out) {
   const Limits limits{.max_batch = max_batch,
-                      .max_tokens = max_batch * max_q_len,
-                      .max_q_len = max_q_len,
-                      .max_kv_len = page_count_ * config_->block_size,
+                      .max_tokens = max_batch * max_seqlen_q,
+                      .max_seqlen_q = max_seqlen_q,
+                      .max_seqlen_k = page_count_ * config_->block_size,
                       .max_threads = compute_->threads()};
   return msa::plan(attention_problem(*config_, dtype_, compute_->device(), op), limits, out,
                    backend_);
@@ -149,7 +149,7 @@ Status SequenceAttention::attend_selected(const Chunk& chunk, const Hooks& hooks
   SparseAttentionParams attend{.q = rows(chunk.q, chunk.tokens, heads, dim),
                                .k = pages(caches_[layer].k),
                                .v = pages(caches_[layer].v),
-                               .ids = ids,
+                               .block_ids = ids,
                                .batch = batch(chunk),
                                .o = tensor(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
   if (hooks.kept_mass) attend.lse = tensor(lse_.data(), DType::kF32, {chunk.tokens, heads});
@@ -165,7 +165,7 @@ Status SequenceAttention::attend_selected(const Chunk& chunk, const Hooks& hooks
         .batch = attend.batch,
         .o = attend.o,
         .lse = attend.lse,
-        .ids = ids};
+        .block_ids = ids};
     MSA_TRY(time_operator(plans(chunk).layer, params, &attention_seconds_[layer]));
     const Stopwatch timer(&untimed_seconds_);
     call_selection_hooks(chunk, hooks, ids);
@@ -182,14 +182,14 @@ Status SequenceAttention::attend_apart(const SparseAttentionParams& attend, cons
       .q_idx = rows(chunk.q_idx, chunk.tokens, config_->heads_kv, config_->index_dim),
       .k_idx = index_pages(caches_[layer].k_idx),
       .batch = attend.batch,
-      .ids = attend.ids};
+      .block_ids = attend.block_ids};
   double seconds = 0;
   MSA_TRY(time_operator(plans(chunk).select, select, &seconds));
   index_seconds_[layer] += seconds;
   attention_seconds_[layer] += seconds;
   {
     const Stopwatch timer(&untimed_seconds_);
-    call_selection_hooks(chunk, hooks, attend.ids);
+    call_selection_hooks(chunk, hooks, attend.block_ids);
   }
   return time_operator(plans(chunk).attend, attend, &attention_seconds_[layer]);
 }

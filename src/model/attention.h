@@ -58,7 +58,7 @@ class SequenceAttention {
   const LayerPlans& plans(const Chunk& chunk) const {
     return chunk.tokens <= kDecodeTokens ? step_ : chunk_;
   }
-  Status plan(Op op, int64_t max_batch, int64_t max_q_len, Plan* out);
+  Status plan(Op op, int64_t max_batch, int64_t max_seqlen_q, Plan* out);
   Status append(const Chunk& chunk);
   Status attend_dense(const Chunk& chunk);
   Status attend_selected(const Chunk& chunk, const Hooks& hooks);

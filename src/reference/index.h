@@ -82,7 +82,7 @@ void compute(const Problem& p, const SelectBlocksParams& a, const Team& team) {
     for (int64_t r = 0; r < p.heads_kv; ++r) {
       const auto score = [&](int64_t j) { return *a.scores.at<const float>(r, t, j); };
       select(score, 0, blocks, forced, p.topk, reinterpret_cast<int32_t*>(scratch),
-             a.ids.at<int32_t>(r, t), nullptr);
+             a.block_ids.at<int32_t>(r, t), nullptr);
     }
   });
 }
@@ -99,7 +99,7 @@ void compute(const Problem& p, const IndexSelectParams& a, const Team& team) {
       for (int64_t j = 0; j < blocks; ++j)
         scores[j] = block_score<Real>(row(a.q_idx, t, r), a.k_idx, 0, p.index_dim, query, j);
       select([&](int64_t j) { return scores[j]; }, query.s.block0, blocks, forced, p.topk, order,
-             a.ids.at<int32_t>(r, t), a.scores.given() ? a.scores.at<float>(r, t) : nullptr);
+             a.block_ids.at<int32_t>(r, t), a.scores.given() ? a.scores.at<float>(r, t) : nullptr);
     }
   });
 }

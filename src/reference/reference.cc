@@ -21,9 +21,9 @@ template <class Real>
 int64_t scratch_bytes(const Problem& p, const Limits& limits) {
   int64_t bytes = 0;
   if (p.op == Op::kSelectBlocks || p.op == Op::kIndexSelect)
-    bytes = (limits.max_kv_len + p.block_size - 1) / p.block_size * 8;
+    bytes = (limits.max_seqlen_k + p.block_size - 1) / p.block_size * 8;
   if (p.op == Op::kSparseAttention || p.op == Op::kDenseAttention)
-    bytes = (limits.max_kv_len + p.head_dim) * int64_t{sizeof(Real)};
+    bytes = (limits.max_seqlen_k + p.head_dim) * int64_t{sizeof(Real)};
   if (p.op == Op::kSparseAttentionBackward || p.op == Op::kDenseAttentionBackward)
     bytes = int64_t{2} * p.head_dim * int64_t{sizeof(Real)};
   if (p.op == Op::kKlBackward || p.op == Op::kKlLoss) bytes = p.index_dim * int64_t{sizeof(Real)};

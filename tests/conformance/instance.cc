@@ -176,7 +176,7 @@ SelectBlocksParams Instance::make_select_blocks() {
   const Problem& p = problem();
   SelectBlocksParams a{.scores = allocate(DType::kF32, {p.heads_kv, tokens_, max_blocks_},
                                           /*is_output=*/false, /*any_innermost_stride=*/true),
-                       .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+                       .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
   std::vector<int32_t> valid(static_cast<size_t>(tokens_), static_cast<int32_t>(max_blocks_));
   if (case_.optional) {
     for (int32_t& count : valid) count = static_cast<int32_t>(rng_.between(0, max_blocks_));
@@ -204,7 +204,7 @@ IndexSelectParams Instance::make_index_select() {
   IndexSelectParams a{.q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
                       .k_idx = make_keys(p.index_dim),
                       .batch = batch_,
-                      .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+                      .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
   if (case_.optional) a.scores = output(DType::kF32, {p.heads_kv, tokens_, p.topk});
   return a;
@@ -216,7 +216,7 @@ SparseAttentionParams Instance::make_sparse_attention() {
   SparseAttentionParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
                           .k = k,
                           .v = v,
-                          .ids = make_ids(),
+                          .block_ids = make_ids(),
                           .batch = batch_,
                           .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                           .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
@@ -273,7 +273,7 @@ BlockListsParams Instance::make_block_lists() {
   int64_t blocks = 0;
   for (int64_t b = 0; b < batch_size(batch_); ++b)
     blocks += sequence(batch_, b, p.block_size).blocks();
-  return {.ids = make_ids(),
+  return {.block_ids = make_ids(),
           .batch = batch_,
           .row_ptr = output(DType::kI32, {p.heads_kv, blocks + 1}),
           .entries = output(DType::kI32, {p.heads_kv, tokens_ * p.topk})};
@@ -368,7 +368,7 @@ std::array<TensorView, 2> Instance::make_inverse_lists(const TensorView& ids) {
   for (int64_t b = 0; b < batch_size(batch_); ++b)
     blocks += sequence(batch_, b, problem().block_size).blocks();
   const int64_t heads = problem().heads_kv;
-  BlockListsParams a{.ids = ids,
+  BlockListsParams a{.block_ids = ids,
                      .batch = batch_,
                      .row_ptr = input(DType::kI32, {heads, blocks + 1}),
                      .entries = input(DType::kI32, {heads, tokens_ * problem().topk})};
@@ -391,11 +391,12 @@ AttentionBackwardParams Instance::make_attention_backward() {
   a.d_o = input(rng_.chance(30) ? DType::kF32 : p.dtype, {tokens_, p.heads_q, p.head_dim});
   fill_gradient(a.d_o);
   if (sparse) {
-    a.ids = make_ids();
-    const SparseAttentionParams forward{a.q, k, v, a.ids, batch_, a.softmax_scale, a.o, a.lse};
+    a.block_ids = make_ids();
+    const SparseAttentionParams forward{a.q, k,    v, a.block_ids, batch_, a.softmax_scale,
+                                        a.o, a.lse};
     result_of(Op::kSparseAttention, forward, "o", a.o);
     result_of(Op::kSparseAttention, forward, "lse", a.lse);
-    std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+    std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.block_ids));
   } else {
     const DenseAttentionParams forward{a.q, k, v, batch_, a.softmax_scale, a.o, a.lse, {}};
     result_of(Op::kDenseAttention, forward, "o", a.o);
@@ -414,7 +415,7 @@ IndexLseParams Instance::make_index_lse() {
                    .batch = batch_,
                    .lse = output(DType::kF32, {tokens_, p.heads_kv})};
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
-  if (rng_.chance(60)) a.ids = make_ids();
+  if (rng_.chance(60)) a.block_ids = make_ids();
   return a;
 }
 
@@ -434,18 +435,18 @@ KlParams Instance::make_kl() {
   fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
   const TensorView o = wanted(DType::kF32, {tokens_, p.heads_q, p.head_dim});
   if (rng_.chance(60)) {
-    a.ids = make_ids();
+    a.block_ids = make_ids();
     result_of(Op::kSparseAttention,
-              SparseAttentionParams{a.q, k, k, a.ids, batch_, a.softmax_scale, o, a.lse}, "lse",
-              a.lse);
+              SparseAttentionParams{a.q, k, k, a.block_ids, batch_, a.softmax_scale, o, a.lse},
+              "lse", a.lse);
     if (p.op == Op::kKlBackward)
-      std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+      std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.block_ids));
   } else {
     result_of(Op::kDenseAttention,
               DenseAttentionParams{a.q, k, k, batch_, a.softmax_scale, o, a.lse, {}}, "lse", a.lse);
   }
-  result_of(Op::kIndexLse, IndexLseParams{a.q_idx, a.k_idx, a.ids, batch_, a.index_lse}, "lse",
-            a.index_lse);
+  result_of(Op::kIndexLse, IndexLseParams{a.q_idx, a.k_idx, a.block_ids, batch_, a.index_lse},
+            "lse", a.index_lse);
   if (p.op == Op::kKlBackward) {
     a.dq_idx = output(output_dtype(), {tokens_, p.heads_kv, p.index_dim});
     a.dk_idx = output(output_dtype(), {k.shape[0], p.index_dim});
@@ -470,7 +471,7 @@ LayerParams Instance::make_layer() {
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
   // The values are judged by the lists that were chosen; hidden ones must be beyond doubt.
   if (case_.optional || !case_.exact_scores())
-    a.ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk});
+    a.block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk});
   return a;
 }
 
@@ -480,19 +481,19 @@ Instance::Instance(const Case& c, int64_t alignment)
   tokens_ = c.tokens();
   limits_ = {.max_batch = static_cast<int64_t>(c.sequences.size()),
              .max_tokens = tokens_,
-             .max_q_len = 0,
-             .max_kv_len = 0};
+             .max_seqlen_q = 0,
+             .max_seqlen_k = 0};
   for (const SequenceSize& s : c.sequences) {
-    limits_.max_q_len = std::max<int64_t>(limits_.max_q_len, s.q_len);
-    limits_.max_kv_len = std::max<int64_t>(limits_.max_kv_len, s.kv_len);
+    limits_.max_seqlen_q = std::max<int64_t>(limits_.max_seqlen_q, s.q_len);
+    limits_.max_seqlen_k = std::max<int64_t>(limits_.max_seqlen_k, s.kv_len);
   }
-  max_blocks_ = (limits_.max_kv_len + p.block_size - 1) / p.block_size;
+  max_blocks_ = (limits_.max_seqlen_k + p.block_size - 1) / p.block_size;
   if (c.loose_limits) {
     limits_.max_batch += rng_.between(0, 3);
     limits_.max_tokens += rng_.between(0, 100);
-    limits_.max_q_len += rng_.between(0, 100);
-    if (c.step) limits_.max_q_len = std::min(limits_.max_q_len, kDecodeTokens);
-    limits_.max_kv_len += rng_.between(0, 1000);
+    limits_.max_seqlen_q += rng_.between(0, 100);
+    if (c.step) limits_.max_seqlen_q = std::min(limits_.max_seqlen_q, kDecodeTokens);
+    limits_.max_seqlen_k += rng_.between(0, 1000);
   }
   batch_ = make_batch();
   switch (p.op) {

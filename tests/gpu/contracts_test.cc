@@ -148,8 +148,8 @@ struct Scene {
   Limits limits() const {
     return {.max_batch = static_cast<int64_t>(q_lens.size()),
             .max_tokens = tokens,
-            .max_q_len = *std::max_element(q_lens.begin(), q_lens.end()),
-            .max_kv_len = int64_t{max_pages} * kBlock};
+            .max_seqlen_q = *std::max_element(q_lens.begin(), q_lens.end()),
+            .max_seqlen_k = int64_t{max_pages} * kBlock};
   }
 
   /// Lists of distinct blocks in no order, some of them beyond what their query sees.
@@ -184,19 +184,19 @@ struct Scene {
         for (float& x : values) x = static_cast<float>(engine() % 1000);
         Arena::write(scores, values);
         return SelectBlocksParams{.scores = scores,
-                                  .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+                                  .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       }
       case Op::kIndexSelect:
         return IndexSelectParams{.q_idx = q_idx,
                                  .k_idx = k_idx,
                                  .batch = batch,
-                                 .ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
+                                 .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
                                  .scores = f32({heads_kv, tokens, topk})};
       case Op::kSparseAttention:
         return SparseAttentionParams{.q = q,
                                      .k = k,
                                      .v = v,
-                                     .ids = make_ids(),
+                                     .block_ids = make_ids(),
                                      .batch = batch,
                                      .o = o,
                                      .lse = f32({tokens, heads_q})};
@@ -218,7 +218,7 @@ struct Scene {
         Batch lengths = batch;
         lengths.page_table = {};
         const int64_t rows = static_cast<int64_t>(q_lens.size()) * max_pages;
-        return BlockListsParams{.ids = make_ids(),
+        return BlockListsParams{.block_ids = make_ids(),
                                 .batch = lengths,
                                 .row_ptr = arena.make(DType::kI32, {heads_kv, rows + 1}),
                                 .entries = arena.make(DType::kI32, {heads_kv, tokens * topk})};
@@ -249,14 +249,14 @@ struct Scene {
                            .batch = batch,
                            .o = o,
                            .lse = f32({tokens, heads_q}),
-                           .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+                           .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       case Op::kSparseAttentionBackward:
       case Op::kDenseAttentionBackward:
         return AttentionBackwardParams{
             .q = q,
             .k = k,
             .v = v,
-            .ids = op == Op::kSparseAttentionBackward ? make_ids() : TensorView{},
+            .block_ids = op == Op::kSparseAttentionBackward ? make_ids() : TensorView{},
             .o = arena.random({tokens, heads_q, kDim}, 14),
             .lse = make_lse(heads_q),
             .d_o = arena.random({tokens, heads_q, kDim}, 15),
@@ -267,7 +267,7 @@ struct Scene {
       case Op::kIndexLse:
         return IndexLseParams{.q_idx = q_idx,
                               .k_idx = k_idx,
-                              .ids = make_ids(),
+                              .block_ids = make_ids(),
                               .batch = batch,
                               .lse = f32({tokens, heads_kv})};
       case Op::kKlBackward:
@@ -278,7 +278,7 @@ struct Scene {
                    .q_idx = q_idx,
                    .k_idx = k_idx,
                    .index_lse = make_lse(heads_kv),
-                   .ids = make_ids(),
+                   .block_ids = make_ids(),
                    .batch = batch,
                    .kl = f32({tokens, heads_kv})};
         if (op == Op::kKlLoss) return a;
@@ -599,12 +599,12 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
         if (round != 1 && lengths.given()) spoil(lengths);
       if (round != 2 && scene.batch.page_table.given()) spoil(scene.batch.page_table);
       if (round >= 3) spoil(scene.batch.cu_seqlens_q);
-      if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->ids);
-      if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->ids);
-      if (auto* a = std::get_if<IndexLseParams>(&bound.params())) spoil(a->ids);
+      if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->block_ids);
+      if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->block_ids);
+      if (auto* a = std::get_if<IndexLseParams>(&bound.params())) spoil(a->block_ids);
       const auto spoil_lists = [&](auto* a) {  // our own inverse lists in one round, given ones
-        if (a == nullptr || !a->ids.given()) return;  // in the next
-        spoil(a->ids);
+        if (a == nullptr || !a->block_ids.given()) return;  // in the next
+        spoil(a->block_ids);
         if (round % 2 == 0 || op == Op::kKlLoss) return;
         a->row_ptr = scene.arena.i32({scene.heads_kv, 4}, {0, 3, 5, 9, 0, 0, 1000, 1000});
         a->entries = scene.arena.make(DType::kI32, {scene.heads_kv, scene.tokens * scene.topk});

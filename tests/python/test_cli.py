@@ -290,7 +290,7 @@ def test_check_of_some_operators():
 def test_attend_round_trip(attend, tmp_path, op, dtype, flags):
     tensors = attend_inputs(dtype)
     if op == "sparse_attention":
-        tensors["ids"] = local_ids()
+        tensors["block_ids"] = local_ids()
     report = json.loads(run_ok(*attend(tensors, "--op", op, "--block", BK, "--check", "--json", "-",
                                        *flags, *(["--topk", 3] if op in ("msa", "index_select")
                                                  else []))))
@@ -299,7 +299,7 @@ def test_attend_round_trip(attend, tmp_path, op, dtype, flags):
     assert report["op"] == op and report["check"]["passed"]
     out = parse(tmp_path / "out.safetensors")
     if op in ("msa", "index_select"):
-        assert out["ids"][:2] == ("I32", [HKV, T, 3])
+        assert out["block_ids"][:2] == ("I32", [HKV, T, 3])
     if op != "index_select":
         assert out["o"][:2] == (dtype, [T, HQ, D]) and out["lse"][:2] == ("F32", [T, HQ])
 
@@ -328,7 +328,7 @@ def test_attend_finds_the_operator(attend):
     some = lambda *names: {name: tensors[name] for name in names}
     for given, op in [(tensors, "msa"), (some("q", "k", "v"), "dense_attention"),
                       (some("q_idx", "k_idx"), "index_select"),
-                      ({**some("q", "k", "v"), "ids": local_ids()}, "sparse_attention")]:
+                      ({**some("q", "k", "v"), "block_ids": local_ids()}, "sparse_attention")]:
         assert json.loads(run_ok(*attend(given, "--block", BK, "--json", "-")))["op"] == op
 
 
@@ -374,11 +374,11 @@ def test_attend_bad_ids_and_pages(attend_bad):
     tensors = {name: attend_inputs()[name] for name in ("q", "k", "v")}
     for id_, says in [(7, "7"), (-2, "-2"), (2**31 - 1, "2147483647")]:
         kind, shape, values = local_ids()
-        attend_bad({**tensors, "ids": (kind, shape, [*values[:-1], id_])}, "--block", BK,
-                   says=["ids", says])
+        attend_bad({**tensors, "block_ids": (kind, shape, [*values[:-1], id_])}, "--block", BK,
+                   says=["block_ids", says])
     kind, shape, values = local_ids()
     twice = (kind, shape, [*values[:-2], 6, 6])
-    attend_bad({**tensors, "ids": twice}, "--block", BK, "--backend", "reference", says="ids")
+    attend_bad({**tensors, "block_ids": twice}, "--block", BK, "--backend", "reference", says="block_ids")
     for page in (10, -1):
         paged = paged_inputs()
         paged["page_table"] = ("I32", (2, 4), [3, 0, page, 8, 2, 1, 5, 4])

@@ -99,7 +99,7 @@ def direct(name, args, kwargs):
         return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
     if name == "msa_layer":
         ids = torch.empty(args[1].shape[1], args[1].shape[0], kwargs["topk"], dtype=torch.int32)
-        return *msa_cpp.msa_layer(*args, ids_out=ids, return_lse=True, **kwargs), ids
+        return *msa_cpp.msa_layer(*args, block_ids_out=ids, return_lse=True, **kwargs), ids
     if name in ("sparse_attention", "merge"):
         return getattr(msa_cpp, name)(*args, return_lse=True, **kwargs)
     if name == "append_paged":

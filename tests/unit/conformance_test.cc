@@ -254,28 +254,28 @@ TEST(Conformance, FindsAnLseInTheWrongBase) {
 
 TEST(Conformance, FindsForgottenForcedBlocks) {
   const std::set<Op> ops = {Op::kSelectBlocks, Op::kIndexSelect};
-  expect_found(ops, "ids[", [](Call& call) { call.plan.problem.local_blocks = 0; });
-  expect_found(ops, "ids[", [](Call& call) { call.plan.problem.init_blocks = 1; });
+  expect_found(ops, "block_ids[", [](Call& call) { call.plan.problem.local_blocks = 0; });
+  expect_found(ops, "block_ids[", [](Call& call) { call.plan.problem.init_blocks = 1; });
 }
 
 TEST(Conformance, FindsOneListForAllHeads) {
-  expect_found({Op::kIndexSelect}, "ids[", {}, [](Call& call) {
+  expect_found({Op::kIndexSelect}, "block_ids[", {}, [](Call& call) {
     if (!std::holds_alternative<IndexSelectParams>(call.params)) return;
     auto& a = std::get<IndexSelectParams>(call.params);
-    for (int64_t r = 1; r < a.ids.shape[0]; ++r)
-      for (int64_t t = 0; t < a.ids.shape[1]; ++t)
-        std::memcpy(a.ids.at<int32_t>(r, t), a.ids.at<int32_t>(0, t),
-                    static_cast<size_t>(a.ids.shape[2]) * 4);
+    for (int64_t r = 1; r < a.block_ids.shape[0]; ++r)
+      for (int64_t t = 0; t < a.block_ids.shape[1]; ++t)
+        std::memcpy(a.block_ids.at<int32_t>(r, t), a.block_ids.at<int32_t>(0, t),
+                    static_cast<size_t>(a.block_ids.shape[2]) * 4);
   });
 }
 
 TEST(Conformance, FindsTiesBrokenTheOtherWay) {
   // A chosen block gives way to a later one of the same score.
-  expect_found({Op::kSelectBlocks}, "ids[", {}, [](Call& call) {
+  expect_found({Op::kSelectBlocks}, "block_ids[", {}, [](Call& call) {
     auto& a = std::get<SelectBlocksParams>(call.params);
-    for (int64_t r = 0; r < a.ids.shape[0]; ++r) {
-      for (int64_t t = 0; t < a.ids.shape[1]; ++t) {
-        int32_t* list = a.ids.at<int32_t>(r, t);
+    for (int64_t r = 0; r < a.block_ids.shape[0]; ++r) {
+      for (int64_t t = 0; t < a.block_ids.shape[1]; ++t) {
+        int32_t* list = a.block_ids.at<int32_t>(r, t);
         const int64_t valid =
             a.num_valid_blocks.given() ? a.num_valid_blocks.at<int32_t>()[t] : a.scores.shape[2];
         for (int64_t slot = 0; slot + 1 < call.plan.problem.topk && list[slot + 1] != -1; ++slot) {
@@ -379,8 +379,8 @@ TEST(Conformance, FindsAFusedSelectionThatIsNotTheTwoSteps) {
   expect_found({Op::kIndexSelect}, "ids differ from index_scores + select_blocks", {},
                [](Call& call) {
                  auto* a = std::get_if<IndexSelectParams>(&call.params);
-                 if (a != nullptr && !a->scores.given() && a->ids.numel() > 0)
-                   *a->ids.at<int32_t>() ^= 1;
+                 if (a != nullptr && !a->scores.given() && a->block_ids.numel() > 0)
+                   *a->block_ids.at<int32_t>() ^= 1;
                });
 }
 

@@ -88,9 +88,9 @@ TEST(Validate, Limits) {
   const auto message = [](const Limits& limits) { return validate(limits).message(); };
   EXPECT_EQ(message({.max_batch = -1}), "max_batch: got -1, expected 0..2147483647");
   EXPECT_EQ(message({.max_tokens = -7}), "max_tokens: got -7, expected 0..2147483647");
-  EXPECT_EQ(message({.max_q_len = -1}), "max_q_len: got -1, expected 0..2147483647");
-  EXPECT_EQ(message({.max_kv_len = int64_t{1} << 31}),
-            "max_kv_len: got 2147483648, expected 0..2147483647");
+  EXPECT_EQ(message({.max_seqlen_q = -1}), "max_seqlen_q: got -1, expected 0..2147483647");
+  EXPECT_EQ(message({.max_seqlen_k = int64_t{1} << 31}),
+            "max_seqlen_k: got 2147483648, expected 0..2147483647");
   EXPECT_EQ(message({.max_threads = -3}), "max_threads: got -3, expected >= 0");
 }
 

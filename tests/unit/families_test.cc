@@ -88,24 +88,24 @@ TEST(Families, NameWhatTheyRefuse) {
 
 TEST(Families, DecodeChoosesForFewRows) {
   const Problem problem = m3(Op::kIndexSelect, KvLayout::kPaged);
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_q_len = 4})), "");
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_q_len = 5})),
-            "max_q_len * heads_kv: got 20, supported: 1..16");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_q = 4})), "");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_q = 5})),
+            "max_seqlen_q * heads_kv: got 20, supported: 1..16");
   EXPECT_EQ(text(decode::fits_index(problem, {.max_batch = 1025})),
             "max_batch: got 1025, supported: 1..1024");
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_kv_len = (1 << 20) + 1})),
-            "max_kv_len: got 1048577, supported: up to 2^20");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_k = (1 << 20) + 1})),
+            "max_seqlen_k: got 1048577, supported: up to 2^20");
 }
 
 TEST(Families, AStepOfDecodingIsALimit) {
   const Problem packed = m3(Op::kSparseAttention), paged = m3(packed.op, KvLayout::kPaged);
-  const Limits step{.max_q_len = 16}, longer{.max_q_len = 17};
+  const Limits step{.max_seqlen_q = 16}, longer{.max_seqlen_q = 17};
   EXPECT_EQ(text(decode::fits(paged, step)), "");
-  EXPECT_EQ(text(decode::fits(paged, longer)), "max_q_len: got 17, supported: 1..16");
+  EXPECT_EQ(text(decode::fits(paged, longer)), "max_seqlen_q: got 17, supported: 1..16");
   EXPECT_EQ(text(prefill::fits(paged, longer)), "");
   EXPECT_EQ(text(prefill::fits(packed, step)), "");
   EXPECT_EQ(text(prefill::fits(paged, step)),
-            "max_q_len: got 16, supported: 17 and more with paged keys");
+            "max_seqlen_q: got 16, supported: 17 and more with paged keys");
 }
 
 TEST(Families, LeaveCallsToThePlainKernels) {

@@ -163,8 +163,8 @@ TensorView Workload::distinct_lists(const std::string& name, const std::vector<i
 
 /// The lists that attention reads, as --selection says.
 Status Workload::ids(TensorView* out) {
-  if (setting_.selection == "index") return result_of(Op::kIndexSelect, "ids", out);
-  const auto [entry, is_new] = arrays_.try_emplace("ids");
+  if (setting_.selection == "index") return result_of(Op::kIndexSelect, "block_ids", out);
+  const auto [entry, is_new] = arrays_.try_emplace("block_ids");
   if (is_new) {
     entry->second = Array(DType::kI32, {hkv(), tokens(), topk()});
     if (setting_.trace != nullptr)

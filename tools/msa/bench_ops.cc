@@ -126,8 +126,8 @@ Problem Workload::problem(Op op) const {
 Limits Workload::limits() const {
   return {.max_batch = setting_.batch,
           .max_tokens = tokens(),
-          .max_q_len = setting_.new_tokens,
-          .max_kv_len = setting_.context,
+          .max_seqlen_q = setting_.new_tokens,
+          .max_seqlen_k = setting_.context,
           .max_threads = threads_.count()};
 }
 
@@ -333,7 +333,7 @@ Workload::Verify Workload::verify_rows(Op op, const Operation& of) {
     MSA_TRY(fetch(params));
     const int64_t count = std::min(kSamples, tokens());
     const TensorView pages = batch().page_table;
-    const Limits one_token{.max_kv_len = setting_.context, .max_threads = 1};
+    const Limits one_token{.max_seqlen_k = setting_.context, .max_threads = 1};
     return each_sample(count, worst, [&](int64_t i, Verdict* verdict, std::string* what) {
       // The first and the last row, and others between them at odd places.
       int64_t row = count > 1 ? i * (tokens() - 1) / (count - 1) : 0;
@@ -359,7 +359,7 @@ Workload::Verify Workload::verify_gradients(Op op, const Operation& of) {
     };
     const auto judge_query = [&](int64_t row, Verdict* verdict) {
       const Sample sample(position(row), setting_.context, {});
-      const Limits limits{.max_kv_len = setting_.context, .max_threads = 1};
+      const Limits limits{.max_seqlen_k = setting_.context, .max_threads = 1};
       return judge_part(problem(op), limits, *backend, row_of(params, row, sample.batch()), "T",
                         weight(1), verdict);
     };
@@ -380,8 +380,10 @@ Workload::Verify Workload::verify_gradients(Op op, const Operation& of) {
                                              .cu_seqlens_k = view(cu_k, 2),
                                              .q_offset = view(&q_offset, 1),
                                              .block_offset = view(&block_offset, 1)};
-      const Limits limits{
-          .max_tokens = count, .max_q_len = count, .max_kv_len = kSampledKeys, .max_threads = 1};
+      const Limits limits{.max_tokens = count,
+                          .max_seqlen_q = count,
+                          .max_seqlen_k = kSampledKeys,
+                          .max_threads = 1};
       return judge_part(problem(op), limits, *backend, part, "S", weight(count), verdict);
     };
     return each_sample(queries + keys, worst, [&](int64_t i, Verdict* verdict, std::string* what) {

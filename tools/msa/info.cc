@@ -61,8 +61,8 @@ Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* l
       {"init_blocks", &p->init_blocks}, {"local_blocks", &p->local_blocks}};
   const std::map<std::string, int64_t*> bounds = {{"max_batch", &limits->max_batch},
                                                   {"max_tokens", &limits->max_tokens},
-                                                  {"max_seqlen_q", &limits->max_q_len},
-                                                  {"max_seqlen_k", &limits->max_kv_len}};
+                                                  {"max_seqlen_q", &limits->max_seqlen_q},
+                                                  {"max_seqlen_k", &limits->max_seqlen_k}};
   std::vector<std::pair<const char*, Op>> ops;
   for (const OpInfo& op : all_ops()) ops.emplace_back(op.name, op.op);
   for (const std::string& word : words) {

@@ -11,7 +11,7 @@
 //     P = exp2(S c - m' c);  l = l exp2(m c - m' c) + rowsum P     (c in units of log2)
 //     O = O exp2(m c - m' c) + P V  panels of values
 //
-// Plans of decoding steps (max_q_len <= kDecodeTokens) are split over keys: each split writes a
+// Plans of decoding steps (max_seqlen_q <= kDecodeTokens) are split over keys: each split writes a
 // normalised partial result, and a second loop merges them in a fixed order. What is split how
 // depends on the plan alone.
 #pragma once
@@ -48,9 +48,9 @@ struct AttentionShape {
   MSA_INLINE AttentionShape(const Problem& p, const Limits& limits, bool sparse) {
     const int64_t rows = sparse ? kSparseRows : kDenseRows;
     tile_q = balanced_tile(rows / p.group(), limits, p.heads_kv);
-    if (limits.max_q_len <= kDecodeTokens && limits.max_tokens * p.heads_kv < kEnoughTasks) {
+    if (limits.max_seqlen_q <= kDecodeTokens && limits.max_tokens * p.heads_kv < kEnoughTasks) {
       splits = sparse ? least(kSparseSplits, p.topk)
-                      : most(1, (limits.max_kv_len + kSplitKeys - 1) / kSplitKeys);
+                      : most(1, (limits.max_seqlen_k + kSplitKeys - 1) / kSplitKeys);
     }
   }
 };
@@ -439,7 +439,7 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
 template <class Isa>
 void run_sparse_attention(const Plan& plan, const SparseAttentionParams& a, Workspace workspace,
                           Queue queue) {
-  run_attention<Isa>(plan, {a.q, a.k, a.v, &a.ids, a.batch, a.softmax_scale, a.o, a.lse, {}},
+  run_attention<Isa>(plan, {a.q, a.k, a.v, &a.block_ids, a.batch, a.softmax_scale, a.o, a.lse, {}},
                      workspace, queue);
 }
 

@@ -32,13 +32,13 @@ Refusal group_fits(const Problem& p) {
 static_assert(kDecodeTokens == 16, "the texts below");
 
 Refusal step_fits(const Limits& limits) {
-  if (limits.max_q_len <= kDecodeTokens) return {};
-  return {"max_q_len", nullptr, limits.max_q_len, "1..16"};
+  if (limits.max_seqlen_q <= kDecodeTokens) return {};
+  return {"max_seqlen_q", nullptr, limits.max_seqlen_q, "1..16"};
 }
 
 Refusal prefill_fits(const Problem& p, const Limits& limits) {
-  if (p.layout == KvLayout::kPacked || limits.max_q_len > kDecodeTokens) return {};
-  return {"max_q_len", nullptr, limits.max_q_len, "17 and more with paged keys"};
+  if (p.layout == KvLayout::kPacked || limits.max_seqlen_q > kDecodeTokens) return {};
+  return {"max_seqlen_q", nullptr, limits.max_seqlen_q, "17 and more with paged keys"};
 }
 
 Refusal scale_fits(float softmax_scale) {

@@ -213,7 +213,7 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
       a.softmax_scale != 0 ? a.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
   Backward backward{.batch = device_batch(a.batch, tokens, a.k, p.block_size),
                     .q = tensor(a.q),
-                    .ids = tensor(a.ids),
+                    .ids = tensor(a.block_ids),
                     .k = key_tensor(a.k, p.layout),
                     .v = key_tensor(a.v, p.layout),
                     .o = tensor(a.o),
@@ -229,7 +229,7 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
                     .dim = p.head_dim,
                     .topk = p.topk,
                     .scale = static_cast<float>(scale)};
-  MSA_TRY(inverse_lists(plan, a.ids, a.row_ptr, a.entries, a.batch, keys,
+  MSA_TRY(inverse_lists(plan, a.block_ids, a.row_ptr, a.entries, a.batch, keys,
                         {static_cast<std::byte*>(workspace.data) + delta}, stream,
                         &backward.lists));
 

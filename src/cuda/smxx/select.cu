@@ -135,7 +135,7 @@ int64_t rows_at_once(const Problem& p, int64_t columns, int64_t tokens) {
 }  // namespace
 
 int64_t index_select_bytes(const Problem& p, const Limits& limits) {
-  const int64_t columns = ceil_div(limits.max_kv_len, int64_t{p.block_size});
+  const int64_t columns = ceil_div(limits.max_seqlen_k, int64_t{p.block_size});
   return rows_at_once(p, columns, limits.max_tokens) * p.heads_kv * columns * 4;
 }
 
@@ -143,7 +143,7 @@ template <>
 Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const Select args{.scores = tensor(a.scores),
-                    .ids = tensor(a.ids),
+                    .ids = tensor(a.block_ids),
                     .ids_scores = {},
                     .first = 0,
                     .tokens = static_cast<int>(a.scores.shape[1]),
@@ -162,7 +162,7 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
   const Problem& p = plan.problem;
   const int64_t tokens = a.q_idx.shape[0];
   const int64_t columns = most_blocks(plan, a.batch, a.k_idx);
-  const int64_t most = rows_at_once(p, ceil_div(plan.limits.max_kv_len, int64_t{p.block_size}),
+  const int64_t most = rows_at_once(p, ceil_div(plan.limits.max_seqlen_k, int64_t{p.block_size}),
                                     plan.limits.max_tokens);
   const DeviceBatch batch = device_batch(a.batch, tokens, a.k_idx, p.block_size);
   for (int64_t first = 0; first < tokens; first += most) {
@@ -182,7 +182,7 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
                          stream));
     MSA_TRY(select(
         Select{.scores = scores,
-               .ids = tensor(a.ids),
+               .ids = tensor(a.block_ids),
                .ids_scores = tensor(a.scores),
                .first = static_cast<int>(first),
                .tokens = static_cast<int>(count),

@@ -93,7 +93,8 @@ Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call
   if (!is_sparse(plan.problem)) return {};
   const Layout& l = call->layout;
   return make_inverse_lists(
-      plan, {.ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
+      plan,
+      {.block_ids = a.block_ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
       {.rows = l.tasks.rows,
        .row_ptr = call->workspace + l.row_ptr,
        .entries = call->workspace + l.entries,
@@ -172,7 +173,8 @@ Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, co
                          .heads_kv = plan.problem.heads_kv,
                          .words = call.at<Words>(call.layout.words)};
   if (is_sparse(plan.problem))
-    args.lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], plan.problem.topk};
+    args.lists = {a.block_ids.at<const int32_t>(), a.block_ids.stride[0], a.block_ids.stride[1],
+                  plan.problem.topk};
   return a.dq.dtype == DType::kF32
              ? launch_query_gradient<kGroup, float>(call.maps, args, call.sms, stream)
              : launch_query_gradient<kGroup, __nv_bfloat16>(call.maps, args, call.sms, stream);

@@ -23,12 +23,12 @@ Status score_arguments(const Plan& plan, const IndexSelectParams& params, Worksp
   MSA_TRY(map_keys("k_idx", params.k_idx, KvLayout::kPaged, kBlock, &a->k));
   a->batch = device_batch(params.batch, params.q_idx.shape[0], params.k_idx, kBlock);
   a->scores = static_cast<float*>(workspace.data);
-  a->columns = score_columns(plan.limits.max_kv_len);
+  a->columns = score_columns(plan.limits.max_seqlen_k);
   return {};
 }
 
 Status launch_score(const Plan& plan, const ScoreArguments& a, cudaStream_t stream) {
-  const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_q_len, a.group_tokens));
+  const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_seqlen_q, a.group_tokens));
   return launch("decode scores", score,
                 {.grid = dim3(kMultiprocessors, groups),
                  .block = kThreads,
@@ -44,9 +44,9 @@ Status attend_arguments(const Problem& problem, const SparseAttentionParams& par
   MSA_TRY(map_keys("k", params.k, KvLayout::kPaged, kBlock, &a->k));
   MSA_TRY(map_keys("v", params.v, KvLayout::kPaged, kBlock, &a->v));
   a->batch = device_batch(params.batch, params.q.shape[0], params.k, kBlock);
-  a->ids = params.ids.at<int32_t>();
-  a->ids_head_stride = params.ids.stride[0];
-  a->ids_token_stride = params.ids.stride[1];
+  a->ids = params.block_ids.at<int32_t>();
+  a->ids_head_stride = params.block_ids.stride[0];
+  a->ids_token_stride = params.block_ids.stride[1];
   a->topk = problem.topk;
   a->group = problem.group();
   a->scale =
@@ -81,7 +81,7 @@ Status launch_attend(const Problem& problem, const AttendArguments& a, cudaStrea
 }  // namespace
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
-  return limits.max_tokens * problem.heads_kv * score_columns(limits.max_kv_len) *
+  return limits.max_tokens * problem.heads_kv * score_columns(limits.max_seqlen_k) *
          static_cast<int64_t>(sizeof(float));
 }
 
@@ -96,9 +96,9 @@ Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspac
   c.topk = plan.problem.topk;
   c.init_blocks = plan.problem.init_blocks;
   c.local_blocks = plan.problem.local_blocks;
-  c.ids = params.ids.at<int32_t>();
-  c.ids_head_stride = params.ids.stride[0];
-  c.ids_token_stride = params.ids.stride[1];
+  c.ids = params.block_ids.at<int32_t>();
+  c.ids_head_stride = params.block_ids.stride[0];
+  c.ids_token_stride = params.block_ids.stride[1];
   if (params.scores.given()) {
     c.ids_scores = params.scores.at<float>();
     c.scores_head_stride = params.scores.stride[0];

@@ -58,7 +58,7 @@ struct Call {
 /// The inverse lists of a call with ids.
 template <class Params>
 Status make_lists(const Plan& plan, const Params& a, Call* call, cudaStream_t stream) {
-  BlockListsParams lists{.ids = a.ids, .batch = a.batch};
+  BlockListsParams lists{.block_ids = a.block_ids, .batch = a.batch};
   if constexpr (requires { a.row_ptr; }) lists.row_ptr = a.row_ptr, lists.entries = a.entries;
   return backward::make_inverse_lists(plan, lists,
                                       {.rows = call->parts.tasks.rows,
@@ -72,7 +72,7 @@ template <class Params>
 Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* call,
                  cudaStream_t stream) {
   const Problem& p = plan.problem;
-  const bool listed = a.ids.given();
+  const bool listed = a.block_ids.given();
   call->batch = device_batch(a.batch, a.q_idx.shape[0], a.k_idx, kBlock);
   call->parts = parts_of(p, plan.limits, listed);
   call->workspace = static_cast<std::byte*>(workspace.data);
@@ -85,7 +85,8 @@ Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* c
   call->sms = static_cast<uint32_t>(device->sms);
   call->lists = {.topk = p.topk};
   if (!listed) return {};
-  call->ids = {a.ids.template at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], p.topk};
+  call->ids = {a.block_ids.template at<const int32_t>(), a.block_ids.stride[0],
+               a.block_ids.stride[1], p.topk};
   return make_lists(plan, a, call, stream);
 }
 

@@ -46,7 +46,8 @@ Status make_call(const Plan& plan, const SparseAttentionParams& a, Workspace wor
   MSA_TRY(map_keys("k", a.k, problem.layout, kBlock, &call->k));
   MSA_TRY(map_keys("v", a.v, problem.layout, kBlock, &call->v));
   call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
-  call->lists = {a.ids.at<const int32_t>(), a.ids.stride[0], a.ids.stride[1], problem.topk};
+  call->lists = {a.block_ids.at<const int32_t>(), a.block_ids.stride[0], a.block_ids.stride[1],
+                 problem.topk};
   call->operands = {a.q.at<const __nv_bfloat16>(), a.q.stride[0], a.q.stride[1],
                     key_rows(a.k, problem.layout), key_rows(a.v, problem.layout)};
   call->out = {a.o.data,        a.lse.given() ? a.lse.at<float>() : nullptr,
