@@ -23,7 +23,7 @@ int main(void) {
                                               .q = &qkv,
                                               .k = &qkv,
                                               .v = &qkv,
-                                              .ids = &list,
+                                              .block_ids = &list,
                                               .batch = &batch,
                                               .o = &out};
 

@@ -378,7 +378,8 @@ def test_attend_bad_ids_and_pages(attend_bad):
                    says=["block_ids", says])
     kind, shape, values = local_ids()
     twice = (kind, shape, [*values[:-2], 6, 6])
-    attend_bad({**tensors, "block_ids": twice}, "--block", BK, "--backend", "reference", says="block_ids")
+    attend_bad({**tensors, "block_ids": twice}, "--block", BK, "--backend", "reference",
+               says="block_ids")
     for page in (10, -1):
         paged = paged_inputs()
         paged["page_table"] = ("I32", (2, 4), [3, 0, page, 8, 2, 1, 5, 4])

@@ -129,7 +129,7 @@ def test_explicit_plans():
             (dict(block_size=16), "block_size: got 8, the plan was made for 16"),
             (dict(topk=5), r"block_ids: got rank 3 .* expected \[Hkv,T,K\] = \[2,43,5\]"),
             (dict(max_tokens=42), "T: got 43, the plan's max_tokens is 42"),
-            (dict(max_seqlen_k=69), "cu_seqlens_k.* the plan's max_kv_len is 69"),
+            (dict(max_seqlen_k=69), "cu_seqlens_k.* the plan's max_seqlen_k is 69"),
             (dict(dtype="bfloat16"), "q: got dtype f32, expected bf16"),
             (dict(paged=True), "k: got rank 3")]:
         other = msa_cpp.plan("sparse_attention", **{**sizes, **changes})
