@@ -462,12 +462,14 @@ LayerParams Instance::make_layer() {
                 .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
                 .k = k,
                 .v = v,
-                .k_idx = make_keys(p.index_dim),
+                .k_idx = p.layout == KvLayout::kPaged ? make_keys(p.index_dim)
+                                                      : input(p.dtype, {k.shape[0], p.index_dim}),
                 .batch = batch_,
                 .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                 .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  if (p.layout == KvLayout::kPacked) fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
   // The values are judged by the lists that were chosen; hidden ones must be beyond doubt.
   if (case_.optional || !case_.exact_scores())
