@@ -66,7 +66,7 @@ typedef struct msa_index_select_params {
 MSA_API msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
-/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode */
+/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks */
 typedef struct msa_sparse_attention_params {
   uint32_t struct_size;
   float softmax_scale; /* 0 = 1/sqrt(D) */
@@ -148,15 +148,15 @@ typedef struct msa_block_mass_params {
 MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
-/* a decoding step of a sparse layer: index_select, then attention over what it chose */
+/* a sparse layer: index_select, then attention over what it chose */
 typedef struct msa_layer_params {
   uint32_t struct_size;
   float softmax_scale; /* 0 = 1/sqrt(D) */
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k; /* [P,Hkv,Bk,D] */
-  const msa_tensor* v; /* [P,Hkv,Bk,D] */
-  const msa_tensor* k_idx; /* [P,Bk,Di] */
+  const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* v; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
   const msa_batch* batch;
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
