@@ -15,7 +15,7 @@ using namespace msa::conformance;
 
 bool walks(Op op) {
   return is_training(op) || op == Op::kSparseAttention || op == Op::kDenseAttention ||
-         op == Op::kBlockLists;
+         op == Op::kBlockLists || op == Op::kMergeLists;
 }
 
 /// Each with every operator of training.

@@ -20,6 +20,7 @@ typedef enum msa_op {
   MSA_OP_INDEX_LSE = 13,
   MSA_OP_KL_BACKWARD = 14,
   MSA_OP_KL_LOSS = 15,
+  MSA_OP_MERGE_LISTS = 16,
   MSA_OP_SPARSE_DECODE MSA_DEPRECATED("MSA_OP_SPARSE_ATTENTION") = 4,
   MSA_OP_LAYER_DECODE MSA_DEPRECATED("MSA_OP_LAYER") = 10
 } msa_op;
@@ -220,6 +221,18 @@ typedef struct msa_kl_params {
 MSA_API msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
+/* the K best blocks of several lists, by score */
+typedef struct msa_merge_lists_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* scores_parts; /* f32 [parts,Hi,T,K] */
+  const msa_tensor* block_ids_parts; /* i32 [parts,Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
+  const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
+} msa_merge_lists_params;
+MSA_API msa_status msa_run_merge_lists(const msa_plan* plan, const msa_merge_lists_params* params,
+    void* workspace, size_t workspace_bytes, const msa_queue* queue);
+
 /* X(NAME, first operator that takes the struct) for each of them. */
 #define MSA_FOR_EACH_PARAMS(X) \
   X(index_scores, MSA_OP_INDEX_SCORES) \
@@ -234,4 +247,5 @@ MSA_API msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params,
   X(layer, MSA_OP_LAYER) \
   X(attention_backward, MSA_OP_SPARSE_ATTENTION_BACKWARD) \
   X(index_lse, MSA_OP_INDEX_LSE) \
-  X(kl, MSA_OP_KL_BACKWARD)
+  X(kl, MSA_OP_KL_BACKWARD) \
+  X(merge_lists, MSA_OP_MERGE_LISTS)

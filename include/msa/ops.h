@@ -35,8 +35,8 @@
 
 namespace msa {
 
-/// The operators, from kSparseAttentionBackward on those of training. In the C interface 4 means
-/// kSparseAttention too, until 0.3.
+/// The operators, from kSparseAttentionBackward to kKlLoss those of training. In the C interface 4
+/// means kSparseAttention too, until 0.3.
 enum class Op : int32_t {
   kIndexScores = 0,
   kSelectBlocks = 1,
@@ -53,8 +53,11 @@ enum class Op : int32_t {
   kIndexLse = 13,
   kKlBackward = 14,
   kKlLoss = 15,
+  kMergeLists = 16,
 };
-constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
+constexpr bool is_training(Op op) {
+  return op >= Op::kSparseAttentionBackward && op <= Op::kKlLoss;
+}
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.
 MSA_API const char* name_of(Op op);
@@ -142,6 +145,18 @@ struct MergeParams {
   TensorView lse_parts{};  ///< f32 [parts,T,Hq]
   TensorView o{};          ///< out [T,Hq,D]
   TensorView lse{};        ///< out f32 [T,Hq], optional
+};
+
+/// The K best of several lists of K blocks, each chosen of a shard of the keys: what index_select
+/// would choose of all of them. The best scores, ties to the lower id, NaN = -inf; forced blocks
+/// have +inf, as index_select writes it. A negative id is padding, whatever its score. The parts
+/// name distinct blocks. Source: exact merging of selections, as `merge` does it for values.
+struct MergeListsParams {
+  static constexpr Op kOps[] = {Op::kMergeLists};
+  TensorView scores_parts{};     ///< f32 [parts,Hi,T,K]
+  TensorView block_ids_parts{};  ///< i32 [parts,Hi,T,K], each list in any order
+  TensorView block_ids{};        ///< out i32 [Hi,T,K], ascending, -1 tail
+  TensorView scores{};           ///< out f32 [Hi,T,K], optional: score of each id, -inf in the tail
 };
 
 /// The inverse of block lists, block -> queries, as CSR per KV head. Blocks of the sequences follow
@@ -259,10 +274,10 @@ struct KlParams {
 /// Every struct of arguments.
 template <class... Params>
 struct ParamsList {};
-using AllParams =
-    ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams, SparseAttentionParams,
-               DenseAttentionParams, MergeParams, BlockListsParams, AppendPagedParams,
-               BlockMassParams, LayerParams, AttentionBackwardParams, IndexLseParams, KlParams>;
+using AllParams = ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
+                             SparseAttentionParams, DenseAttentionParams, MergeParams,
+                             BlockListsParams, AppendPagedParams, BlockMassParams, LayerParams,
+                             AttentionBackwardParams, IndexLseParams, KlParams, MergeListsParams>;
 
 /// The arguments of one call, whatever the operator, by reference.
 class ParamsRef {

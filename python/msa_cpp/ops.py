@@ -69,8 +69,8 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 __all__ = [
     "Backend", "Plan", "append_paged", "backends", "block_lists", "block_mass", "dense_attention",
-    "index_scores", "index_select", "merge", "msa_layer", "msa_layer_decode", "num_threads", "plan",
-    "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
+    "index_scores", "index_select", "merge", "merge_lists", "msa_layer", "msa_layer_decode",
+    "num_threads", "plan", "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
 ]
 
 
@@ -400,6 +400,40 @@ def merge(
             (o_parts, lse_parts, out, return_lse if lse is None else lse), None, (), plan,
             workspace, backend)
     return (out, lse) if return_lse else out
+
+
+def merge_lists(
+    scores_parts: Array, block_ids_parts: Array, *, out: Array | None = None,
+    scores_out: Array | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array:
+    """The K best of several lists of blocks, each chosen of another shard of the keys.
+
+    What `index_select` would choose of all shards at once: the best scores, ties to the lower id,
+    NaN as -inf; forced blocks stay, having +inf.
+
+    Args:
+        scores_parts: float32 ``[parts,Hi,T,K]``, parts >= 1: `scores_out` of each shard.
+        block_ids_parts: int32 ``[parts,Hi,T,K]`` in any order; negative ids are padding. No two
+            parts name the same block.
+        out: int32 ``[Hi,T,K]``: ids in ascending order, -1 in the unused tail.
+        scores_out: float32 ``[Hi,T,K]`` to fill with the score of each id, -inf in the tail.
+
+    Errors are those of the module. Returns `out`. Source: exact merging of selections, as `merge`
+    does it for values.
+
+    >>> import numpy as np, msa_cpp
+    >>> scores = np.array([[3.0, 1.0], [2.0, np.inf]], np.float32).reshape(2, 1, 1, 2)
+    >>> ids = np.array([[0, 1], [4, 5]], np.int32).reshape(2, 1, 1, 2)
+    >>> msa_cpp.merge_lists(scores, ids)
+    array([[[0, 5]]], dtype=int32)
+    """
+    if through_torch(scores_parts, block_ids_parts, plan=plan):
+        ids, scores = torch_op("merge_lists")(scores_parts, block_ids_parts, backend)
+        into(scores_out, scores)
+        return into(out, ids)
+    return _core.merge_lists((scores_parts, block_ids_parts, out, scores_out), None, (), plan,
+                             workspace, backend)[0]
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------

@@ -294,6 +294,15 @@ def merge(
     return _core.merge((o_parts, lse_parts, out, True), None, (), None, None, backend)
 
 
+@_operator(lambda a: (_i32(a.scores_parts, *a.scores_parts.shape[1:]),
+                      _f32(a.scores_parts, *a.scores_parts.shape[1:])))
+def merge_lists(
+    scores_parts: Tensor, block_ids_parts: Tensor, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    return _core.merge_lists((scores_parts, block_ids_parts, None, True), None, (), None, None,
+                             backend)
+
+
 # ---- block lists, caches, masses -----------------------------------------------------------------
 
 

@@ -75,6 +75,15 @@ struct MergeTable {
                                             {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
 };
 
+struct MergeListsTable {
+  using Params = MergeListsParams;
+  static constexpr Argument kArguments[] = {
+      {ARGUMENT(scores_parts), kInput, kF32, "parts,Hi,T,K"},
+      {ARGUMENT(block_ids_parts), kInput, kI32, "parts,Hi,T,K"},
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
+      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
+};
+
 struct BlockListsTable {
   using Params = BlockListsParams;
   static constexpr Argument kArguments[] = {{ARGUMENT(block_ids), kInput, kBlocks, "Hkv,T,K"},
@@ -313,6 +322,10 @@ constexpr OpInfo kOps[] = {
                                            (c.pair_flops / 2 + c.index_pair_flops) * c.sparse_pairs,
                                            kl_bytes(c) + c.index_lse};
                                      }),
+    entry<MergeListsTable>(
+        Op::kMergeLists, "merge_lists", "the K best blocks of several lists, by score",
+        "merge_lists", kHeadsKv | kTopk, check_parts,
+        [](const Problem&, const CostTerms& c) -> Cost { return {0, 2 * 3 * c.ids}; }),
 };
 
 constexpr OldName kOldNames[] = {{"sparse_decode", Op::kSparseAttention, 4},

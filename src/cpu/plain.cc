@@ -221,6 +221,40 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
   });
 }
 
+/// The best so far in a list, best first.
+void merge_lists(const Plan& plan, const MergeListsParams& a, Workspace workspace, Queue queue) {
+  struct Entry {
+    float score;
+    int32_t id;
+  };
+  const auto better = [](const Entry& x, const Entry& y) {
+    return x.score > y.score || (x.score == y.score && x.id < y.id);
+  };
+  const int64_t k = plan.problem.topk, heads = a.block_ids.shape[0];
+  const int64_t slice = select_blocks_bytes(plan.problem, {.max_threads = 1});
+  for_each_task(queue, a.block_ids.shape[1], [&](int64_t t, int worker) {
+    auto* best = reinterpret_cast<Entry*>(static_cast<std::byte*>(workspace.data) + worker * slice);
+    for (int64_t h = 0; h < heads; ++h) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < a.scores_parts.shape[0] * k; ++i) {
+        const float score = *a.scores_parts.at<const float>(i / k, h, t, i % k);
+        const Entry entry{std::isnan(score) ? -kInfinity : score,
+                          *a.block_ids_parts.at<const int32_t>(i / k, h, t, i % k)};
+        if (entry.id < 0 || (count == k && !better(entry, best[k - 1]))) continue;
+        int64_t at = count < k ? count++ : k - 1;
+        for (; at > 0 && better(entry, best[at - 1]); --at) best[at] = best[at - 1];
+        best[at] = entry;
+      }
+      std::sort(best, best + count, [](const Entry& x, const Entry& y) { return x.id < y.id; });
+      std::fill(best + count, best + k, Entry{-kInfinity, -1});
+      for (int64_t slot = 0; slot < k; ++slot) {
+        *a.block_ids.at<int32_t>(h, t, slot) = best[slot].id;
+        if (a.scores.given()) *a.scores.at<float>(h, t, slot) = best[slot].score;
+      }
+    }
+  });
+}
+
 template <class Params, void (*Compute)(const Plan&, const Params&, Workspace, Queue)>
 Status run(const Plan& plan, const ParamsRef& params, Workspace workspace, Queue queue) {
   MSA_TRY(check_team(plan, queue));
@@ -239,6 +273,10 @@ constexpr Kernel kKernels[] = {
      .workspace_bytes = select_blocks_bytes,
      .run = run<SelectBlocksParams, select_blocks>},
     {.op = Op::kMerge, .name = "plain", .run = run<MergeParams, merge>},
+    {.op = Op::kMergeLists,
+     .name = "plain",
+     .workspace_bytes = select_blocks_bytes,
+     .run = run<MergeListsParams, merge_lists>},
     {.op = Op::kBlockLists, .name = "plain", .run = run<BlockListsParams, block_lists>},
     {.op = Op::kAppendPaged, .name = "plain", .run = run<AppendPagedParams, append_paged>},
 };

@@ -85,7 +85,7 @@ std::vector<Special> specials() {
         {Op::kKlLoss, 2, 1, true, false}}},
       {full, {{Op::kIndexSelect, 6, 1, true, true}, {Op::kLayer, 4, 1, false, true, true}}},
       // Behind the others, which keep their seeds.
-      {[](Case&) {}, {{Op::kLayer, 20, 2, true, true}}},
+      {[](Case&) {}, {{Op::kLayer, 20, 2, true, true}, {Op::kMergeLists, 24, 4, true, false}}},
   };
 }
 
@@ -242,7 +242,8 @@ Case make_case(const Share& share, DType dtype, KvLayout layout, int variant, ui
 }  // namespace
 
 bool is_index_op(Op op) {
-  return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect;
+  return op == Op::kIndexScores || op == Op::kSelectBlocks || op == Op::kIndexSelect ||
+         op == Op::kMergeLists;
 }
 
 bool Case::first_sequence_spoiled() const {

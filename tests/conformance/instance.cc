@@ -268,6 +268,40 @@ MergeParams Instance::make_merge() {
   return a;
 }
 
+/// Lists of some of the blocks 0, 1, ..., dealt out to the parts; the padding is stale but for its
+/// id. Forced blocks have +inf, in some rows more of them than fit.
+MergeListsParams Instance::make_merge_lists() {
+  const Problem& p = problem();
+  const int64_t parts = rng_.between(1, 6);
+  MergeListsParams a{.scores_parts = input(DType::kF32, {parts, p.heads_kv, tokens_, p.topk}),
+                     .block_ids_parts = input(DType::kI32, {parts, p.heads_kv, tokens_, p.topk}),
+                     .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+  if (case_.optional) a.scores = output(DType::kF32, {p.heads_kv, tokens_, p.topk});
+  for (int64_t r = 0; r < p.heads_kv; ++r) {
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const bool forced = rng_.chance(20);
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t count = rng_.between(0, p.topk);
+        for (int64_t slot = 0; slot < p.topk; ++slot) {
+          // Of block_ids_parts [..., K], id slot * parts + i: no part has another one's.
+          *a.block_ids_parts.at<int32_t>(i, r, t, slot) =
+              slot < count ? static_cast<int32_t>(slot * parts + i) : -1;
+          if (slot >= count) continue;
+          float x = rng_.normal();
+          if (case_.values == Values::kTies) x = rng_.pick({-1.0f, -0.0f, 0.0f, 1.0f, 2.0f});
+          if (case_.values == Values::kEqual) x = 0.5f;
+          if (case_.values == Values::kHuge) x *= 1e38f;
+          if (case_.values == Values::kNonFinite && rng_.chance(60))
+            x = rng_.pick({kNaN, -kNaN, kInfinity, -kInfinity});
+          if (forced && rng_.chance(50)) x = kInfinity;
+          *a.scores_parts.at<float>(i, r, t, slot) = x;
+        }
+      }
+    }
+  }
+  return a;
+}
+
 BlockListsParams Instance::make_block_lists() {
   const Problem& p = problem();
   int64_t blocks = 0;
@@ -516,6 +550,9 @@ Instance::Instance(const Case& c, int64_t alignment)
       break;
     case Op::kMerge:
       params_ = make_merge();
+      break;
+    case Op::kMergeLists:
+      params_ = make_merge_lists();
       break;
     case Op::kBlockLists:
       params_ = make_block_lists();

@@ -96,6 +96,7 @@ class Instance {
   AppendPagedParams make_append_paged();
   BlockMassParams make_block_mass();
   LayerParams make_layer();
+  MergeListsParams make_merge_lists();
   AttentionBackwardParams make_attention_backward();
   IndexLseParams make_index_lse();
   KlParams make_kl();

@@ -362,6 +362,12 @@ void judge_each(const Expected&, const MergeParams& want, const MergeParams& got
   if (got.lse.given()) compare_rows("lse", got.lse, want.lse, lse_tolerance(0), verdict);
 }
 
+void judge_each(const Expected&, const MergeListsParams& want, const MergeListsParams& got,
+                const Conditions&, Verdict* verdict) {
+  compare_exactly("block_ids", got.block_ids, want.block_ids, verdict);
+  if (got.scores.given()) compare_rows("scores", got.scores, want.scores, {}, verdict);
+}
+
 void judge_each(const Expected&, const BlockListsParams& want, const BlockListsParams& got,
                 const Conditions&, Verdict* verdict) {
   compare_exactly("row_ptr", got.row_ptr, want.row_ptr, verdict);

@@ -214,6 +214,22 @@ struct Scene {
                            .o = o,
                            .lse = f32({tokens, heads_q})};
       }
+      case Op::kMergeLists: {
+        const TensorView scores = f32({3, heads_kv, tokens, topk});
+        std::vector<float> values(static_cast<size_t>(scores.numel()));
+        std::vector<int32_t> ids(values.size());
+        std::mt19937 engine(16);
+        for (float& x : values) x = static_cast<float>(engine() % 7);
+        for (size_t i = 0; i < ids.size(); ++i)
+          ids[i] = static_cast<int32_t>(i % static_cast<size_t>(topk) * 3 + i / (ids.size() / 3));
+        const TensorView lists = arena.make(DType::kI32, {3, heads_kv, tokens, topk});
+        Arena::write(scores, values);
+        Arena::write(lists, ids);
+        return MergeListsParams{.scores_parts = scores,
+                                .block_ids_parts = lists,
+                                .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
+                                .scores = f32({heads_kv, tokens, topk})};
+      }
       case Op::kBlockLists: {
         Batch lengths = batch;
         lengths.page_table = {};
@@ -446,7 +462,7 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
       ASSERT_EQ(cudaGraphLaunch(graph, stream_), cudaSuccess);
       ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
       const std::vector<std::byte> replayed = bound.results();
-      const bool by_length = op != Op::kSelectBlocks && op != Op::kMerge;
+      const bool by_length = op != Op::kSelectBlocks && op != Op::kMerge && op != Op::kMergeLists;
       const int pattern = op == Op::kAppendPaged ? 0x5a : 0xff;  // pages keep what was there
       EXPECT_EQ(replayed == bound.run_and_take(pattern), true) << "replay differs from a call";
       EXPECT_EQ(replayed != before, by_length) << "do the lengths matter?";

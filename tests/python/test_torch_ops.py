@@ -14,7 +14,7 @@ from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
 NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "msa_layer",
-         "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
+         "dense_attention", "merge", "merge_lists", "block_lists", "append_paged", "block_mass",
          "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
          "kl_backward"]
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
@@ -47,6 +47,9 @@ def arguments(name, dtype="float32"):
         return (scores, torch.full((p.tokens,), 5, dtype=torch.int32), 3), {"init_blocks": 1}
     if name == "merge":
         return (torch.stack([q, 2 * q]), torch.randn(2, p.tokens, p.heads_q)), {}
+    if name == "merge_lists":
+        parts = torch.stack([ids, torch.where(ids < 0, ids, ids + 100)])
+        return (torch.randn(parts.shape), parts), {}
     if name == "block_lists":
         return (ids,), {**meta, **size, "num_blocks": sum(p.blocks(b) for b in range(2))}
     if name == "append_paged":
@@ -97,6 +100,9 @@ def direct(name, args, kwargs):
         kwargs.pop("with_block_max")
         maxima = torch.empty(args[0].shape[1], args[0].shape[0], 6)
         return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
+    if name == "merge_lists":
+        best = torch.empty(args[0].shape[1:])
+        return msa_cpp.merge_lists(*args, scores_out=best), best
     if name == "msa_layer":
         ids = torch.empty(args[1].shape[1], args[1].shape[0], kwargs["topk"], dtype=torch.int32)
         return *msa_cpp.msa_layer(*args, block_ids_out=ids, return_lse=True, **kwargs), ids
