@@ -145,7 +145,7 @@ CLI::App* add_check(CLI::App& app, std::function<int()>* action) {
   CLI::App* command = app.add_subcommand("check", "Every backend against the reference");
   command
       ->add_option("--suite", options->suite,
-                   "smoke (about 330 cases per backend) or full (about 3,100)")
+                   "smoke (about 360 cases per backend) or full (about 3,300)")
       ->check(CLI::IsMember({"smoke", "full"}))
       ->capture_default_str();
   command->add_option("--op", options->ops, "Operators, comma separated; default all")
