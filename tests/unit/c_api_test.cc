@@ -462,8 +462,7 @@ TEST_F(CApi, OldNamesMeanTheNewOnes) {
   EXPECT_EQ(offsetof(msa_sparse_attention_params, ids), 32u);
   const msa_layer_decode_params none{.struct_size = sizeof none};
   EXPECT_EQ(msa_run_layer_decode(plan_, &none, workspace_, bytes_, &queue_), MSA_INVALID_ARGUMENT);
-  EXPECT_STREQ(msa_last_error(),
-               "plan: made for sparse_attention, called with the arguments of msa_layer");
+  EXPECT_STREQ(msa_last_error(), "batch: got NULL, expected a struct");
 }
 #pragma GCC diagnostic pop
 

@@ -511,7 +511,7 @@ TEST(Cases, CoverWhatTheyShould) {
       count["one token missing"] += s.kv_len % p.block_size == p.block_size - 1;
     }
   }
-  EXPECT_EQ(seen["op.dtype.layout"].size(), 3u * 22);
+  EXPECT_EQ(seen["op.dtype.layout"].size(), 3u * 23);
   for (int64_t group = 1; group <= 16; ++group) EXPECT_TRUE(seen["G"].contains(group)) << group;
   EXPECT_EQ(seen["values"].size(), 10u);
   for (int64_t k : {1, 2, 4, 8, 16, 32}) EXPECT_TRUE(seen["K"].contains(k)) << k;

@@ -455,7 +455,7 @@ TEST(Check, IdsOfShardsAndSharedLists) {
   a.block_ids.stride[0] = 0;
   EXPECT_TRUE(call(plan, a).ok());
   *a.block_ids.at<int32_t>(0, 3, 1) = 2;
-  EXPECT_EQ(call(plan, a).message().substr(0, 18), "block_ids[0,3,1]: got 2,");
+  EXPECT_EQ(call(plan, a).message().substr(0, 24), "block_ids[0,3,1]: got 2,");
 }
 
 TEST(Check, DistinctIdsInAnyOrder) {
