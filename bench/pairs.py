@@ -16,7 +16,7 @@ before they are timed.
                             neighbouring queries share
     dense                   dense_attention
     backward, kl            the gradients, on shared lists
-    decode                  msa_layer_decode, one new token a sequence
+    decode                  msa_layer, one new token a sequence
 
 A measurement is the mean of the calls that fill --milliseconds, on a GPU by events. --cases names
 what is run, as CASE:TOKENS or, for decode, CASE:BATCHxTOKENS.
@@ -112,9 +112,10 @@ def make_call(case, o):
         table = torch.randperm(batch * pages, generator=generator, device=device)
         lengths = dict(page_table=table.int().view(batch, pages), max_seqlen_k=tokens,
                        seq_lens=int32(*[tokens] * batch), cu_seqlens_q=int32(*range(batch + 1)))
-        known = inspect.signature(msa_cpp.msa_layer_decode).parameters  # builds before 0.2 too
+        layer = getattr(msa_cpp, "msa_layer", None) or msa_cpp.msa_layer_decode  # before 0.2
+        known = inspect.signature(layer).parameters
         lengths["max_seqlen_q" if "max_seqlen_q" in known else "max_q_len"] = 1
-        return lambda: msa_cpp.msa_layer_decode(q, q_idx, k, v, k_idx, topk=TOPK, out=out,
+        return lambda: layer(q, q_idx, k, v, k_idx, topk=TOPK, out=out,
                                                 **lengths)
 
     lengths = dict(cu_seqlens_q=int32(0, tokens), cu_seqlens_k=int32(0, tokens),

@@ -139,11 +139,11 @@ def adapter_calls():
         "sglang, attention": (
             lambda: sglang.flash_decode_with_gqa_share_sparse(
                 q, None, keys, values, tokens, lengths, request, 128, ids, page_size=128),
-            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=1, **batch)),
+            lambda: msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=1, **batch)),
         "fmha_sm100, sparse": (
             lambda: fmha_sm100.fmha_sm100(q, k, v, plan, page_table=table, kv_block_indexes=ids,
                                           out=out),
-            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=1, out=out, **batch)),
+            lambda: msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=1, out=out, **batch)),
         "vllm, index": (
             lambda: vllm.minimax_m3_index_decode(idx_q, index_cache, table, lengths, 128, 1, 0, 1,
                                                  1, 1, 1, out=ids),
@@ -152,8 +152,8 @@ def adapter_calls():
         "vllm, attention": (
             lambda: vllm.minimax_m3_sparse_attn_decode(q, cache, ids, table, lengths, 1, 0.25, out,
                                                        1),
-            lambda: msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=1, softmax_scale=0.25, out=out,
-                                          **batch)),
+            lambda: msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=1, softmax_scale=0.25,
+                                             out=out, **batch)),
     }
 
 

@@ -11,8 +11,7 @@ namespace {
 using namespace msa;  // NOLINT(google-build-using-namespace)
 
 /// MSA_OP_KL_LOSS
-std::string code_of(const OpInfo& op) {
-  std::string name = op.name;
+std::string code_of(std::string name) {
   if (name.starts_with("msa_")) name.erase(0, 4);
   for (char& c : name) c = static_cast<char>(std::toupper(c));
   return "MSA_OP_" + name;
@@ -38,8 +37,10 @@ int main() {
       " * src/core/op_table.cc; ops.h says what each one computes. Included by c_api.h.\n"
       " */\n/* clang-format off */\n#pragma once\n\ntypedef enum msa_op {\n");
   for (const OpInfo& op : all_ops())
-    std::printf("  %s = %d%s\n", code_of(op).c_str(), static_cast<int>(op.op),
-                op.op == all_ops().back().op ? "" : ",");
+    std::printf("  %s = %d,\n", code_of(op.name).c_str(), static_cast<int>(op.op));
+  for (const OldName& old : old_names())
+    std::printf("  %s MSA_DEPRECATED(\"%s\") = %d%s\n", code_of(old.name).c_str(),
+                code_of(name_of(old.op)).c_str(), old.code, &old == &old_names().back() ? "" : ",");
   std::printf("} msa_op;\n");
   const Problem p;
   std::printf(
@@ -55,15 +56,19 @@ int main() {
   for (const OpInfo& op : all_ops()) {
     if (op.params != op.op) continue;
     const std::string name = op.c_params;
-    list += " \\\n  X(" + name + ", " + code_of(op) + ")";
+    list += " \\\n  X(" + name + ", " + code_of(op.name) + ")";
     std::printf("\n/* %s */\ntypedef struct msa_%s_params {\n  uint32_t struct_size;\n", op.summary,
                 name.c_str());
     std::printf(op.softmax_scale != OpInfo::kNone ? "  float softmax_scale; /* 0 = 1/sqrt(D) */\n"
                                                   : "  uint32_t reserved;\n");
     for (const Argument& a : op.arguments) {
       const std::string text = text_of(a);
-      std::printf("  const msa_%s* %s;%s%s%s\n", a.is_tensor() ? "tensor" : "batch", a.name,
-                  text.empty() ? "" : " /* ", text.c_str(), text.empty() ? "" : " */");
+      const std::string comment = text.empty() ? "" : " /* " + text + " */";
+      if (a.name == std::string_view("block_ids"))
+        std::printf("  MSA_RENAMED(const msa_tensor*, block_ids, ids);%s\n", comment.c_str());
+      else
+        std::printf("  const msa_%s* %s;%s\n", a.is_tensor() ? "tensor" : "batch", a.name,
+                    comment.c_str());
     }
     std::printf(
         "} msa_%s_params;\nMSA_API msa_status msa_run_%s(const msa_plan* plan, const "

@@ -68,7 +68,7 @@ sanitize() {
   local tool ops job
   for tool in memcheck racecheck initcheck; do
     for ops in index_scores,select_blocks,index_select sparse_attention dense_attention \
-      sparse_decode,msa_layer_decode,merge,block_lists,append_paged,block_mass \
+      msa_layer,merge,block_lists,append_paged,block_mass \
       sparse_attention_backward dense_attention_backward index_lse,kl_backward,kl_loss; do
       sanitizer $tool "${ops%%,*}" "$BIN/msa" check --backend cuda --suite smoke --op $ops --quiet
     done
@@ -92,9 +92,9 @@ kv_outer        60 cuda-kv-outer --context 8192,32768 --op sparse_attention --se
 decode          40 cuda          --context 32768,131072 --new-tokens 1 --repeats 20
 decode_1m       40 cuda          --context 524288,1048576 --new-tokens 1 --repeats 20
 decode_4x1m     40 cuda          --context 1048576 --new-tokens 1 --batch 4 --op dense_attention,msa --repeats 20
-decode_8        40 cuda          --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_decode,msa --repeats 20
-decode_8x4      40 cuda          --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_decode,msa --repeats 20
-decode_32       40 cuda          --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_decode,msa --repeats 20
+decode_8        40 cuda          --context 131072 --new-tokens 1 --batch 8 --op index_select,sparse_attention,msa --repeats 20
+decode_8x4      40 cuda          --context 131072 --new-tokens 4 --batch 8 --op index_select,sparse_attention,msa --repeats 20
+decode_32       40 cuda          --context 32768,131072 --new-tokens 1 --batch 32 --op index_select,sparse_attention,msa --repeats 20
 extend          40 cuda          --context 131072 --new-tokens 128 --op index_select,sparse_attention,msa --selection random --repeats 20
 extend_1k       60 cuda          --context 524288,1048576 --new-tokens 1024 --op index_select,sparse_attention,msa --selection random --repeats 10
 extend_16k      60 cuda          --context 1048576 --new-tokens 16384 --op index_select,sparse_attention,msa --selection random --repeats 5

@@ -130,6 +130,8 @@ Status convert(const msa_problem* given, msa::Problem* out) {
   if (p.layout != MSA_PACKED && p.layout != MSA_PAGED)
     return invalid("problem.layout: got ", p.layout, ", expected MSA_PACKED (0) or MSA_PAGED (1)");
   out->op = static_cast<msa::Op>(p.op);
+  for (const msa::OldName& old : msa::old_names())
+    if (p.op == old.code) out->op = old.op;
   out->layout = static_cast<msa::KvLayout>(p.layout);
   out->heads_q = p.heads_q;
   out->heads_kv = p.heads_kv;
@@ -146,14 +148,14 @@ Status convert(const msa_limits* given, msa::Limits* out) {
   msa_limits l{};
   l.max_batch = out->max_batch;
   l.max_tokens = out->max_tokens;
-  l.max_q_len = out->max_q_len;
-  l.max_kv_len = out->max_kv_len;
+  l.max_seqlen_q = out->max_seqlen_q;
+  l.max_seqlen_k = out->max_seqlen_k;
   MSA_TRY(adopt("limits", given, &l));
   out->max_threads = l.max_threads;
   out->max_batch = l.max_batch;
   out->max_tokens = l.max_tokens;
-  out->max_q_len = l.max_q_len;
-  out->max_kv_len = l.max_kv_len;
+  out->max_seqlen_q = l.max_seqlen_q;
+  out->max_seqlen_k = l.max_seqlen_k;
   return {};
 }
 
@@ -367,3 +369,8 @@ void msa_plan_destroy(msa_plan* plan) { delete plan; }
   }
 MSA_FOR_EACH_PARAMS(MSA_DEFINE_RUN)
 #undef MSA_DEFINE_RUN
+
+msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params,
+                                void* workspace, size_t bytes, const msa_queue* queue) {
+  return msa_run_layer(plan, params, workspace, bytes, queue);
+}

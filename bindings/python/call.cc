@@ -342,11 +342,11 @@ class Call {
                              : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
                                                       : INT32_MAX;
       out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
-      out.max_q_len = round_up(
+      out.max_seqlen_q = round_up(
           bound("max_seqlen_q", "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));
       const int64_t longest = bound("max_seqlen_k", paged_ ? "seq_lens" : "cu_seqlens_k",
                                     options_.max_seqlen_k, k.longest, known, most_k);
-      out.max_kv_len = round_up(longest);
+      out.max_seqlen_k = round_up(longest);
       if (host() || options_.max_seqlen_k)
         extents_.bind("blocks",
                       (options_.max_seqlen_k.value_or(longest) + block_size - 1) / block_size);
@@ -354,7 +354,7 @@ class Call {
         extents_.bind("NB+1", options_.num_blocks.value_or(k.blocks) + 1);
       extents_.bind("T*K", tokens * problem_.topk);
     } else {
-      out.max_kv_len = round_up(extents_.get("blocks", 1) * block_size);
+      out.max_seqlen_k = round_up(extents_.get("blocks", 1) * block_size);
     }
     return out;
   }

@@ -22,11 +22,10 @@ void add_op(nb::module_& module, const OpInfo& info) {
 }
 
 Op op_named(const std::string& name) {
+  if (const OpInfo* info = find_op(name)) return info->op;
   std::string known;
-  for (const OpInfo& info : all_ops()) {
-    if (name == info.name) return info.op;
+  for (const OpInfo& info : all_ops())
     known += (known.empty() ? "" : ", ") + std::string(info.name);
-  }
   raise(PyExc_ValueError, "op: got \"", name, "\", expected one of ", known);
 }
 
@@ -57,8 +56,8 @@ Plan make_plan(const std::string& op, const std::string& dtype, bool paged, int3
       .device = cuda_device < 0 ? Device{} : Device{DeviceKind::kCUDA, cuda_device}};
   Limits limits{.max_batch = max_batch,
                 .max_tokens = max_tokens,
-                .max_q_len = max_seqlen_q,
-                .max_kv_len = max_seqlen_k};
+                .max_seqlen_q = max_seqlen_q,
+                .max_seqlen_k = max_seqlen_k};
   raise_unless_ok(num_threads(&limits.max_threads));
   Plan out;
   raise_unless_ok(msa::plan(problem, limits, &out, backend));

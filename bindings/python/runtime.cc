@@ -31,7 +31,7 @@ Key key_of(const Problem& p, const Limits& l, const std::string& backend) {
   return {{static_cast<int64_t>(p.op), static_cast<int64_t>(p.dtype),
            static_cast<int64_t>(p.layout), p.heads_q, p.heads_kv, p.head_dim, p.index_dim,
            p.block_size, p.topk, p.init_blocks, p.local_blocks, static_cast<int64_t>(p.device.kind),
-           p.device.id, l.max_batch, l.max_tokens, l.max_q_len, l.max_kv_len, l.max_threads},
+           p.device.id, l.max_batch, l.max_tokens, l.max_seqlen_q, l.max_seqlen_k, l.max_threads},
           backend};
 }
 

@@ -23,7 +23,7 @@ int main(void) {
                                               .q = &qkv,
                                               .k = &qkv,
                                               .v = &qkv,
-                                              .ids = &list,
+                                              .block_ids = &list,
                                               .batch = &batch,
                                               .o = &out};
 
@@ -35,8 +35,8 @@ int main(void) {
   const msa_limits limits = {.struct_size = sizeof limits,
                              .max_batch = 1,
                              .max_tokens = 64,
-                             .max_q_len = 64,
-                             .max_kv_len = 64};
+                             .max_seqlen_q = 64,
+                             .max_seqlen_k = 64};
 
   msa_plan* plan = NULL;
   msa_status status = msa_plan_create(&problem, &limits, "auto", &plan);

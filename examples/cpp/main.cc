@@ -17,17 +17,18 @@ int main() {
   msa::Plan plan;
   msa::Status status =
       msa::plan({.heads_q = 1, .heads_kv = 1, .head_dim = 16, .block_size = 8, .topk = 2},
-                {.max_tokens = 64, .max_q_len = 64, .max_kv_len = 64}, &plan);
+                {.max_tokens = 64, .max_seqlen_q = 64, .max_seqlen_k = 64}, &plan);
   if (status) {
     struct alignas(64) CacheLine {
       char bytes[64];
     };
     std::vector<CacheLine> memory(static_cast<size_t>(plan.workspace_bytes) / 64 + 1);
     const msa::Batch batch{.cu_seqlens_q = lens, .cu_seqlens_k = lens};
-    status = msa::run(plan,
-                      msa::SparseAttentionParams{
-                          .q = qkv, .k = qkv, .v = qkv, .ids = list, .batch = batch, .o = out},
-                      {memory.data(), memory.size() * 64});
+    status =
+        msa::run(plan,
+                 msa::SparseAttentionParams{
+                     .q = qkv, .k = qkv, .v = qkv, .block_ids = list, .batch = batch, .o = out},
+                 {memory.data(), memory.size() * 64});
   }
   if (!status) return std::fprintf(stderr, "example: %s\n", status.message().c_str()), 1;
   std::printf("msa %s, %s: o[63] = %.6f\n", MSA_VERSION_STRING, plan.backend->name, o[63 * 16]);

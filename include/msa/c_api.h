@@ -116,8 +116,8 @@ typedef struct msa_limits {
   int32_t max_threads; /* CPU threads a queue may bring; 0 = all of the machine's */
   int64_t max_batch;   /* B */
   int64_t max_tokens;  /* T */
-  int64_t max_q_len;   /* query tokens of one sequence */
-  int64_t max_kv_len;  /* key tokens of one sequence, the new ones included */
+  MSA_RENAMED(int64_t, max_seqlen_q, max_q_len);  /* query tokens of one sequence */
+  MSA_RENAMED(int64_t, max_seqlen_k, max_kv_len); /* its key tokens, the new ones included */
 } msa_limits;
 
 /* ---- backends ------------------------------------------------------------------------------- */
@@ -181,6 +181,12 @@ typedef struct msa_queue {
  * Errors: MSA_INVALID_ARGUMENT with argument, given and expected; the outputs are then untouched.
  */
 #include "msa/c_ops.h"
+
+/* The layer under its old name, until 0.3. */
+typedef msa_layer_params msa_layer_decode_params;
+MSA_API MSA_DEPRECATED("msa_run_layer") msa_status
+    msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params, void* workspace,
+                         size_t workspace_bytes, const msa_queue* queue);
 
 /* The kernel that a call of these arguments runs on, msa_plan_kernel unless it leaves them to
  * another one, and why ("" where it does not). `params` is the plan's operator's struct. *reasons

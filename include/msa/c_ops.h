@@ -9,18 +9,20 @@ typedef enum msa_op {
   MSA_OP_SELECT_BLOCKS = 1,
   MSA_OP_INDEX_SELECT = 2,
   MSA_OP_SPARSE_ATTENTION = 3,
-  MSA_OP_SPARSE_DECODE = 4,
   MSA_OP_DENSE_ATTENTION = 5,
   MSA_OP_MERGE = 6,
   MSA_OP_BLOCK_LISTS = 7,
   MSA_OP_APPEND_PAGED = 8,
   MSA_OP_BLOCK_MASS = 9,
-  MSA_OP_LAYER_DECODE = 10,
+  MSA_OP_LAYER = 10,
   MSA_OP_SPARSE_ATTENTION_BACKWARD = 11,
   MSA_OP_DENSE_ATTENTION_BACKWARD = 12,
   MSA_OP_INDEX_LSE = 13,
   MSA_OP_KL_BACKWARD = 14,
-  MSA_OP_KL_LOSS = 15
+  MSA_OP_KL_LOSS = 15,
+  MSA_OP_MERGE_LISTS = 16,
+  MSA_OP_SPARSE_DECODE MSA_DEPRECATED("MSA_OP_SPARSE_ATTENTION") = 4,
+  MSA_OP_LAYER_DECODE MSA_DEPRECATED("MSA_OP_LAYER") = 10
 } msa_op;
 
 /* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */
@@ -47,7 +49,7 @@ typedef struct msa_select_blocks_params {
   uint32_t reserved;
   const msa_tensor* scores; /* f32 [Hi,T,blocks] */
   const msa_tensor* num_valid_blocks; /* i32 [T], optional */
-  const msa_tensor* ids; /* out i32 [Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
 } msa_select_blocks_params;
 MSA_API msa_status msa_run_select_blocks(const msa_plan* plan, const msa_select_blocks_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
@@ -59,20 +61,20 @@ typedef struct msa_index_select_params {
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
   const msa_batch* batch;
-  const msa_tensor* ids; /* out i32 [Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
   const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
 } msa_index_select_params;
 MSA_API msa_status msa_run_index_select(const msa_plan* plan, const msa_index_select_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
-/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode */
+/* o = softmax(q . k * scale) v over the visible tokens of the listed blocks */
 typedef struct msa_sparse_attention_params {
   uint32_t struct_size;
   float softmax_scale; /* 0 = 1/sqrt(D) */
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
   const msa_tensor* v; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_batch* batch;
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
@@ -111,7 +113,7 @@ MSA_API msa_status msa_run_merge(const msa_plan* plan, const msa_merge_params* p
 typedef struct msa_block_lists_params {
   uint32_t struct_size;
   uint32_t reserved;
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_batch* batch;
   const msa_tensor* row_ptr; /* out i32 [Hkv,NB+1] */
   const msa_tensor* entries; /* out i32 [Hkv,T*K] */
@@ -147,21 +149,21 @@ typedef struct msa_block_mass_params {
 MSA_API msa_status msa_run_block_mass(const msa_plan* plan, const msa_block_mass_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
-/* a decoding step of a sparse layer: index_select, then attention over what it chose */
-typedef struct msa_layer_decode_params {
+/* a sparse layer: index_select, then attention over what it chose */
+typedef struct msa_layer_params {
   uint32_t struct_size;
   float softmax_scale; /* 0 = 1/sqrt(D) */
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* q_idx; /* [T,Hi,Di] */
-  const msa_tensor* k; /* [P,Hkv,Bk,D] */
-  const msa_tensor* v; /* [P,Hkv,Bk,D] */
-  const msa_tensor* k_idx; /* [P,Bk,Di] */
+  const msa_tensor* k; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* v; /* [S,Hkv,D] or [P,Hkv,Bk,D] */
+  const msa_tensor* k_idx; /* [S,Di] or [P,Bk,Di] */
   const msa_batch* batch;
   const msa_tensor* o; /* out [T,Hq,D] */
   const msa_tensor* lse; /* out f32 [T,Hq], optional */
-  const msa_tensor* ids; /* out i32 [Hkv,T,K], optional */
-} msa_layer_decode_params;
-MSA_API msa_status msa_run_layer_decode(const msa_plan* plan, const msa_layer_decode_params* params,
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hkv,T,K], optional */
+} msa_layer_params;
+MSA_API msa_status msa_run_layer(const msa_plan* plan, const msa_layer_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
 /* dq, dk and dv of sparse attention, without ids of dense attention; packed keys */
@@ -171,7 +173,7 @@ typedef struct msa_attention_backward_params {
   const msa_tensor* q; /* [T,Hq,D] */
   const msa_tensor* k; /* [S,Hkv,D] */
   const msa_tensor* v; /* [S,Hkv,D] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K] */
   const msa_tensor* o; /* [T,Hq,D] */
   const msa_tensor* lse; /* f32 [T,Hq] */
   const msa_tensor* d_o; /* [T,Hq,D] */
@@ -191,7 +193,7 @@ typedef struct msa_index_lse_params {
   uint32_t reserved;
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] */
-  const msa_tensor* ids; /* i32 [Hi,T,K], optional */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hi,T,K], optional */
   const msa_batch* batch;
   const msa_tensor* lse; /* out f32 [T,Hi] */
 } msa_index_lse_params;
@@ -208,7 +210,7 @@ typedef struct msa_kl_params {
   const msa_tensor* q_idx; /* [T,Hi,Di] */
   const msa_tensor* k_idx; /* [S,Di] */
   const msa_tensor* index_lse; /* f32 [T,Hi] */
-  const msa_tensor* ids; /* i32 [Hkv,T,K], optional */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* i32 [Hkv,T,K], optional */
   const msa_batch* batch;
   const msa_tensor* row_ptr; /* i32 [Hkv,NB+1], optional */
   const msa_tensor* entries; /* i32 [Hkv,T*K], optional */
@@ -217,6 +219,18 @@ typedef struct msa_kl_params {
   const msa_tensor* kl; /* out f32 [T,Hi], optional */
 } msa_kl_params;
 MSA_API msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params,
+    void* workspace, size_t workspace_bytes, const msa_queue* queue);
+
+/* the K best blocks of several lists, by score */
+typedef struct msa_merge_lists_params {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const msa_tensor* scores_parts; /* f32 [parts,Hi,T,K] */
+  const msa_tensor* block_ids_parts; /* i32 [parts,Hi,T,K] */
+  MSA_RENAMED(const msa_tensor*, block_ids, ids); /* out i32 [Hi,T,K] */
+  const msa_tensor* scores; /* out f32 [Hi,T,K], optional */
+} msa_merge_lists_params;
+MSA_API msa_status msa_run_merge_lists(const msa_plan* plan, const msa_merge_lists_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
 
 /* X(NAME, first operator that takes the struct) for each of them. */
@@ -230,7 +244,8 @@ MSA_API msa_status msa_run_kl(const msa_plan* plan, const msa_kl_params* params,
   X(block_lists, MSA_OP_BLOCK_LISTS) \
   X(append_paged, MSA_OP_APPEND_PAGED) \
   X(block_mass, MSA_OP_BLOCK_MASS) \
-  X(layer_decode, MSA_OP_LAYER_DECODE) \
+  X(layer, MSA_OP_LAYER) \
   X(attention_backward, MSA_OP_SPARSE_ATTENTION_BACKWARD) \
   X(index_lse, MSA_OP_INDEX_LSE) \
-  X(kl, MSA_OP_KL_BACKWARD)
+  X(kl, MSA_OP_KL_BACKWARD) \
+  X(merge_lists, MSA_OP_MERGE_LISTS)

@@ -35,28 +35,29 @@
 
 namespace msa {
 
-/// The operators, from kSparseAttentionBackward on those of training.
+/// The operators, from kSparseAttentionBackward to kKlLoss those of training. In the C interface 4
+/// means kSparseAttention too, until 0.3.
 enum class Op : int32_t {
   kIndexScores = 0,
   kSelectBlocks = 1,
   kIndexSelect = 2,
   kSparseAttention = 3,
-  kSparseDecode = 4,  ///< sparse attention for 1..16 new tokens per sequence over a paged cache
   kDenseAttention = 5,
   kMerge = 6,
   kBlockLists = 7,
   kAppendPaged = 8,
   kBlockMass = 9,
-  kLayerDecode = 10,  ///< index_select, then sparse_decode of what it chose, as one call
+  kLayer = 10,  ///< index_select, then sparse_attention over what it chose, as one call
   kSparseAttentionBackward = 11,
   kDenseAttentionBackward = 12,
   kIndexLse = 13,
   kKlBackward = 14,
   kKlLoss = 15,
+  kMergeLists = 16,
 };
-inline constexpr int kOpCount = 16;
-constexpr bool is_decode(Op op) { return op == Op::kSparseDecode || op == Op::kLayerDecode; }
-constexpr bool is_training(Op op) { return op >= Op::kSparseAttentionBackward; }
+constexpr bool is_training(Op op) {
+  return op >= Op::kSparseAttentionBackward && op <= Op::kKlLoss;
+}
 
 /// "index_scores", ... ; "unknown" for codes outside the enum.
 MSA_API const char* name_of(Op op);
@@ -84,7 +85,7 @@ struct IndexScoresParams {
   TensorView scores{};  ///< out f32 [Hi,T,blocks], any strides, blocks >= ceil(max kv_len / Bk)
 };
 
-/// ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
+/// block_ids[r,t,:] = the forced blocks and the best-scored of the first num_valid_blocks[t] ones,
 /// ascending, -1 in the unused tail; exactly min(K, num_valid_blocks[t]) ids. Ties go to the lower
 /// id; NaN = -inf. Forced blocks count among the K: the last local_blocks valid ones, and those
 /// with ids below init_blocks.
@@ -92,7 +93,7 @@ struct SelectBlocksParams {
   static constexpr Op kOps[] = {Op::kSelectBlocks};
   TensorView scores{};            ///< f32 [Hi,T,blocks], any strides
   TensorView num_valid_blocks{};  ///< i32 [T], optional (default: all columns)
-  TensorView ids{};               ///< out i32 [Hi,T,K]
+  TensorView block_ids{};         ///< out i32 [Hi,T,K]
 };
 
 /// index_scores and select_blocks in one pass; no score matrix exists. Forced are the local_blocks
@@ -102,20 +103,20 @@ struct IndexSelectParams {
   TensorView q_idx{};  ///< [T,Hi,Di]
   TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
-  TensorView ids{};  ///< out i32 [Hi,T,K], ascending, -1 tail
+  TensorView block_ids{};  ///< out i32 [Hi,T,K], ascending, -1 tail
   TensorView
       scores{};  ///< out f32 [Hi,T,K], optional: score of each id; +inf if forced, -inf in the tail
 };
 
 /// o = softmax(q . k * scale) v over the visible tokens of the listed blocks, fp32 softmax and
-/// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Serves the
-/// operators sparse_attention and sparse_decode. Source: paper section "sparse attention".
+/// sums. Ids may come in any order; -1 ends a list; the head stride of ids may be 0. Plans of
+/// decoding steps (problem.h) have kernels of their own. Source: paper section "sparse attention".
 struct SparseAttentionParams {
-  static constexpr Op kOps[] = {Op::kSparseAttention, Op::kSparseDecode};
-  TensorView q{};    ///< [T,Hq,D]
-  TensorView k{};    ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
-  TensorView v{};    ///< as k
-  TensorView ids{};  ///< i32 [Hkv,T,K]
+  static constexpr Op kOps[] = {Op::kSparseAttention};
+  TensorView q{};          ///< [T,Hq,D]
+  TensorView k{};          ///< [S,Hkv,D] or pages [P,Hkv,Bk,D]
+  TensorView v{};          ///< as k
+  TensorView block_ids{};  ///< i32 [Hkv,T,K]
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView o{};           ///< out [T,Hq,D]
@@ -146,15 +147,27 @@ struct MergeParams {
   TensorView lse{};        ///< out f32 [T,Hq], optional
 };
 
+/// The K best of several lists of K blocks, each chosen of a shard of the keys: what index_select
+/// would choose of all of them. The best scores, ties to the lower id, NaN = -inf; forced blocks
+/// have +inf, as index_select writes it. A negative id is padding, whatever its score. The parts
+/// name distinct blocks. Source: exact merging of selections, as `merge` does it for values.
+struct MergeListsParams {
+  static constexpr Op kOps[] = {Op::kMergeLists};
+  TensorView scores_parts{};     ///< f32 [parts,Hi,T,K]
+  TensorView block_ids_parts{};  ///< i32 [parts,Hi,T,K], each list in any order
+  TensorView block_ids{};        ///< out i32 [Hi,T,K], ascending, -1 tail
+  TensorView scores{};           ///< out f32 [Hi,T,K], optional: score of each id, -inf in the tail
+};
+
 /// The inverse of block lists, block -> queries, as CSR per KV head. Blocks of the sequences follow
 /// each other: NB = sum over sequences of ceil(kv_len/Bk). An entry is token*K + slot, ascending
 /// per block; a block's first slot in a list, where it stands twice.
 struct BlockListsParams {
   static constexpr Op kOps[] = {Op::kBlockLists};
-  TensorView ids{};      ///< i32 [Hkv,T,K]
-  Batch batch{};         ///< lengths only
-  TensorView row_ptr{};  ///< out i32 [Hkv,NB+1]
-  TensorView entries{};  ///< out i32 [Hkv,T*K]; behind row_ptr[h,NB] unused entries are -1
+  TensorView block_ids{};  ///< i32 [Hkv,T,K]
+  Batch batch{};           ///< lengths only
+  TensorView row_ptr{};    ///< out i32 [Hkv,NB+1]
+  TensorView entries{};    ///< out i32 [Hkv,T*K]; behind row_ptr[h,NB] unused entries are -1
 };
 
 /// Writes the T new rows (the last q_len positions of each sequence) into their pages.
@@ -182,21 +195,20 @@ struct BlockMassParams {
   TensorView mass{};        ///< out f32 [Hkv,T,blocks], 0 where nothing is visible
 };
 
-/// A decoding step of a sparse layer (msa_layer_decode): index_select for 1..16 new tokens per
-/// sequence over a paged cache, then sparse_decode of the blocks it chose. Same ids and values as
-/// the two calls; a backend may join them. Source: decoding with MSA, arXiv 2606.13392.
-struct LayerDecodeParams {
-  static constexpr Op kOps[] = {Op::kLayerDecode};
+/// A sparse layer (msa_layer): index_select, then sparse_attention over the blocks it chose. Same
+/// ids and values as the two calls; a backend may join them. Source: arXiv 2606.13392.
+struct LayerParams {
+  static constexpr Op kOps[] = {Op::kLayer};
   TensorView q{};      ///< [T,Hq,D]
   TensorView q_idx{};  ///< [T,Hi,Di]
-  TensorView k{};      ///< pages [P,Hkv,Bk,D], the new tokens already in them
+  TensorView k{};      ///< [S,Hkv,D] or pages [P,Hkv,Bk,D], the new tokens already in them
   TensorView v{};      ///< as k
-  TensorView k_idx{};  ///< pages [P,Bk,Di]
+  TensorView k_idx{};  ///< [S,Di] or pages [P,Bk,Di]
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView o{};           ///< out [T,Hq,D]
   TensorView lse{};         ///< out f32 [T,Hq], optional
-  TensorView ids{};         ///< out i32 [Hkv,T,K], optional
+  TensorView block_ids{};   ///< out i32 [Hkv,T,K], optional
 };
 
 /// Gradients of sparse_attention and, without ids, of dense_attention (sparse_attention_backward,
@@ -206,13 +218,13 @@ struct LayerDecodeParams {
 /// Rows with lse -inf add nothing. Source: FlashAttention, arXiv 2205.14135, backward pass.
 struct AttentionBackwardParams {
   static constexpr Op kOps[] = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
-  TensorView q{};    ///< [T,Hq,D]
-  TensorView k{};    ///< [S,Hkv,D]; training takes packed keys only
-  TensorView v{};    ///< as k
-  TensorView ids{};  ///< i32 [Hkv,T,K], as in the forward pass; none for dense
-  TensorView o{};    ///< [T,Hq,D] of the forward pass, in the dtype of q or f32
-  TensorView lse{};  ///< f32 [T,Hq], likewise
-  TensorView d_o{};  ///< [T,Hq,D] gradient of o, in the dtype of q or f32
+  TensorView q{};          ///< [T,Hq,D]
+  TensorView k{};          ///< [S,Hkv,D]; training takes packed keys only
+  TensorView v{};          ///< as k
+  TensorView block_ids{};  ///< i32 [Hkv,T,K], as in the forward pass; none for dense
+  TensorView o{};          ///< [T,Hq,D] of the forward pass, in the dtype of q or f32
+  TensorView lse{};        ///< f32 [T,Hq], likewise
+  TensorView d_o{};        ///< [T,Hq,D] gradient of o, in the dtype of q or f32
   Batch batch{};
   float softmax_scale = 0;  ///< 0 = 1/sqrt(D)
   TensorView row_ptr{};  ///< i32 [Hkv,NB+1], optional, with entries: what block_lists makes of ids;
@@ -226,9 +238,9 @@ struct AttentionBackwardParams {
 /// blocks, without ids of all; -inf if none is visible.
 struct IndexLseParams {
   static constexpr Op kOps[] = {Op::kIndexLse};
-  TensorView q_idx{};  ///< [T,Hi,Di]
-  TensorView k_idx{};  ///< [S,Di]
-  TensorView ids{};    ///< i32 [Hi,T,K], optional
+  TensorView q_idx{};      ///< [T,Hi,Di]
+  TensorView k_idx{};      ///< [S,Di]
+  TensorView block_ids{};  ///< i32 [Hi,T,K], optional
   Batch batch{};
   TensorView lse{};  ///< out f32 [T,Hi]
 };
@@ -249,7 +261,7 @@ struct KlParams {
   TensorView q_idx{};      ///< [T,Hi,Di]
   TensorView k_idx{};      ///< [S,Di]
   TensorView index_lse{};  ///< f32 [T,Hi], of index_lse over the same tokens
-  TensorView ids{};        ///< i32 [Hkv,T,K], optional
+  TensorView block_ids{};  ///< i32 [Hkv,T,K], optional
   Batch batch{};
   float softmax_scale = 0;  ///< of the teacher; 0 = 1/sqrt(D)
   TensorView row_ptr{};     ///< i32 [Hkv,NB+1], optional, as in AttentionBackwardParams
@@ -264,8 +276,8 @@ template <class... Params>
 struct ParamsList {};
 using AllParams = ParamsList<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
                              SparseAttentionParams, DenseAttentionParams, MergeParams,
-                             BlockListsParams, AppendPagedParams, BlockMassParams,
-                             LayerDecodeParams, AttentionBackwardParams, IndexLseParams, KlParams>;
+                             BlockListsParams, AppendPagedParams, BlockMassParams, LayerParams,
+                             AttentionBackwardParams, IndexLseParams, KlParams, MergeListsParams>;
 
 /// The arguments of one call, whatever the operator, by reference.
 class ParamsRef {

@@ -41,13 +41,17 @@ struct Problem {
   int32_t group() const { return heads_kv > 0 ? heads_q / heads_kv : 0; }
 };
 
+/// Plans for at most so many new tokens of a sequence are for decoding steps: they split the keys
+/// and take the kernels that are made for few tokens.
+inline constexpr int64_t kDecodeTokens = 16;
+
 /// Upper bounds of the calls a plan will serve. A workspace is sized by them.
 struct Limits {
-  int64_t max_batch = 1;    ///< B
-  int64_t max_tokens = 1;   ///< T
-  int64_t max_q_len = 1;    ///< query tokens of one sequence
-  int64_t max_kv_len = 1;   ///< key tokens of one sequence, the new ones included
-  int32_t max_threads = 0;  ///< CPU threads a queue may bring; 0 = all of the machine's
+  int64_t max_batch = 1;     ///< B
+  int64_t max_tokens = 1;    ///< T
+  int64_t max_seqlen_q = 1;  ///< query tokens of one sequence
+  int64_t max_seqlen_k = 1;  ///< key tokens of one sequence, the new ones included
+  int32_t max_threads = 0;   ///< CPU threads a queue may bring; 0 = all of the machine's
 };
 
 /// Checks everything that needs no backend: positive sizes, Hq a multiple of Hkv, K >= 1,
@@ -65,7 +69,7 @@ struct Cost {
 /// Cost of `problem` for one sequence of `kv_len` tokens whose last `q_len` are new
 /// (prefill of a whole context: q_len == kv_len). Sparse attention counts the pairs visible in
 /// min(K, visible) blocks: the local block as far as it is visible, the others whole; its K and V
-/// bytes are those pairs' for up to 16 new tokens, the whole context's beyond. Merge counts two
+/// bytes are those pairs' in a decoding step, the whole context's beyond. Merge counts two
 /// parts of the problem's dtype. Index LSE and KL count the selected support; K >= blocks is the
 /// full one. Backward passes count each product once: five of attention, four of KL.
 /// Source: MSA paper (arXiv 2606.13392) section on complexity; pairs are counted exactly, so that

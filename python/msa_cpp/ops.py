@@ -69,8 +69,8 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 __all__ = [
     "Backend", "Plan", "append_paged", "backends", "block_lists", "block_mass", "dense_attention",
-    "index_scores", "index_select", "merge", "msa_layer_decode", "num_threads", "plan",
-    "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
+    "index_scores", "index_select", "merge", "merge_lists", "msa_layer", "msa_layer_decode",
+    "num_threads", "plan", "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
 ]
 
 
@@ -268,108 +268,55 @@ def sparse_attention(
     return (out, lse) if return_lse else out
 
 
-def sparse_decode(
-    q: Array, k: Array, v: Array, block_ids: Array, *,
-    page_table: Array, seq_lens: Array, cu_seqlens_q: Array,
+def msa_layer(
+    q: Array, q_idx: Array, k: Array, v: Array, k_idx: Array, *,
+    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
+    seq_lens: Array | None = None, page_table: Array | None = None,
     q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    k_scale: None = None, v_scale: None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-    max_q_len: int | None = None,
-) -> Array | Any:  # (out, lse) with return_lse
-    """`sparse_attention` for 1 to 16 new tokens per sequence over a paged cache.
-
-    Every token has its own list of blocks, and sequences may bring different numbers of tokens.
-
-    Args:
-        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
-        k, v: pages ``[P,Hkv,Bk,D]``, of the same dtype.
-        block_ids: int32 ``[Hkv,T,K]``, as in `sparse_attention`.
-        max_seqlen_q: a bound of the new tokens of one sequence, at most 16.
-        out, lse, return_lse, softmax_scale, k_scale, v_scale: as in `sparse_attention`.
-
-    The other arguments and the errors are those of the module; more than 16 new tokens are a
-    ValueError. `max_q_len` is a deprecated name of `max_seqlen_q`; both are a TypeError.
-    Source: decoding with MSA, arXiv 2606.13392.
-
-    >>> import numpy as np, msa_cpp
-    >>> pages = np.ones((3, 1, 2, 4), np.float32)  # P = 3, Hkv = 1, Bk = 2, D = 4
-    >>> out = msa_cpp.sparse_decode(
-    ...     np.ones((1, 2, 4), np.float32), pages, pages, np.array([[[0, 1]]], np.int32),
-    ...     page_table=np.array([[2, 0]], np.int32), seq_lens=np.array([3], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), block_size=2)
-    >>> out.round(3)
-    array([[[1., 1., 1., 1.],
-            [1., 1., 1., 1.]]], dtype=float32)
-    """
-    _refuse_scales(k_scale, v_scale)
-    max_seqlen_q = _most_tokens(max_seqlen_q, max_q_len)
-    batch = (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q, k, v, plan=plan):
-        o, l = torch_op("sparse_decode")(
-            q, k, v, block_ids, cu_seqlens_q, seq_lens, page_table, q_offset, block_offset, causal,
-            block_size, softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
-        out, lse = into(out, o), into(lse, l)
-    else:
-        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-        out, lse = _core.sparse_decode(
-            (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
-            workspace, backend)
-    return (out, lse) if return_lse else out
-
-
-def msa_layer_decode(
-    q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, *,
-    page_table: Array, seq_lens: Array, cu_seqlens_q: Array,
     topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
     softmax_scale: float | None = None,
     max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    ids_out: Array | None = None, workspace: Array | None = None,
-    plan: Plan | None = None, backend: str = "auto", max_q_len: int | None = None,
+    block_ids_out: Array | None = None, workspace: Array | None = None,
+    plan: Plan | None = None, backend: str = "auto",
 ) -> Array | Any:  # (out, lse) with return_lse
-    """One decoding step of a sparse layer: `index_select`, then `sparse_decode` of what it chose.
+    """A sparse layer: `index_select`, then `sparse_attention` over the blocks it chose.
 
-    One call of the library; the CUDA backend joins the two in two launches.
+    One call of the library; the CUDA backend joins a decoding step's two in two launches.
 
     Args:
         q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
-        k_pages, v_pages, k_idx_pages: the cache, ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``, with the
-            new tokens already in it (`append_paged`).
-        max_seqlen_q: a bound of the new tokens of one sequence, at most 16.
-        ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
+        k, v, k_idx: ``[S,Hkv,D]`` twice and ``[S,Di]``, or the pages of a cache with the new tokens
+            already in them (`append_paged`), ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``.
+        block_ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
 
-    The other arguments and the errors are those of `index_select` and `sparse_decode`.
-    Source: decoding with MSA, arXiv 2606.13392.
+    The other arguments and the errors are those of `index_select` and `sparse_attention`.
+    Source: arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> pages, index = np.ones((3, 1, 2, 4), np.float32), np.ones((3, 2, 4), np.float32)
     >>> ids = np.empty((1, 1, 2), np.int32)
-    >>> out = msa_cpp.msa_layer_decode(
+    >>> out = msa_cpp.msa_layer(
     ...     np.ones((1, 2, 4), np.float32), np.ones((1, 1, 4), np.float32), pages, pages, index,
     ...     page_table=np.array([[2, 0, 1]], np.int32), seq_lens=np.array([5], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, ids_out=ids)
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, block_ids_out=ids)
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
-    max_seqlen_q = _most_tokens(max_seqlen_q, max_q_len)
-    if through_torch(q, q_idx, k_pages, v_pages, k_idx_pages, plan=plan):
-        o, l, ids = torch_op("msa_layer_decode")(
-            q, q_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q, seq_lens, page_table, topk,
-            block_size, init_blocks, local_blocks, softmax_scale, is_f32(out), max_seqlen_q,
-            max_seqlen_k, backend)
-        into(ids_out, ids)
+    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
+    if through_torch(q, q_idx, k, v, k_idx, plan=plan):
+        o, l, ids = torch_op("msa_layer")(
+            q, q_idx, k, v, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
+            softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
+        into(block_ids_out, ids)
         out, lse = into(out, o), into(lse, l)
     else:
-        out, lse, _ = _core.msa_layer_decode(
-            (q, q_idx, k_pages, v_pages, k_idx_pages, out, return_lse if lse is None else lse,
-             ids_out),
-            (cu_seqlens_q, None, seq_lens, page_table),
-            (None, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
-             local_blocks),
-            plan, workspace, backend)
+        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
+                   local_blocks)
+        out, lse, _ = _core.msa_layer(
+            (q, q_idx, k, v, k_idx, out, return_lse if lse is None else lse, block_ids_out),
+            batch,
+            options, plan, workspace, backend)
     return (out, lse) if return_lse else out
 
 
@@ -453,6 +400,40 @@ def merge(
             (o_parts, lse_parts, out, return_lse if lse is None else lse), None, (), plan,
             workspace, backend)
     return (out, lse) if return_lse else out
+
+
+def merge_lists(
+    scores_parts: Array, block_ids_parts: Array, *, out: Array | None = None,
+    scores_out: Array | None = None,
+    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+) -> Array:
+    """The K best of several lists of blocks, each chosen of another shard of the keys.
+
+    What `index_select` would choose of all shards at once: the best scores, ties to the lower id,
+    NaN as -inf; forced blocks stay, having +inf.
+
+    Args:
+        scores_parts: float32 ``[parts,Hi,T,K]``, parts >= 1: `scores_out` of each shard.
+        block_ids_parts: int32 ``[parts,Hi,T,K]`` in any order; negative ids are padding. No two
+            parts name the same block.
+        out: int32 ``[Hi,T,K]``: ids in ascending order, -1 in the unused tail.
+        scores_out: float32 ``[Hi,T,K]`` to fill with the score of each id, -inf in the tail.
+
+    Errors are those of the module. Returns `out`. Source: exact merging of selections, as `merge`
+    does it for values.
+
+    >>> import numpy as np, msa_cpp
+    >>> scores = np.array([[3.0, 1.0], [2.0, np.inf]], np.float32).reshape(2, 1, 1, 2)
+    >>> ids = np.array([[0, 1], [4, 5]], np.int32).reshape(2, 1, 1, 2)
+    >>> msa_cpp.merge_lists(scores, ids)
+    array([[[0, 5]]], dtype=int32)
+    """
+    if through_torch(scores_parts, block_ids_parts, plan=plan):
+        ids, scores = torch_op("merge_lists")(scores_parts, block_ids_parts, backend)
+        into(scores_out, scores)
+        return into(out, ids)
+    return _core.merge_lists((scores_parts, block_ids_parts, out, scores_out), None, (), plan,
+                             workspace, backend)[0]
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------
@@ -585,17 +566,35 @@ def block_mass(
     return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
 
 
-# ---- what several of them need -------------------------------------------------------------------
+# ---- old names, until 0.3 ------------------------------------------------------------------------
 
-def _most_tokens(max_seqlen_q: int | None, max_q_len: int | None) -> int | None:
-    """max_seqlen_q of a decoding step, under either of its names."""
-    if max_q_len is None:
-        return max_seqlen_q
-    if max_seqlen_q is not None:
-        raise TypeError("max_q_len: given beside max_seqlen_q, expected max_seqlen_q alone")
-    warnings.warn("max_q_len is deprecated, its name is max_seqlen_q", DeprecationWarning,
+
+def sparse_decode(q: Array, k: Array, v: Array, block_ids: Array, **options: Any) -> Any:
+    """`sparse_attention` under a deprecated name, and with `max_q_len` for `max_seqlen_q`."""
+    _deprecated("sparse_decode", "sparse_attention")
+    return sparse_attention(q, k, v, block_ids, **_renamed(options, "max_q_len", "max_seqlen_q"))
+
+
+def msa_layer_decode(
+    q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, **options: Any,
+) -> Any:
+    """`msa_layer` under a deprecated name, and with `ids_out` for `block_ids_out` and `max_q_len`
+    for `max_seqlen_q`."""
+    _deprecated("msa_layer_decode", "msa_layer")
+    options = _renamed(options, "ids_out", "block_ids_out")
+    return msa_layer(q, q_idx, k_pages, v_pages, k_idx_pages,
+                     **_renamed(options, "max_q_len", "max_seqlen_q"))
+
+
+def _deprecated(old: str, new: str) -> None:
+    warnings.warn(f"{old} is deprecated, its name is {new}; gone in 0.3", DeprecationWarning,
                   stacklevel=3)
-    return max_q_len
+
+
+def _renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    if old in options and new in options:
+        raise TypeError(f"{old}: given beside {new}, expected {new} alone")
+    return {new if name == old else name: value for name, value in options.items()}
 
 
 def _refuse_scales(k_scale: Any, v_scale: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 from . import _core
 
 Plan = _core.Plan
+_OLD_NAMES = {"sparse_decode": "sparse_attention", "msa_layer_decode": "msa_layer"}  # of steps
 
 
 class Backend(NamedTuple):
@@ -44,7 +46,7 @@ def plan(
     Args:
         op: the name of a function of `msa_cpp.ops`.
         dtype: "float32", "bfloat16" or "float16": of q, k, v and the index keys.
-        paged: whether keys lie in pages; append_paged and the decoding steps have no others.
+        paged: whether keys lie in pages; append_paged has no others.
         heads_q, heads_kv, head_dim, index_dim, block_size, topk, init_blocks, local_blocks: Hq,
             Hkv, D, Di, Bk, K and the forced blocks; what the operator does not use is ignored.
         device: "cpu", "cuda", "cuda:1" or a torch.device.
@@ -63,7 +65,10 @@ def plan(
     kind, _, index = str(device).partition(":")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
-    paged = paged or op in ("append_paged", "sparse_decode", "msa_layer_decode")
+    if op in _OLD_NAMES:
+        warnings.warn(f"{op} is deprecated, its name is {_OLD_NAMES[op]}; gone in 0.3",
+                      DeprecationWarning, stacklevel=2)
+    paged = paged or op == "append_paged" or op in _OLD_NAMES
     return _core.plan(
         op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
         index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,

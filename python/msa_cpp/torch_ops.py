@@ -249,34 +249,21 @@ def sparse_attention(
         None, None, backend)
 
 
-@_operator(_fake_attended)
-def sparse_decode(
-    q: Tensor, k: Tensor, v: Tensor, block_ids: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor,
-    page_table: Tensor, q_offset: Optional[Tensor] = None, block_offset: Optional[Tensor] = None,
-    causal: bool = True, block_size: int = 128, softmax_scale: Optional[float] = None,
-    out_f32: bool = False, max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None,
-    backend: str = "auto",
-) -> Tuple[Tensor, Tensor]:
-    return _core.sparse_decode(
-        (q, k, v, block_ids, _f32_out(q, out_f32), True),
-        (cu_seqlens_q, None, seq_lens, page_table, q_offset, block_offset),
-        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale),
-        None, None, backend)
-
-
 @_operator(lambda a: (*_fake_attended(a),
                       _i32(a.q, a.q_idx.shape[1], a.q.shape[0], a.topk)))
-def msa_layer_decode(
-    q: Tensor, q_idx: Tensor, k_pages: Tensor, v_pages: Tensor, k_idx_pages: Tensor,
-    cu_seqlens_q: Tensor, seq_lens: Tensor, page_table: Tensor, topk: int = 16,
+def msa_layer(
+    q: Tensor, q_idx: Tensor, k: Tensor, v: Tensor, k_idx: Tensor, cu_seqlens_q: Tensor,
+    cu_seqlens_k: Optional[Tensor] = None, seq_lens: Optional[Tensor] = None,
+    page_table: Optional[Tensor] = None, q_offset: Optional[Tensor] = None,
+    block_offset: Optional[Tensor] = None, causal: bool = True, topk: int = 16,
     block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
     softmax_scale: Optional[float] = None, out_f32: bool = False,
     max_seqlen_q: Optional[int] = None, max_seqlen_k: Optional[int] = None, backend: str = "auto",
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    return _core.msa_layer_decode(
-        (q, q_idx, k_pages, v_pages, k_idx_pages, _f32_out(q, out_f32), True, True),
-        (cu_seqlens_q, None, seq_lens, page_table),
-        (None, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
+    return _core.msa_layer(
+        (q, q_idx, k, v, k_idx, _f32_out(q, out_f32), True, True),
+        (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset),
+        (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
          local_blocks),
         None, None, backend)
 
@@ -305,6 +292,15 @@ def merge(
 ) -> Tuple[Tensor, Tensor]:
     out = _f32_out(o_parts, out_f32, 1)
     return _core.merge((o_parts, lse_parts, out, True), None, (), None, None, backend)
+
+
+@_operator(lambda a: (_i32(a.scores_parts, *a.scores_parts.shape[1:]),
+                      _f32(a.scores_parts, *a.scores_parts.shape[1:])))
+def merge_lists(
+    scores_parts: Tensor, block_ids_parts: Tensor, backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:
+    return _core.merge_lists((scores_parts, block_ids_parts, None, True), None, (), None, None,
+                             backend)
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------

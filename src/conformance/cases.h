@@ -38,6 +38,7 @@ struct Case {
   std::vector<SequenceSize> sequences;
   Values values = Values::kNormal;
   int64_t padded_rows = 0;  ///< rows behind the last sequence's
+  bool step = false;        ///< few new tokens in each sequence, as in a decoding step
   bool strided = false;     ///< permuted axes, gaps, interleaved keys and values, odd addresses
   bool causal = true;
   bool q_offsets = false;
@@ -60,7 +61,7 @@ struct Case {
 
 bool is_index_op(Op op);
 
-enum class Suite { kSmoke, kFull };  ///< about 330 and about 3,100 cases
+enum class Suite { kSmoke, kFull };  ///< about 360 and about 3,300 cases
 
 /// Always the same cases in the same order.
 std::vector<Case> make_cases(Suite suite);

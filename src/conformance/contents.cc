@@ -276,10 +276,10 @@ bool Instance::repeat_ids() {
   if (!case_.repeated_ids || repeats_ids_) return repeats_ids_;
   std::visit(
       [&]<class P>(P& a) {
-        if constexpr (requires { a.ids; }) {
+        if constexpr (requires { a.block_ids; }) {
           bool ordered = problem().op == Op::kBlockLists;
           if constexpr (requires { a.entries; }) ordered = ordered || a.entries.given();
-          if (a.ids.given()) repeat_ids(a.ids, ordered);
+          if (a.block_ids.given()) repeat_ids(a.block_ids, ordered);
         }
       },
       params_);

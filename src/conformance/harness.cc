@@ -166,7 +166,7 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
   const IndexSelectParams fused = std::get<IndexSelectParams>(instance.params());
   const Problem& p = instance.problem();
   const int64_t tokens = fused.q_idx.shape[0];
-  const int64_t blocks = (instance.limits().max_kv_len + p.block_size - 1) / p.block_size;
+  const int64_t blocks = (instance.limits().max_seqlen_k + p.block_size - 1) / p.block_size;
   std::vector<float> scores(static_cast<size_t>(p.heads_kv * tokens * blocks));
   std::vector<int32_t> valid(static_cast<size_t>(tokens)),
       lists[2]{std::vector<int32_t>(static_cast<size_t>(p.heads_kv * tokens * p.topk)), {}};
@@ -183,14 +183,14 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
   const std::pair<Op, Params> steps[] = {
       {Op::kIndexSelect,
        IndexSelectParams{
-           .q_idx = fused.q_idx, .k_idx = fused.k_idx, .batch = fused.batch, .ids = ids(0)}},
+           .q_idx = fused.q_idx, .k_idx = fused.k_idx, .batch = fused.batch, .block_ids = ids(0)}},
       {Op::kIndexScores,
        IndexScoresParams{
            .q_idx = fused.q_idx, .k_idx = fused.k_idx, .batch = fused.batch, .scores = score_view}},
       {Op::kSelectBlocks, SelectBlocksParams{.scores = score_view,
                                              .num_valid_blocks = TensorView::contiguous(
                                                  valid.data(), DType::kI32, {tokens}),
-                                             .ids = ids(1)}}};
+                                             .block_ids = ids(1)}}};
   std::vector<HostRange> memory = instance.memory();
   for (const auto& tensor :
        {std::as_writable_bytes(std::span(scores)), std::as_writable_bytes(std::span(lists[0])),

@@ -176,7 +176,7 @@ SelectBlocksParams Instance::make_select_blocks() {
   const Problem& p = problem();
   SelectBlocksParams a{.scores = allocate(DType::kF32, {p.heads_kv, tokens_, max_blocks_},
                                           /*is_output=*/false, /*any_innermost_stride=*/true),
-                       .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+                       .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
   std::vector<int32_t> valid(static_cast<size_t>(tokens_), static_cast<int32_t>(max_blocks_));
   if (case_.optional) {
     for (int32_t& count : valid) count = static_cast<int32_t>(rng_.between(0, max_blocks_));
@@ -204,7 +204,7 @@ IndexSelectParams Instance::make_index_select() {
   IndexSelectParams a{.q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
                       .k_idx = make_keys(p.index_dim),
                       .batch = batch_,
-                      .ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+                      .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
   if (case_.optional) a.scores = output(DType::kF32, {p.heads_kv, tokens_, p.topk});
   return a;
@@ -216,7 +216,7 @@ SparseAttentionParams Instance::make_sparse_attention() {
   SparseAttentionParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
                           .k = k,
                           .v = v,
-                          .ids = make_ids(),
+                          .block_ids = make_ids(),
                           .batch = batch_,
                           .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
                           .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
@@ -268,12 +268,46 @@ MergeParams Instance::make_merge() {
   return a;
 }
 
+/// Lists of some of the blocks 0, 1, ..., dealt out to the parts; the padding is stale but for its
+/// id. Forced blocks have +inf, in some rows more of them than fit.
+MergeListsParams Instance::make_merge_lists() {
+  const Problem& p = problem();
+  const int64_t parts = rng_.between(1, 6);
+  MergeListsParams a{.scores_parts = input(DType::kF32, {parts, p.heads_kv, tokens_, p.topk}),
+                     .block_ids_parts = input(DType::kI32, {parts, p.heads_kv, tokens_, p.topk}),
+                     .block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk})};
+  if (case_.optional) a.scores = output(DType::kF32, {p.heads_kv, tokens_, p.topk});
+  for (int64_t r = 0; r < p.heads_kv; ++r) {
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const bool forced = rng_.chance(20);
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t count = rng_.between(0, p.topk);
+        for (int64_t slot = 0; slot < p.topk; ++slot) {
+          // Of block_ids_parts [..., K], id slot * parts + i: no part has another one's.
+          *a.block_ids_parts.at<int32_t>(i, r, t, slot) =
+              slot < count ? static_cast<int32_t>(slot * parts + i) : -1;
+          if (slot >= count) continue;
+          float x = rng_.normal();
+          if (case_.values == Values::kTies) x = rng_.pick({-1.0f, -0.0f, 0.0f, 1.0f, 2.0f});
+          if (case_.values == Values::kEqual) x = 0.5f;
+          if (case_.values == Values::kHuge) x *= 1e38f;
+          if (case_.values == Values::kNonFinite && rng_.chance(60))
+            x = rng_.pick({kNaN, -kNaN, kInfinity, -kInfinity});
+          if (forced && rng_.chance(50)) x = kInfinity;
+          *a.scores_parts.at<float>(i, r, t, slot) = x;
+        }
+      }
+    }
+  }
+  return a;
+}
+
 BlockListsParams Instance::make_block_lists() {
   const Problem& p = problem();
   int64_t blocks = 0;
   for (int64_t b = 0; b < batch_size(batch_); ++b)
     blocks += sequence(batch_, b, p.block_size).blocks();
-  return {.ids = make_ids(),
+  return {.block_ids = make_ids(),
           .batch = batch_,
           .row_ptr = output(DType::kI32, {p.heads_kv, blocks + 1}),
           .entries = output(DType::kI32, {p.heads_kv, tokens_ * p.topk})};
@@ -369,7 +403,7 @@ std::array<TensorView, 2> Instance::make_inverse_lists(const TensorView& ids) {
   for (int64_t b = 0; b < batch_size(batch_); ++b)
     blocks += sequence(batch_, b, problem().block_size).blocks();
   const int64_t heads = problem().heads_kv;
-  BlockListsParams a{.ids = ids,
+  BlockListsParams a{.block_ids = ids,
                      .batch = batch_,
                      .row_ptr = input(DType::kI32, {heads, blocks + 1}),
                      .entries = input(DType::kI32, {heads, tokens_ * problem().topk})};
@@ -392,11 +426,12 @@ AttentionBackwardParams Instance::make_attention_backward() {
   a.d_o = input(rng_.chance(30) ? DType::kF32 : p.dtype, {tokens_, p.heads_q, p.head_dim});
   fill_gradient(a.d_o);
   if (sparse) {
-    a.ids = make_ids();
-    const SparseAttentionParams forward{a.q, k, v, a.ids, batch_, a.softmax_scale, a.o, a.lse};
+    a.block_ids = make_ids();
+    const SparseAttentionParams forward{a.q, k,    v, a.block_ids, batch_, a.softmax_scale,
+                                        a.o, a.lse};
     result_of(Op::kSparseAttention, forward, "o", a.o);
     result_of(Op::kSparseAttention, forward, "lse", a.lse);
-    std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+    std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.block_ids));
   } else {
     const DenseAttentionParams forward{a.q, k, v, batch_, a.softmax_scale, a.o, a.lse, {}};
     result_of(Op::kDenseAttention, forward, "o", a.o);
@@ -415,7 +450,7 @@ IndexLseParams Instance::make_index_lse() {
                    .batch = batch_,
                    .lse = output(DType::kF32, {tokens_, p.heads_kv})};
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
-  if (rng_.chance(60)) a.ids = make_ids();
+  if (rng_.chance(60)) a.block_ids = make_ids();
   return a;
 }
 
@@ -435,18 +470,18 @@ KlParams Instance::make_kl() {
   fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
   const TensorView o = wanted(DType::kF32, {tokens_, p.heads_q, p.head_dim});
   if (rng_.chance(60)) {
-    a.ids = make_ids();
+    a.block_ids = make_ids();
     result_of(Op::kSparseAttention,
-              SparseAttentionParams{a.q, k, k, a.ids, batch_, a.softmax_scale, o, a.lse}, "lse",
-              a.lse);
+              SparseAttentionParams{a.q, k, k, a.block_ids, batch_, a.softmax_scale, o, a.lse},
+              "lse", a.lse);
     if (p.op == Op::kKlBackward)
-      std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.ids));
+      std::tie(a.row_ptr, a.entries) = std::tuple_cat(make_inverse_lists(a.block_ids));
   } else {
     result_of(Op::kDenseAttention,
               DenseAttentionParams{a.q, k, k, batch_, a.softmax_scale, o, a.lse, {}}, "lse", a.lse);
   }
-  result_of(Op::kIndexLse, IndexLseParams{a.q_idx, a.k_idx, a.ids, batch_, a.index_lse}, "lse",
-            a.index_lse);
+  result_of(Op::kIndexLse, IndexLseParams{a.q_idx, a.k_idx, a.block_ids, batch_, a.index_lse},
+            "lse", a.index_lse);
   if (p.op == Op::kKlBackward) {
     a.dq_idx = output(output_dtype(), {tokens_, p.heads_kv, p.index_dim});
     a.dk_idx = output(output_dtype(), {k.shape[0], p.index_dim});
@@ -455,23 +490,25 @@ KlParams Instance::make_kl() {
   return a;
 }
 
-LayerDecodeParams Instance::make_layer_decode() {
+LayerParams Instance::make_layer() {
   const Problem& p = problem();
   const auto [k, v] = make_keys_values();
-  LayerDecodeParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
-                      .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
-                      .k = k,
-                      .v = v,
-                      .k_idx = make_keys(p.index_dim),
-                      .batch = batch_,
-                      .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
-                      .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
+  LayerParams a{.q = input(p.dtype, {tokens_, p.heads_q, p.head_dim}),
+                .q_idx = input(p.dtype, {tokens_, p.heads_kv, p.index_dim}),
+                .k = k,
+                .v = v,
+                .k_idx = p.layout == KvLayout::kPaged ? make_keys(p.index_dim)
+                                                      : input(p.dtype, {k.shape[0], p.index_dim}),
+                .batch = batch_,
+                .softmax_scale = rng_.pick({0.0f, 0.0f, 0.0f, 0.07f, -0.07f}),
+                .o = output(output_dtype(), {tokens_, p.heads_q, p.head_dim})};
   fill_queries(a.q, p.heads_q, p.head_dim);
   fill_queries(a.q_idx, p.heads_kv, p.index_dim);
+  if (p.layout == KvLayout::kPacked) fill_keys(a.k_idx, 1, p.index_dim, /*scored=*/true);
   if (case_.optional) a.lse = output(DType::kF32, {tokens_, p.heads_q});
   // The values are judged by the lists that were chosen; hidden ones must be beyond doubt.
   if (case_.optional || !case_.exact_scores())
-    a.ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk});
+    a.block_ids = output(DType::kI32, {p.heads_kv, tokens_, p.topk});
   return a;
 }
 
@@ -481,18 +518,19 @@ Instance::Instance(const Case& c, int64_t alignment, bool results)
   tokens_ = c.tokens();
   limits_ = {.max_batch = static_cast<int64_t>(c.sequences.size()),
              .max_tokens = tokens_,
-             .max_q_len = 0,
-             .max_kv_len = 0};
+             .max_seqlen_q = 0,
+             .max_seqlen_k = 0};
   for (const SequenceSize& s : c.sequences) {
-    limits_.max_q_len = std::max<int64_t>(limits_.max_q_len, s.q_len);
-    limits_.max_kv_len = std::max<int64_t>(limits_.max_kv_len, s.kv_len);
+    limits_.max_seqlen_q = std::max<int64_t>(limits_.max_seqlen_q, s.q_len);
+    limits_.max_seqlen_k = std::max<int64_t>(limits_.max_seqlen_k, s.kv_len);
   }
-  max_blocks_ = (limits_.max_kv_len + p.block_size - 1) / p.block_size;
+  max_blocks_ = (limits_.max_seqlen_k + p.block_size - 1) / p.block_size;
   if (c.loose_limits) {
     limits_.max_batch += rng_.between(0, 3);
     limits_.max_tokens += rng_.between(0, 100);
-    limits_.max_q_len += rng_.between(0, 100);
-    limits_.max_kv_len += rng_.between(0, 1000);
+    limits_.max_seqlen_q += rng_.between(0, 100);
+    if (c.step) limits_.max_seqlen_q = std::min(limits_.max_seqlen_q, kDecodeTokens);
+    limits_.max_seqlen_k += rng_.between(0, 1000);
   }
   batch_ = make_batch();
   switch (p.op) {
@@ -506,7 +544,6 @@ Instance::Instance(const Case& c, int64_t alignment, bool results)
       params_ = make_index_select();
       break;
     case Op::kSparseAttention:
-    case Op::kSparseDecode:
       params_ = make_sparse_attention();
       break;
     case Op::kDenseAttention:
@@ -514,6 +551,9 @@ Instance::Instance(const Case& c, int64_t alignment, bool results)
       break;
     case Op::kMerge:
       params_ = make_merge();
+      break;
+    case Op::kMergeLists:
+      params_ = make_merge_lists();
       break;
     case Op::kBlockLists:
       params_ = make_block_lists();
@@ -524,8 +564,8 @@ Instance::Instance(const Case& c, int64_t alignment, bool results)
     case Op::kBlockMass:
       params_ = make_block_mass();
       break;
-    case Op::kLayerDecode:
-      params_ = make_layer_decode();
+    case Op::kLayer:
+      params_ = make_layer();
       break;
     case Op::kSparseAttentionBackward:
     case Op::kDenseAttentionBackward:

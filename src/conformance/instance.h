@@ -97,7 +97,8 @@ class Instance {
   BlockListsParams make_block_lists();
   AppendPagedParams make_append_paged();
   BlockMassParams make_block_mass();
-  LayerDecodeParams make_layer_decode();
+  LayerParams make_layer();
+  MergeListsParams make_merge_lists();
   AttentionBackwardParams make_attention_backward();
   IndexLseParams make_index_lse();
   KlParams make_kl();

@@ -186,7 +186,7 @@ void compare_exactly(const char* name, const TensorView& got, const TensorView& 
 void compare_ids(const TensorView& got, const TensorView& want, const TensorView& want_scores,
                  const TensorView& scores, const std::vector<int64_t>& first_block,
                  double tolerance, Verdict* verdict) {
-  if (!same_shape(got, want)) return fail(verdict, "ids: wrong shape");
+  if (!same_shape(got, want)) return fail(verdict, "block_ids: wrong shape");
   const int64_t k = want.shape[2];
   for (int64_t r = 0; r < want.shape[0]; ++r) {
     for (int64_t t = 0; t < want.shape[1]; ++t) {
@@ -198,7 +198,7 @@ void compare_ids(const TensorView& got, const TensorView& want, const TensorView
         for (int64_t i = 0; i < k; ++i) lists += std::to_string(g[i]) + (i + 1 < k ? "," : "");
         lists += ", expected ";
         for (int64_t i = 0; i < k; ++i) lists += std::to_string(w[i]) + (i + 1 < k ? "," : "");
-        fail(verdict, text("ids[", r, ",", t, "]: ", what, ": ", lists));
+        fail(verdict, text("block_ids[", r, ",", t, "]: ", what, ": ", lists));
       };
       const int64_t valid = std::find(w, w + k, -1) - w;
       const int64_t first = first_block[static_cast<size_t>(t)];
@@ -258,8 +258,7 @@ Status run_reference(Problem problem, Op op, Limits limits, const Params& params
 }
 
 template <class Params>
-concept Chooses =
-    std::is_same_v<Params, IndexSelectParams> || std::is_same_v<Params, LayerDecodeParams>;
+concept Chooses = std::is_same_v<Params, IndexSelectParams> || std::is_same_v<Params, LayerParams>;
 
 /// The chosen blocks with their scores, and the scores of all blocks: where ids differ they decide,
 /// and the values are judged by the blocks that were chosen.
@@ -267,11 +266,11 @@ template <class Params>
 Status expect_choice(const Params& a, Threads* threads, Expected* e) {
   const Problem& p = e->problem;
   const int64_t tokens = a.q_idx.shape[0];
-  const int64_t blocks = (e->limits.max_kv_len + p.block_size - 1) / p.block_size;
+  const int64_t blocks = (e->limits.max_seqlen_k + p.block_size - 1) / p.block_size;
   e->chosen = {.q_idx = a.q_idx,
                .k_idx = a.k_idx,
                .batch = a.batch,
-               .ids = allocate(e, DType::kI32, {p.heads_kv, tokens, p.topk}),
+               .block_ids = allocate(e, DType::kI32, {p.heads_kv, tokens, p.topk}),
                .scores = allocate(e, DType::kF32, {p.heads_kv, tokens, p.topk})};
   e->scores = {.q_idx = a.q_idx,
                .k_idx = a.k_idx,
@@ -291,7 +290,7 @@ void judge_each(const Expected& e, const IndexScoresParams& want, const IndexSco
 
 void judge_each(const Expected&, const SelectBlocksParams& want, const SelectBlocksParams& got,
                 const Conditions&, Verdict* verdict) {
-  compare_exactly("ids", got.ids, want.ids, verdict);
+  compare_exactly("block_ids", got.block_ids, want.block_ids, verdict);
 }
 
 /// The first given block of every query row.
@@ -306,19 +305,20 @@ std::vector<int64_t> first_blocks(const Expected& e) {
 void judge_each(const Expected& e, const IndexSelectParams&, const IndexSelectParams& got,
                 const Conditions& c, Verdict* verdict) {
   const IndexSelectParams& want = e.chosen;
-  const int64_t tokens = want.ids.shape[1], k = want.ids.shape[2];
+  const int64_t tokens = want.block_ids.shape[1], k = want.block_ids.shape[2];
   const std::vector<int64_t> first_block = first_blocks(e);
   const double error = c.exact_scores ? 0 : score_error(e.problem.index_dim, e.norms);
-  compare_ids(got.ids, want.ids, want.scores, e.scores.scores, first_block, 2 * error, verdict);
+  compare_ids(got.block_ids, want.block_ids, want.scores, e.scores.scores, first_block, 2 * error,
+              verdict);
   if (!got.scores.given() || !verdict->ok()) return;
 
   // The scores that belong to the ids which were chosen.
   Expected memory{.problem = e.problem, .limits = e.limits, .params = {}};
-  const TensorView scores = allocate(&memory, DType::kF32, {want.ids.shape[0], tokens, k});
+  const TensorView scores = allocate(&memory, DType::kF32, {want.block_ids.shape[0], tokens, k});
   for (int64_t i = 0; i < scores.numel(); ++i) {
     const int64_t r = i / k / tokens, t = i / k % tokens;
-    const int32_t id = *got.ids.at<const int32_t>(r, t, i % k);
-    const int32_t* list = want.ids.at<const int32_t>(r, t);
+    const int32_t id = *got.block_ids.at<const int32_t>(r, t, i % k);
+    const int32_t* list = want.block_ids.at<const int32_t>(r, t);
     const int64_t slot = std::find(list, list + k, id) - list;
     *scores.at<float>(r, t, i % k) =
         slot < k ? *want.scores.at<float>(r, t, slot)
@@ -362,6 +362,12 @@ void judge_each(const Expected&, const MergeParams& want, const MergeParams& got
   if (got.lse.given()) compare_rows("lse", got.lse, want.lse, lse_tolerance(0), verdict);
 }
 
+void judge_each(const Expected&, const MergeListsParams& want, const MergeListsParams& got,
+                const Conditions&, Verdict* verdict) {
+  compare_exactly("block_ids", got.block_ids, want.block_ids, verdict);
+  if (got.scores.given()) compare_rows("scores", got.scores, want.scores, {}, verdict);
+}
+
 void judge_each(const Expected&, const BlockListsParams& want, const BlockListsParams& got,
                 const Conditions&, Verdict* verdict) {
   compare_exactly("row_ptr", got.row_ptr, want.row_ptr, verdict);
@@ -383,13 +389,13 @@ void judge_each(const Expected& e, const BlockMassParams& want, const BlockMassP
   compare_rows("mass", got.mass, want.mass, {.row = 2e-5 + 2 * logit}, verdict);
 }
 
-void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodeParams& got,
-                const Conditions& c, Verdict* verdict) {
+void judge_each(const Expected& e, const LayerParams&, const LayerParams& got, const Conditions& c,
+                Verdict* verdict) {
   const Problem& p = e.problem;
-  if (got.ids.given()) {
+  if (got.block_ids.given()) {
     const double error = c.exact_scores ? 0 : 2 * score_error(p.index_dim, e.norms);
-    compare_ids(got.ids, e.chosen.ids, e.chosen.scores, e.scores.scores, first_blocks(e), error,
-                verdict);
+    compare_ids(got.block_ids, e.chosen.block_ids, e.chosen.scores, e.scores.scores,
+                first_blocks(e), error, verdict);
     if (!verdict->ok()) return;  // the ids may be anything
   }
   Expected values{.problem = p,
@@ -401,12 +407,12 @@ void judge_each(const Expected& e, const LayerDecodeParams&, const LayerDecodePa
       .q = got.q,
       .k = got.k,
       .v = got.v,
-      .ids = got.ids.given() ? got.ids : e.chosen.ids,
+      .block_ids = got.block_ids.given() ? got.block_ids : e.chosen.block_ids,
       .batch = got.batch,
       .softmax_scale = got.softmax_scale,
       .o = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q, p.head_dim}),
       .lse = allocate(&values, DType::kF32, {got.o.shape[0], p.heads_q})};
-  if (const Status status = run_reference(p, Op::kSparseDecode, e.limits, want, nullptr);
+  if (const Status status = run_reference(p, Op::kSparseAttention, e.limits, want, nullptr);
       !status.ok())
     return fail(verdict, "the judge: " + status.message());
   judge_attention(values, {.o = want.o, .lse = want.lse}, got, c, verdict);

@@ -9,10 +9,13 @@
 
 namespace msa::conformance {
 
-using Params = std::variant<IndexScoresParams, SelectBlocksParams, IndexSelectParams,
-                            SparseAttentionParams, DenseAttentionParams, MergeParams,
-                            BlockListsParams, AppendPagedParams, BlockMassParams, LayerDecodeParams,
-                            AttentionBackwardParams, IndexLseParams, KlParams>;
+template <class... P>
+std::variant<P...> one_of(ParamsList<P...>);
+using Params = decltype(one_of(AllParams{}));
+
+ParamsRef params_ref(const Params& params);
+/// The struct of arguments, for the tables of core/op_table.h.
+void* data_of(Params& params);
 
 struct Output {
   const char* name;

@@ -113,7 +113,7 @@ Status Border::unit_stride(const char* name, const TensorView& view) const {
 Status Border::number_entries() {
   const int64_t entries = extent("T") * p_.topk;
   if (entries > INT32_MAX)
-    return invalid("ids: got T*K = ", entries, ", expected a product below 2^31");
+    return invalid("block_ids: got T*K = ", entries, ", expected a product below 2^31");
   bind("T*K", entries);
   return {};
 }
@@ -150,9 +150,9 @@ Status Border::at_most(const char* name, int64_t value, const char* limit, int64
 
 Status Border::limits() const {
   MSA_TRY(at_most("T", extent("T"), "max_tokens", plan_.limits.max_tokens));
-  if (info_.has_batch()) return {};
-  return at_most("blocks", extent("blocks"), "max_kv_len in blocks",
-                 (plan_.limits.max_kv_len + p_.block_size - 1) / p_.block_size);
+  if (info_.has_batch() || extent("blocks") == kUnknown) return {};
+  return at_most("blocks", extent("blocks"), "max_seqlen_k in blocks",
+                 (plan_.limits.max_seqlen_k + p_.block_size - 1) / p_.block_size);
 }
 
 // ---- batch --------------------------------------------------------------------------------------
@@ -204,9 +204,9 @@ Status Border::prefix_sums(const char* name, const TensorView& view, int64_t row
 }
 
 Status Border::lengths(const Batch& batch, int64_t b, const Sequence& s) const {
-  if (paged_ && (s.kv_len < 0 || s.kv_len > plan_.limits.max_kv_len))
-    return invalid("seq_lens[", b, "]: got ", s.kv_len, ", expected 0..", plan_.limits.max_kv_len,
-                   " (the plan's max_kv_len)");
+  if (paged_ && (s.kv_len < 0 || s.kv_len > plan_.limits.max_seqlen_k))
+    return invalid("seq_lens[", b, "]: got ", s.kv_len, ", expected 0..", plan_.limits.max_seqlen_k,
+                   " (the plan's max_seqlen_k)");
   if (p_.op == Op::kAppendPaged && s.kv_len != 0 && s.kv_len < s.q_len)
     return invalid("seq_lens[", b, "]: got ", s.kv_len, ", expected at least the ", s.q_len,
                    " new tokens (or 0 for a padded sequence)");
@@ -235,14 +235,11 @@ Status Border::batch(const Batch& batch) {
   MSA_TRY(metadata(batch));
   if (!host()) return {};  // contents lie where the host cannot look
   const Limits& limits = plan_.limits;
-  const bool step = is_decode(p_.op) && limits.max_q_len > kDecodeTokens;
-  const std::string decode_limit = step ? text("the most for ", info_.name) : std::string();
-  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"),
-                      step ? decode_limit.c_str() : "the plan's max_q_len",
-                      step ? kDecodeTokens : limits.max_q_len));
+  MSA_TRY(prefix_sums("cu_seqlens_q", batch.cu_seqlens_q, extent("T"), "the plan's max_seqlen_q",
+                      limits.max_seqlen_q));
   if (!paged_)
-    MSA_TRY(prefix_sums("cu_seqlens_k", batch.cu_seqlens_k, extent("S"), "the plan's max_kv_len",
-                        limits.max_kv_len));
+    MSA_TRY(prefix_sums("cu_seqlens_k", batch.cu_seqlens_k, extent("S"), "the plan's max_seqlen_k",
+                        limits.max_seqlen_k));
   int64_t sum_of_blocks = 0;
   for (int64_t b = 0; b < extent("B"); ++b) {
     const Sequence s = sequence(batch, b, p_.block_size);

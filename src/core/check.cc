@@ -50,7 +50,7 @@ Status id_values(const Problem& p, const TensorView& ids, const Batch& batch) {
         for (; n < p.topk && list[n] != -1; ++n) {
           const int32_t id = list[n];
           if (id < 0 || id >= end)
-            return invalid("ids[", h, ",", t, ",", n, "]: got ", id,
+            return invalid("block_ids[", h, ",", t, ",", n, "]: got ", id,
                            ", expected -1 or a block of sequence ", b, ", which has ", s.blocks());
           ascending &= before < id;
           before = id;
@@ -58,7 +58,7 @@ Status id_values(const Problem& p, const TensorView& ids, const Batch& batch) {
         if (ascending) return {};
         const int64_t slot = repeated_slot(list, n);
         if (slot == n) return {};
-        return invalid("ids[", h, ",", t, ",", slot, "]: got ", list[slot],
+        return invalid("block_ids[", h, ",", t, ",", slot, "]: got ", list[slot],
                        " a second time, expected distinct blocks");
       });
 }
@@ -161,9 +161,9 @@ Status check_select_blocks(const Border& border, const ParamsRef& params) {
   return {};
 }
 
-Status check_merge(const Border& border, const ParamsRef&) {
+Status check_parts(const Border& border, const ParamsRef&) {
   if (border.extent("parts") >= 1) return {};
-  return invalid("o_parts: got 0 parts, expected at least 1");
+  return invalid(border.info().arguments[0].name, ": got 0 parts, expected at least 1");
 }
 
 Status check_append_paged(const Border& border, const ParamsRef& params) {
@@ -178,7 +178,7 @@ Status check_append_paged(const Border& border, const ParamsRef& params) {
 Status check_inverse_lists(const Border& border, const ParamsRef& params) {
   const TensorView& row_ptr = view(border, params, "row_ptr");
   const TensorView& entries = view(border, params, "entries");
-  const TensorView& ids = view(border, params, "ids");
+  const TensorView& ids = view(border, params, "block_ids");
   if (!row_ptr.given() && !entries.given()) return {};
   if (!ids.given()) return invalid("row_ptr: given, expected none without ids");
   for (const char* name : {"row_ptr", "entries"}) MSA_TRY(require(border, params, name));

@@ -12,7 +12,7 @@ Status check(const Plan& plan, const ParamsRef& params);
 
 // What operators ask beyond the table of op_table.h.
 Status check_select_blocks(const Border& border, const ParamsRef& params);
-Status check_merge(const Border& border, const ParamsRef& params);
+Status check_parts(const Border& border, const ParamsRef& params);
 Status check_append_paged(const Border& border, const ParamsRef& params);
 /// row_ptr and entries, when given, are what block_lists makes of the ids.
 Status check_inverse_lists(const Border& border, const ParamsRef& params);

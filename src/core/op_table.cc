@@ -32,7 +32,7 @@ struct SelectBlocksTable {
   static constexpr Argument kArguments[] = {
       {ARGUMENT(scores), kInput, kF32, "Hi,T,blocks", nullptr, /*any_strides=*/true},
       {ARGUMENT(num_valid_blocks), kOptional, kI32, "T"},
-      {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"}};
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"}};
 };
 
 struct IndexSelectTable {
@@ -41,20 +41,19 @@ struct IndexSelectTable {
       {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
       {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
       {ARGUMENT(batch), kBatch},
-      {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"},
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
       {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
 };
 
 struct SparseAttentionTable {
   using Params = SparseAttentionParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(k), kInput, kRows, kKeys},
-      {ARGUMENT(v), kInput, kRows, kKeys},
-      {ARGUMENT(ids), kInput, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
-      {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(k), kInput, kRows, kKeys},
+                                            {ARGUMENT(v), kInput, kRows, kKeys},
+                                            {ARGUMENT(block_ids), kInput, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
+                                            {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
 };
 
 struct DenseAttentionTable {
@@ -76,13 +75,21 @@ struct MergeTable {
                                             {ARGUMENT(lse), kExtra, kF32, "T,Hq"}};
 };
 
+struct MergeListsTable {
+  using Params = MergeListsParams;
+  static constexpr Argument kArguments[] = {
+      {ARGUMENT(scores_parts), kInput, kF32, "parts,Hi,T,K"},
+      {ARGUMENT(block_ids_parts), kInput, kI32, "parts,Hi,T,K"},
+      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
+      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
+};
+
 struct BlockListsTable {
   using Params = BlockListsParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(ids), kInput, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(row_ptr), kOutput, kI32, "Hkv,NB+1"},
-      {ARGUMENT(entries), kOutput, kI32, "Hkv,T*K"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(block_ids), kInput, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(row_ptr), kOutput, kI32, "Hkv,NB+1"},
+                                            {ARGUMENT(entries), kOutput, kI32, "Hkv,T*K"}};
 };
 
 struct AppendPagedTable {
@@ -105,18 +112,18 @@ struct BlockMassTable {
                                             {ARGUMENT(mass), kOutput, kF32, "Hkv,T,blocks"}};
 };
 
-struct LayerDecodeTable {
-  using Params = LayerDecodeParams;
+struct LayerTable {
+  using Params = LayerParams;
   static constexpr Argument kArguments[] = {
       {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
       {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k), kInput, kRows, "P,Hkv,Bk,D", "k_pages"},
-      {ARGUMENT(v), kInput, kRows, "P,Hkv,Bk,D", "v_pages"},
-      {ARGUMENT(k_idx), kInput, kRows, "P,Bk,Di", "k_idx_pages"},
+      {ARGUMENT(k), kInput, kRows, kKeys},
+      {ARGUMENT(v), kInput, kRows, kKeys},
+      {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
       {ARGUMENT(batch), kBatch},
       {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
       {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
-      {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "ids_out"}};
+      {ARGUMENT(block_ids), kExtra, kBlocks, "Hkv,T,K", "block_ids_out"}};
 };
 
 template <bool Listed>
@@ -126,7 +133,7 @@ struct AttentionBackwardTable {
       {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
       {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
       {ARGUMENT(v), kInput, kRows, "S,Hkv,D"},
-      {ARGUMENT(ids), Listed ? kInput : kAbsent, kBlocks, "Hkv,T,K", "block_ids"},
+      {ARGUMENT(block_ids), Listed ? kInput : kAbsent, kBlocks, "Hkv,T,K"},
       {ARGUMENT(o), kInput, kWide, "T,Hq,D", "out"},
       {ARGUMENT(lse), kInput, kF32, "T,Hq"},
       {ARGUMENT(d_o), kInput, kWide, "T,Hq,D", "dout"},
@@ -140,31 +147,29 @@ struct AttentionBackwardTable {
 
 struct IndexLseTable {
   using Params = IndexLseParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
-      {ARGUMENT(ids), kOptional, kBlocks, "Hi,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(lse), kOutput, kF32, "T,Hi"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
+                                            {ARGUMENT(block_ids), kOptional, kBlocks, "Hi,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(lse), kOutput, kF32, "T,Hi"}};
 };
 
 template <Role Gradient, Role Loss>
 struct KlTable {
   using Params = KlParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
-      {ARGUMENT(lse), kInput, kF32, "T,Hq"},
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
-      {ARGUMENT(index_lse), kInput, kF32, "T,Hi"},
-      {ARGUMENT(ids), kOptional, kBlocks, "Hkv,T,K", "block_ids"},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(row_ptr), kOptional, kI32, "Hkv,NB+1"},
-      {ARGUMENT(entries), kOptional, kI32, "Hkv,T*K"},
-      {ARGUMENT(dq_idx), Gradient, kWide, "T,Hi,Di"},
-      {ARGUMENT(dk_idx), Gradient, kWide, "S,Di"},
-      {ARGUMENT(kl), Loss, kF32, "T,Hi"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(k), kInput, kRows, "S,Hkv,D"},
+                                            {ARGUMENT(lse), kInput, kF32, "T,Hq"},
+                                            {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, "S,Di"},
+                                            {ARGUMENT(index_lse), kInput, kF32, "T,Hi"},
+                                            {ARGUMENT(block_ids), kOptional, kBlocks, "Hkv,T,K"},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(row_ptr), kOptional, kI32, "Hkv,NB+1"},
+                                            {ARGUMENT(entries), kOptional, kI32, "Hkv,T*K"},
+                                            {ARGUMENT(dq_idx), Gradient, kWide, "T,Hi,Di"},
+                                            {ARGUMENT(dk_idx), Gradient, kWide, "S,Di"},
+                                            {ARGUMENT(kl), Loss, kF32, "T,Hi"}};
 };
 #undef ARGUMENT
 
@@ -211,14 +216,11 @@ constexpr OpInfo entry(Op op, const char* name, const char* summary, const char*
 double sparse_rows(const CostTerms& c) {
   return c.tokens <= static_cast<double>(kDecodeTokens) ? c.sparse_pairs : c.keys;
 }
-Cost sparse_cost(const Problem&, const CostTerms& c) {
-  return {c.pair_flops * c.sparse_pairs, 2 * c.q + c.lse + c.ids + 2 * sparse_rows(c) * c.kv_row};
-}
 double kl_bytes(const CostTerms& c) {
   return c.q + c.lse + c.keys * c.kv_row + c.q_idx + c.k_idx + c.index_lse + c.ids;
 }
 
-constexpr std::array<OpInfo, kOpCount> kOps = {
+constexpr OpInfo kOps[] = {
     entry<IndexScoresTable>(
         Op::kIndexScores, "index_scores",
         "scores[r,t,j] = max over visible tokens s of block j of q_idx[t,r] . k_idx[s]",
@@ -239,10 +241,12 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
         }),
     entry<SparseAttentionTable>(
         Op::kSparseAttention, "sparse_attention",
-        "o = softmax(q . k * scale) v over the visible tokens of the listed blocks; also decode",
-        "sparse_attention", kAttention | kTopk, nullptr, sparse_cost),
-    entry<SparseAttentionTable>(Op::kSparseDecode, "sparse_decode", "", "sparse_attention",
-                                kAttention | kTopk, nullptr, sparse_cost),
+        "o = softmax(q . k * scale) v over the visible tokens of the listed blocks",
+        "sparse_attention", kAttention | kTopk, nullptr,
+        [](const Problem&, const CostTerms& c) -> Cost {
+          return {c.pair_flops * c.sparse_pairs,
+                  2 * c.q + c.lse + c.ids + 2 * sparse_rows(c) * c.kv_row};
+        }),
     entry<DenseAttentionTable>(
         Op::kDenseAttention, "dense_attention", "the same with every visible block",
         "dense_attention", kAttention, nullptr,
@@ -251,7 +255,7 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
         }),
     entry<MergeTable>(
         Op::kMerge, "merge", "combines partial results over disjoint key sets", "merge",
-        kHeadsQ | kHeadDim, check_merge,
+        kHeadsQ | kHeadDim, check_parts,
         [](const Problem&, const CostTerms& c) -> Cost { return {0, 3 * (c.q + c.lse)}; }),
     entry<BlockListsTable>(Op::kBlockLists, "block_lists",
                            "block -> queries, as CSR per KV head; an entry is token*K + slot",
@@ -274,13 +278,12 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
                             return {c.pair_flops / 2 * c.dense_pairs,
                                     c.q + c.lse + c.keys * c.kv_row + c.scores};
                           }),
-    entry<LayerDecodeTable>(
-        Op::kLayerDecode, "msa_layer_decode",
-        "a decoding step of a sparse layer: index_select, then attention over what it chose",
-        "layer_decode", kAttention | kIndexDim | kTopk | kForced | kPagedOnly, nullptr,
+    entry<LayerTable>(
+        Op::kLayer, "msa_layer", "a sparse layer: index_select, then attention over what it chose",
+        "layer", kAttention | kIndexDim | kTopk | kForced, nullptr,
         [](const Problem&, const CostTerms& c) -> Cost {
           return {c.index_pair_flops * c.dense_pairs + c.pair_flops * c.sparse_pairs,
-                  c.q_idx + c.k_idx + 2 * c.q + c.lse + 2 * c.sparse_pairs * c.kv_row};
+                  c.q_idx + c.k_idx + 2 * c.q + c.lse + 2 * sparse_rows(c) * c.kv_row};
         }),
     entry<AttentionBackwardTable<true>>(
         Op::kSparseAttentionBackward, "sparse_attention_backward",
@@ -311,14 +314,22 @@ constexpr std::array<OpInfo, kOpCount> kOps = {
           return {(c.pair_flops / 2 + 3 * c.index_pair_flops) * c.sparse_pairs,
                   kl_bytes(c) + c.q_idx + c.k_idx};
         }),
-    entry<KlTable<kAbsent, kOutput>>(
-        Op::kKlLoss, "kl_loss", "", "kl", kAttention | kIndexDim | kTopk | kPackedOnly,
-        check_inverse_lists,
-        [](const Problem&, const CostTerms& c) -> Cost {
-          return {(c.pair_flops / 2 + c.index_pair_flops) * c.sparse_pairs,
-                  kl_bytes(c) + c.index_lse};
-        }),
+    entry<KlTable<kAbsent, kOutput>>(Op::kKlLoss, "kl_loss", "", "kl",
+                                     kAttention | kIndexDim | kTopk | kPackedOnly,
+                                     check_inverse_lists,
+                                     [](const Problem&, const CostTerms& c) -> Cost {
+                                       return {
+                                           (c.pair_flops / 2 + c.index_pair_flops) * c.sparse_pairs,
+                                           kl_bytes(c) + c.index_lse};
+                                     }),
+    entry<MergeListsTable>(
+        Op::kMergeLists, "merge_lists", "the K best blocks of several lists, by score",
+        "merge_lists", kHeadsKv | kTopk, check_parts,
+        [](const Problem&, const CostTerms& c) -> Cost { return {0, 2 * 3 * c.ids}; }),
 };
+
+constexpr OldName kOldNames[] = {{"sparse_decode", Op::kSparseAttention, 4},
+                                 {"msa_layer_decode", Op::kLayer, 10}};
 
 }  // namespace
 
@@ -330,11 +341,25 @@ const Argument* OpInfo::find(std::string_view argument) const {
 
 std::span<const OpInfo> all_ops() { return kOps; }
 
-const OpInfo& info_of(Op op) { return kOps[static_cast<size_t>(op)]; }
+const OpInfo* find_op(Op op) {
+  const auto at = std::ranges::lower_bound(kOps, op, {}, &OpInfo::op);
+  return at == std::end(kOps) || at->op != op ? nullptr : at;
+}
+
+const OpInfo& info_of(Op op) { return *find_op(op); }
+
+std::span<const OldName> old_names() { return kOldNames; }
+
+const OpInfo* find_op(std::string_view name) {
+  for (const OldName& old : kOldNames)
+    if (name == old.name) return find_op(old.op);
+  const auto at = std::ranges::find_if(kOps, [&](const OpInfo& op) { return name == op.name; });
+  return at == std::end(kOps) ? nullptr : at;
+}
 
 const char* name_of(Op op) {
-  const auto i = static_cast<size_t>(op);
-  return i < kOps.size() ? kOps[i].name : "unknown";
+  const OpInfo* info = find_op(op);
+  return info != nullptr ? info->name : "unknown";
 }
 
 }  // namespace msa

@@ -140,11 +140,21 @@ constexpr bool all_fit(ParamsList<Params...>) {
 }
 static_assert(all_fit(AllParams{}));
 
-inline constexpr int64_t kDecodeTokens = 16;  ///< most new tokens of a sequence in a decoding step
-
 /// One entry per operator, in the order of their codes.
 std::span<const OpInfo> all_ops();
 /// Precondition: a code of the enum.
 const OpInfo& info_of(Op op);
+/// Null: no operator.
+const OpInfo* find_op(Op op);
+
+/// What an operator may be called beside its name, until 0.3.
+struct OldName {
+  const char* name;
+  Op op;
+  int code;  ///< in C
+};
+std::span<const OldName> old_names();
+/// The operator of that name, or of that old one. Null: there is none.
+const OpInfo* find_op(std::string_view name);
 
 }  // namespace msa

@@ -46,10 +46,11 @@ const char* name_of(DType dtype) {
 }
 
 Status validate(const Problem& p) {
-  const int op = static_cast<int>(p.op);
-  if (op < 0 || op >= kOpCount)
-    return invalid("op: got ", op, ", expected 0..", kOpCount - 1, " (an msa::Op)");
-  const uint32_t uses = info_of(p.op).uses;
+  const OpInfo* info = find_op(p.op);
+  if (info == nullptr)
+    return invalid("op: got ", static_cast<int>(p.op), ", expected an msa::Op, 0..",
+                   static_cast<int>(all_ops().back().op));
+  const uint32_t uses = info->uses;
   if (p.dtype != DType::kF32 && p.dtype != DType::kBF16 && p.dtype != DType::kF16)
     return invalid("dtype: got ", name_of(p.dtype), ", expected f32, bf16 or f16");
   if (p.layout != KvLayout::kPacked && p.layout != KvLayout::kPaged)
@@ -84,7 +85,8 @@ Status validate(const Limits& limits) {
   // Lengths and ids travel as int32; the bound also keeps workspace sizes far from overflow.
   for (const auto& [name, value] :
        {std::pair{"max_batch", limits.max_batch}, std::pair{"max_tokens", limits.max_tokens},
-        std::pair{"max_q_len", limits.max_q_len}, std::pair{"max_kv_len", limits.max_kv_len}}) {
+        std::pair{"max_seqlen_q", limits.max_seqlen_q},
+        std::pair{"max_seqlen_k", limits.max_seqlen_k}}) {
     if (value < 0 || value > INT32_MAX)
       return invalid(name, ": got ", value, ", expected 0..", INT32_MAX);
   }

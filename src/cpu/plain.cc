@@ -128,7 +128,7 @@ void merge(const Plan&, const MergeParams& a, Workspace, Queue queue) {
 }
 
 void block_lists(const Plan& plan, const BlockListsParams& a, Workspace, Queue queue) {
-  const int64_t heads = a.ids.shape[0], slots = a.ids.shape[2],
+  const int64_t heads = a.block_ids.shape[0], slots = a.block_ids.shape[2],
                 block_size = plan.problem.block_size;
   const int64_t batch = batch_size(a.batch), total = a.row_ptr.shape[1] - 1;
   for_each_task(queue, heads, [&](int64_t h, int) {
@@ -141,7 +141,7 @@ void block_lists(const Plan& plan, const BlockListsParams& a, Workspace, Queue q
       for (int64_t b = 0; b < batch; ++b) {
         const Sequence s = sequence(a.batch, b, block_size);
         for (int64_t t = s.q_begin; t < s.q_begin + s.q_len; ++t) {
-          const int32_t* list = a.ids.at<const int32_t>(h, t);
+          const int32_t* list = a.block_ids.at<const int32_t>(h, t);
           for (int64_t slot = 0; slot < slots && list[slot] >= 0; ++slot) {
             const int64_t j = list[slot] - s.block0;
             if (j >= 0 && j < s.blocks())
@@ -216,7 +216,41 @@ void select_blocks(const Plan& plan, const SelectBlocksParams& a, Workspace work
         const float score = *a.scores.at<const float>(h, t, j);
         if (score > threshold && !forced.contains(j)) top.insert(score, static_cast<int32_t>(j));
       }
-      finish_topk(top, forced, 0, valid, p.topk, a.ids.at<int32_t>(h, t), nullptr);
+      finish_topk(top, forced, 0, valid, p.topk, a.block_ids.at<int32_t>(h, t), nullptr);
+    }
+  });
+}
+
+/// The best so far in a list, best first.
+void merge_lists(const Plan& plan, const MergeListsParams& a, Workspace workspace, Queue queue) {
+  struct Entry {
+    float score;
+    int32_t id;
+  };
+  const auto better = [](const Entry& x, const Entry& y) {
+    return x.score > y.score || (x.score == y.score && x.id < y.id);
+  };
+  const int64_t k = plan.problem.topk, heads = a.block_ids.shape[0];
+  const int64_t slice = select_blocks_bytes(plan.problem, {.max_threads = 1});
+  for_each_task(queue, a.block_ids.shape[1], [&](int64_t t, int worker) {
+    auto* best = reinterpret_cast<Entry*>(static_cast<std::byte*>(workspace.data) + worker * slice);
+    for (int64_t h = 0; h < heads; ++h) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < a.scores_parts.shape[0] * k; ++i) {
+        const float score = *a.scores_parts.at<const float>(i / k, h, t, i % k);
+        const Entry entry{std::isnan(score) ? -kInfinity : score,
+                          *a.block_ids_parts.at<const int32_t>(i / k, h, t, i % k)};
+        if (entry.id < 0 || (count == k && !better(entry, best[k - 1]))) continue;
+        int64_t at = count < k ? count++ : k - 1;
+        for (; at > 0 && better(entry, best[at - 1]); --at) best[at] = best[at - 1];
+        best[at] = entry;
+      }
+      std::sort(best, best + count, [](const Entry& x, const Entry& y) { return x.id < y.id; });
+      std::fill(best + count, best + k, Entry{-kInfinity, -1});
+      for (int64_t slot = 0; slot < k; ++slot) {
+        *a.block_ids.at<int32_t>(h, t, slot) = best[slot].id;
+        if (a.scores.given()) *a.scores.at<float>(h, t, slot) = best[slot].score;
+      }
     }
   });
 }
@@ -239,6 +273,10 @@ constexpr Kernel kKernels[] = {
      .workspace_bytes = select_blocks_bytes,
      .run = run<SelectBlocksParams, select_blocks>},
     {.op = Op::kMerge, .name = "plain", .run = run<MergeParams, merge>},
+    {.op = Op::kMergeLists,
+     .name = "plain",
+     .workspace_bytes = select_blocks_bytes,
+     .run = run<MergeListsParams, merge_lists>},
     {.op = Op::kBlockLists, .name = "plain", .run = run<BlockListsParams, block_lists>},
     {.op = Op::kAppendPaged, .name = "plain", .run = run<AppendPagedParams, append_paged>},
 };

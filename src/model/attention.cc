@@ -11,8 +11,6 @@
 namespace msa::model {
 namespace {
 
-// sparse_decode serves up to this many new tokens.
-constexpr int64_t kMaxDecodeTokens = 16;
 // Kept mass is measured at every 64th position.
 constexpr int64_t kProbeStep = 64;
 
@@ -49,13 +47,16 @@ Status SequenceAttention::create(Compute& compute, const Model& model, Attention
   MSA_TRY(plan(Op::kAppendPaged, 1, max_chunk, &append_));
   MSA_TRY(plan(Op::kDenseAttention, 1, max_chunk, &dense_));
   if (selecting) {
-    MSA_TRY(plan(Op::kIndexSelect, 1, max_chunk, &index_));
-    MSA_TRY(plan(Op::kSparseAttention, 1, max_chunk, &sparse_));
-    MSA_TRY(plan(Op::kSparseDecode, 1, std::min(max_chunk, kMaxDecodeTokens), &decode_));
+    for (LayerPlans* plans : {&chunk_, &step_}) {
+      const int64_t most = plans == &chunk_ ? max_chunk : std::min(max_chunk, kDecodeTokens);
+      MSA_TRY(plan(Op::kLayer, 1, most, &plans->layer));
+      MSA_TRY(plan(Op::kIndexSelect, 1, most, &plans->select));
+      MSA_TRY(plan(Op::kSparseAttention, 1, most, &plans->attend));
+    }
     MSA_TRY(plan(Op::kDenseAttention, probes, 1, &probe_));
   }
-  int64_t scratch = 0;
-  for (const Plan* p : {&append_, &dense_, &probe_, &index_, &sparse_, &decode_})
+  int64_t scratch = 0;  // a layer's covers its steps'
+  for (const Plan* p : {&append_, &dense_, &probe_, &chunk_.layer, &step_.layer})
     scratch = std::max(scratch, p->workspace_bytes);
   MSA_TRY(Buffer::create(compute, scratch, &workspace_));
 
@@ -89,11 +90,11 @@ Status SequenceAttention::create(Compute& compute, const Model& model, Attention
   return {};
 }
 
-Status SequenceAttention::plan(Op op, int64_t max_batch, int64_t max_q_len, Plan* out) {
+Status SequenceAttention::plan(Op op, int64_t max_batch, int64_t max_seqlen_q, Plan* out) {
   const Limits limits{.max_batch = max_batch,
-                      .max_tokens = max_batch * max_q_len,
-                      .max_q_len = max_q_len,
-                      .max_kv_len = page_count_ * config_->block_size,
+                      .max_tokens = max_batch * max_seqlen_q,
+                      .max_seqlen_q = max_seqlen_q,
+                      .max_seqlen_k = page_count_ * config_->block_size,
                       .max_threads = compute_->threads()};
   return msa::plan(attention_problem(*config_, dtype_, compute_->device(), op), limits, out,
                    backend_);
@@ -145,37 +146,52 @@ Status SequenceAttention::attend_selected(const Chunk& chunk, const Hooks& hooks
   const int64_t heads = config_->heads_q, dim = config_->head_dim;
   const TensorView ids =
       tensor(ids_.data(), DType::kI32, {config_->heads_kv, chunk.tokens, config_->topk});
-  MSA_TRY(select(chunk, ids));
-  {
+  SparseAttentionParams attend{.q = rows(chunk.q, chunk.tokens, heads, dim),
+                               .k = pages(caches_[layer].k),
+                               .v = pages(caches_[layer].v),
+                               .block_ids = ids,
+                               .batch = batch(chunk),
+                               .o = tensor(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
+  if (hooks.kept_mass) attend.lse = tensor(lse_.data(), DType::kF32, {chunk.tokens, heads});
+  if (hooks.time_index || hooks.force_selection) {
+    MSA_TRY(attend_apart(attend, chunk, hooks));
+  } else {
+    const LayerParams params{
+        .q = attend.q,
+        .q_idx = rows(chunk.q_idx, chunk.tokens, config_->heads_kv, config_->index_dim),
+        .k = attend.k,
+        .v = attend.v,
+        .k_idx = index_pages(caches_[layer].k_idx),
+        .batch = attend.batch,
+        .o = attend.o,
+        .lse = attend.lse,
+        .block_ids = ids};
+    MSA_TRY(time_operator(plans(chunk).layer, params, &attention_seconds_[layer]));
     const Stopwatch timer(&untimed_seconds_);
     call_selection_hooks(chunk, hooks, ids);
   }
-  SparseAttentionParams params{.q = rows(chunk.q, chunk.tokens, heads, dim),
-                               .k = pages(caches_[layer].k),
-                               .v = pages(caches_[layer].v),
-                               .ids = ids,
-                               .batch = batch(chunk),
-                               .o = tensor(chunk.o, DType::kF32, {chunk.tokens, heads, dim})};
-  if (hooks.kept_mass) params.lse = tensor(lse_.data(), DType::kF32, {chunk.tokens, heads});
-  MSA_TRY(time_operator(chunk.tokens <= kMaxDecodeTokens ? decode_ : sparse_, params,
-                        &attention_seconds_[layer]));
   if (!hooks.kept_mass) return {};
   const Stopwatch timer(&untimed_seconds_);
   return measure_kept_mass(chunk);
 }
 
-Status SequenceAttention::select(const Chunk& chunk, const TensorView& ids) {
+Status SequenceAttention::attend_apart(const SparseAttentionParams& attend, const Chunk& chunk,
+                                       const Hooks& hooks) {
   const auto layer = static_cast<size_t>(chunk.layer);
-  const IndexSelectParams params{
+  const IndexSelectParams select{
       .q_idx = rows(chunk.q_idx, chunk.tokens, config_->heads_kv, config_->index_dim),
       .k_idx = index_pages(caches_[layer].k_idx),
-      .batch = batch(chunk),
-      .ids = ids};
+      .batch = attend.batch,
+      .block_ids = attend.block_ids};
   double seconds = 0;
-  MSA_TRY(time_operator(index_, params, &seconds));
+  MSA_TRY(time_operator(plans(chunk).select, select, &seconds));
   index_seconds_[layer] += seconds;
   attention_seconds_[layer] += seconds;
-  return {};
+  {
+    const Stopwatch timer(&untimed_seconds_);
+    call_selection_hooks(chunk, hooks, attend.block_ids);
+  }
+  return time_operator(plans(chunk).attend, attend, &attention_seconds_[layer]);
 }
 
 void SequenceAttention::call_selection_hooks(const Chunk& chunk, const Hooks& hooks,

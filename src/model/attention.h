@@ -46,16 +46,24 @@ class SequenceAttention {
   struct Cache {
     Buffer k, v, k_idx;
   };
+  /// Of a sparse layer, and of its steps apart.
+  struct LayerPlans {
+    Plan layer{}, select{}, attend{};
+  };
   struct Mass {
     double sum = 0;
     int64_t count = 0;
   };
 
-  Status plan(Op op, int64_t max_batch, int64_t max_q_len, Plan* out);
+  const LayerPlans& plans(const Chunk& chunk) const {
+    return chunk.tokens <= kDecodeTokens ? step_ : chunk_;
+  }
+  Status plan(Op op, int64_t max_batch, int64_t max_seqlen_q, Plan* out);
   Status append(const Chunk& chunk);
   Status attend_dense(const Chunk& chunk);
   Status attend_selected(const Chunk& chunk, const Hooks& hooks);
-  Status select(const Chunk& chunk, const TensorView& ids);
+  /// The two steps of a layer, with the hooks between them.
+  Status attend_apart(const SparseAttentionParams& attend, const Chunk& chunk, const Hooks& hooks);
   Status measure_kept_mass(const Chunk& chunk);
   void call_selection_hooks(const Chunk& chunk, const Hooks& hooks, const TensorView& ids);
 
@@ -79,7 +87,8 @@ class SequenceAttention {
   Attention kind_ = Attention::kDense;
   int64_t page_count_ = 0;
 
-  Plan append_{}, dense_{}, probe_{}, index_{}, sparse_{}, decode_{};
+  Plan append_{}, dense_{}, probe_{};
+  LayerPlans chunk_, step_;  ///< for any chunk, for up to kDecodeTokens
   Buffer workspace_;
   std::vector<Cache> caches_;  ///< per layer
   Buffer page_table_;          ///< i32 [P]: page j holds block j

@@ -30,7 +30,7 @@ struct LoadOptions {
 struct Timings {
   double total = 0;               ///< inside extend(), without hooks and the measuring of kept mass
   std::vector<double> attention;  ///< index + select + attend; appending is not part of it
-  std::vector<double> index;      ///< index + select alone, part of attention
+  std::vector<double> index;      ///< index + select alone, part of attention (Hooks::time_index)
 };
 
 /// What a caller may watch or steer during extend(). Empty functions cost nothing; none is timed as
@@ -53,6 +53,8 @@ struct Hooks {
   /// returning false stops extend() with kUnavailable "interrupted", the session as before the
   /// chunk.
   std::function<bool(int64_t done, int64_t total)> on_progress;
+  /// Run index branch and attention of sparse layers apart, and time the former: Timings::index.
+  bool time_index = false;
   /// Measure kept mass: mean of exp(lse_sparse - lse_dense) over heads and every 64th query that
   /// sees more than K blocks.
   bool kept_mass = false;

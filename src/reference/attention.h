@@ -66,7 +66,7 @@ void compute(const Problem& p, const SparseAttentionParams& a, const Team& team)
   team.for_each(a.q.shape[0], [&](int64_t t, std::byte* scratch) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t h = 0; h < p.heads_q; ++h) {
-      const int32_t* ids = a.ids.at<const int32_t>(h / p.group(), t);
+      const int32_t* ids = a.block_ids.at<const int32_t>(h / p.group(), t);
       attend<Real>(p, a, query, h, ids, scratch);
     }
   });

@@ -15,7 +15,7 @@ void for_each_listed(const Problem& p, const BlockListsParams& a, int64_t h, con
   for (int64_t b = 0; b < batch_size(a.batch); ++b) {
     const Sequence s = sequence(a.batch, b, p.block_size);
     for (int64_t t = s.q_begin; t < s.q_begin + s.q_len; ++t) {
-      const int32_t* ids = a.ids.at<const int32_t>(h, t);
+      const int32_t* ids = a.block_ids.at<const int32_t>(h, t);
       for (int64_t slot = 0; slot < p.topk && ids[slot] != -1; ++slot) {
         const int64_t j = ids[slot] - s.block0;
         if (j >= 0 && j < s.blocks()) visit(first_row + j, static_cast<int32_t>(t * p.topk + slot));

@@ -82,7 +82,7 @@ void compute(const Problem& p, const SelectBlocksParams& a, const Team& team) {
     for (int64_t r = 0; r < p.heads_kv; ++r) {
       const auto score = [&](int64_t j) { return *a.scores.at<const float>(r, t, j); };
       select(score, 0, blocks, forced, p.topk, reinterpret_cast<int32_t*>(scratch),
-             a.ids.at<int32_t>(r, t), nullptr);
+             a.block_ids.at<int32_t>(r, t), nullptr);
     }
   });
 }
@@ -99,7 +99,49 @@ void compute(const Problem& p, const IndexSelectParams& a, const Team& team) {
       for (int64_t j = 0; j < blocks; ++j)
         scores[j] = block_score<Real>(row(a.q_idx, t, r), a.k_idx, 0, p.index_dim, query, j);
       select([&](int64_t j) { return scores[j]; }, query.s.block0, blocks, forced, p.topk, order,
-             a.ids.at<int32_t>(r, t), a.scores.given() ? a.scores.at<float>(r, t) : nullptr);
+             a.block_ids.at<int32_t>(r, t), a.scores.given() ? a.scores.at<float>(r, t) : nullptr);
+    }
+  });
+}
+
+/// Entry i of the row's parts is the i-th of all, part by part. The best is looked for K times.
+template <class Real>
+void compute(const Problem& p, const MergeListsParams& a, const Team& team) {
+  team.for_each(a.block_ids.shape[1], [&](int64_t t, std::byte*) {
+    for (int64_t r = 0; r < p.heads_kv; ++r) {
+      const auto id = [&](int64_t i) {
+        return *a.block_ids_parts.at<const int32_t>(i / p.topk, r, t, i % p.topk);
+      };
+      const auto score = [&](int64_t i) {
+        const float x = *a.scores_parts.at<const float>(i / p.topk, r, t, i % p.topk);
+        return std::isnan(x) ? kMinusInfinity : x;
+      };
+      const auto better = [&](int64_t i, int64_t j) {
+        return score(i) > score(j) || (score(i) == score(j) && id(i) < id(j));
+      };
+      int32_t* ids = a.block_ids.at<int32_t>(r, t);
+      float* scores = a.scores.given() ? a.scores.at<float>(r, t) : nullptr;
+      const auto put = [&](int64_t slot, int32_t block, float x) {
+        ids[slot] = block;
+        if (scores != nullptr) scores[slot] = x;
+      };
+      int64_t last = -1;
+      for (int64_t count = 0; count < p.topk; ++count) {
+        int64_t best = -1;
+        for (int64_t i = 0; i < a.scores_parts.shape[0] * p.topk; ++i) {
+          if (id(i) >= 0 && (last < 0 || better(last, i)) && (best < 0 || better(i, best)))
+            best = i;
+        }
+        if (best < 0) {  // the tail
+          for (int64_t slot = count; slot < p.topk; ++slot) put(slot, -1, kMinusInfinity);
+          break;
+        }
+        int64_t slot = count;  // ascending
+        for (; slot > 0 && ids[slot - 1] > id(best); --slot)
+          put(slot, ids[slot - 1], scores != nullptr ? scores[slot - 1] : 0);
+        put(slot, id(best), score(best));
+        last = best;
+      }
     }
   });
 }

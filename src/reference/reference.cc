@@ -21,9 +21,9 @@ template <class Real>
 int64_t scratch_bytes(const Problem& p, const Limits& limits) {
   int64_t bytes = 0;
   if (p.op == Op::kSelectBlocks || p.op == Op::kIndexSelect)
-    bytes = (limits.max_kv_len + p.block_size - 1) / p.block_size * 8;
-  if (p.op == Op::kSparseAttention || p.op == Op::kSparseDecode || p.op == Op::kDenseAttention)
-    bytes = (limits.max_kv_len + p.head_dim) * int64_t{sizeof(Real)};
+    bytes = (limits.max_seqlen_k + p.block_size - 1) / p.block_size * 8;
+  if (p.op == Op::kSparseAttention || p.op == Op::kDenseAttention)
+    bytes = (limits.max_seqlen_k + p.head_dim) * int64_t{sizeof(Real)};
   if (p.op == Op::kSparseAttentionBackward || p.op == Op::kDenseAttentionBackward)
     bytes = int64_t{2} * p.head_dim * int64_t{sizeof(Real)};
   if (p.op == Op::kKlBackward || p.op == Op::kKlLoss) bytes = p.index_dim * int64_t{sizeof(Real)};
@@ -53,7 +53,7 @@ template <class Real>
 std::vector<Kernel> kernels(const char* name) {
   std::vector<Kernel> all;
   for_each_op([&]<class Params>(Op op) {
-    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)
+    if constexpr (!std::is_same_v<Params, LayerParams>)
       all.push_back({.op = op,
                      .name = name,
                      .workspace_bytes = workspace_bytes<Real>,

@@ -64,7 +64,7 @@ void compute(const Problem& p, const AttentionBackwardParams& a, const Team& tea
     for (int64_t h = 0; h < p.heads_q; ++h) {
       const int64_t r = h / group;
       std::fill_n(dq, p.head_dim, Real{0});
-      for_each_token(query, list_of(a.ids, r, t), p.topk, [&](int64_t s) {
+      for_each_token(query, list_of(a.block_ids, r, t), p.topk, [&](int64_t s) {
         const Row k = key_row(a.k, query.s, s, r);
         const auto pair = pair_gradient<Real>(p, a, t, h, k, key_row(a.v, query.s, s, r));
         add_scaled(dq, pair.ds, k, p.head_dim);
@@ -78,7 +78,7 @@ void compute(const Problem& p, const AttentionBackwardParams& a, const Team& tea
     const Key key = key_at(a.batch, row_of_k, p.block_size);
     for (int64_t r = 0; r < p.heads_kv; ++r) {
       std::fill_n(dk, 2 * p.head_dim, Real{0});
-      for_each_reader(p, a.ids, key, r, [&](const Query& query) {
+      for_each_reader(p, a.block_ids, key, r, [&](const Query& query) {
         for (int64_t h = r * group; h < (r + 1) * group; ++h) {
           const auto pair =
               pair_gradient<Real>(p, a, query.row, h, row(a.k, row_of_k, r), row(a.v, row_of_k, r));
@@ -106,7 +106,7 @@ void compute(const Problem& p, const IndexLseParams& a, const Team& team) {
     const Query query = query_at(a.batch, t, p.block_size);
     for (int64_t r = 0; r < p.heads_kv; ++r) {
       const auto for_each_logit = [&](const auto& body) {
-        for_each_token(query, list_of(a.ids, r, t), p.topk, [&](int64_t s) {
+        for_each_token(query, list_of(a.block_ids, r, t), p.topk, [&](int64_t s) {
           body(index_logit<Real>(p, row(a.q_idx, t, r), key_row(a.k_idx, query.s, s, 0)));
         });
       };
@@ -163,7 +163,7 @@ void compute(const Problem& p, const KlParams& a, const Team& team) {
     for (int64_t r = 0; r < p.heads_kv; ++r) {
       Real divergence = 0;
       std::fill_n(dq, p.index_dim, Real{0});
-      for_each_token(query, list_of(a.ids, r, t), p.topk, [&](int64_t s) {
+      for_each_token(query, list_of(a.block_ids, r, t), p.topk, [&](int64_t s) {
         const Row k_idx = key_row(a.k_idx, query.s, s, 0);
         const auto both = distributions<Real>(p, a, t, r, key_row(a.k, query.s, s, r), k_idx);
         add_scaled(dq, both.difference() * factor, k_idx, p.index_dim);
@@ -179,7 +179,7 @@ void compute(const Problem& p, const KlParams& a, const Team& team) {
     std::fill_n(dk, p.index_dim, Real{0});
     const Key key = key_at(a.batch, row_of_k, p.block_size);
     for (int64_t r = 0; r < p.heads_kv; ++r) {
-      for_each_reader(p, a.ids, key, r, [&](const Query& query) {
+      for_each_reader(p, a.block_ids, key, r, [&](const Query& query) {
         const auto both =
             distributions<Real>(p, a, query.row, r, row(a.k, row_of_k, r), row(a.k_idx, row_of_k));
         add_scaled(dk, both.difference() * factor, row(a.q_idx, query.row, r), p.index_dim);

@@ -34,7 +34,7 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
   const auto add = [&](const char* name, int group, int topk,
                        const std::vector<SequenceSize>& sequences, auto&& change,
                        bool bad_metadata = false) {
-    for (Op op : {Op::kIndexSelect, Op::kSparseDecode, Op::kLayerDecode})
+    for (Op op : {Op::kIndexSelect, Op::kSparseAttention, Op::kLayer})
       add_one(op, name, group, topk, sequences, change, bad_metadata);
   };
   const auto nothing = [](Case&) {};
@@ -76,13 +76,13 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
                                      {"falling", Values::kFalling},
                                      {"giant", Values::kGiant}})
     add_one(
-        Op::kLayerDecode, name, 16, 8, {{5, 1500}, {4, 1100}},
-        [values](Case& c) { c.values = values; }, false);
+        Op::kLayer, name, 16, 8, {{5, 1500}, {4, 1100}}, [values](Case& c) { c.values = values; },
+        false);
   add_one(
-      Op::kSparseDecode, "no numbers", 16, 8, {{5, 1500}, {4, 1100}},
+      Op::kSparseAttention, "no numbers", 16, 8, {{5, 1500}, {4, 1100}},
       [](Case& c) { c.values = Values::kNonFinite; }, false);
   add_one(
-      Op::kSparseDecode, "K 32, one list for all heads", 16, 32, {{1, 9000}, {1, 2000}},
+      Op::kSparseAttention, "K 32, one list for all heads", 16, 32, {{1, 9000}, {1, 2000}},
       [](Case& c) {
         c.problem.heads_kv = 4;
         c.strided = c.shared_ids = c.loose_limits = true;

@@ -64,7 +64,7 @@ std::string run_repeated(const Case& c, const Backend& backend) {
   Expected expected;
   Status status = expect(c.problem, instance.limits(), instance.params(), nullptr, &expected);
   if (!status.ok()) return status.message();
-  const bool listed = info_of(c.problem.op).find("ids")->role == Role::kInput;
+  const bool listed = info_of(c.problem.op).find("block_ids")->role == Role::kInput;
   if (!instance.repeat_ids()) return listed ? "no list names a block twice" : "";
   const Plan plan = plan_on(backend, c.problem, instance.limits());
   std::vector<double> memory;

@@ -16,7 +16,7 @@ using namespace msa::conformance;
 
 bool walks(Op op) {
   return is_training(op) || op == Op::kSparseAttention || op == Op::kDenseAttention ||
-         op == Op::kBlockLists || op == Op::kBlockMass;
+         op == Op::kBlockLists || op == Op::kBlockMass || op == Op::kMergeLists;
 }
 
 /// About as many products as queries make with all keys, and keys with their gradients.

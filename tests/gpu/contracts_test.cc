@@ -17,6 +17,7 @@
 #include "conformance/judge.h"
 #include "conformance/tensors.h"
 #include "core/half.h"
+#include "core/op_table.h"
 #include "msa/msa.h"
 
 namespace msa {
@@ -147,8 +148,8 @@ struct Scene {
   Limits limits() const {
     return {.max_batch = static_cast<int64_t>(q_lens.size()),
             .max_tokens = tokens,
-            .max_q_len = *std::max_element(q_lens.begin(), q_lens.end()),
-            .max_kv_len = int64_t{max_pages} * kBlock};
+            .max_seqlen_q = *std::max_element(q_lens.begin(), q_lens.end()),
+            .max_seqlen_k = int64_t{max_pages} * kBlock};
   }
 
   /// Lists of distinct blocks in no order, some of them beyond what their query sees.
@@ -183,20 +184,19 @@ struct Scene {
         for (float& x : values) x = static_cast<float>(engine() % 1000);
         Arena::write(scores, values);
         return SelectBlocksParams{.scores = scores,
-                                  .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+                                  .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       }
       case Op::kIndexSelect:
         return IndexSelectParams{.q_idx = q_idx,
                                  .k_idx = k_idx,
                                  .batch = batch,
-                                 .ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
+                                 .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
                                  .scores = f32({heads_kv, tokens, topk})};
       case Op::kSparseAttention:
-      case Op::kSparseDecode:
         return SparseAttentionParams{.q = q,
                                      .k = k,
                                      .v = v,
-                                     .ids = make_ids(),
+                                     .block_ids = make_ids(),
                                      .batch = batch,
                                      .o = o,
                                      .lse = f32({tokens, heads_q})};
@@ -214,11 +214,27 @@ struct Scene {
                            .o = o,
                            .lse = f32({tokens, heads_q})};
       }
+      case Op::kMergeLists: {
+        const TensorView scores = f32({3, heads_kv, tokens, topk});
+        std::vector<float> values(static_cast<size_t>(scores.numel()));
+        std::vector<int32_t> ids(values.size());
+        std::mt19937 engine(16);
+        for (float& x : values) x = static_cast<float>(engine() % 7);
+        for (size_t i = 0; i < ids.size(); ++i)
+          ids[i] = static_cast<int32_t>(i % static_cast<size_t>(topk) * 3 + i / (ids.size() / 3));
+        const TensorView lists = arena.make(DType::kI32, {3, heads_kv, tokens, topk});
+        Arena::write(scores, values);
+        Arena::write(lists, ids);
+        return MergeListsParams{.scores_parts = scores,
+                                .block_ids_parts = lists,
+                                .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk}),
+                                .scores = f32({heads_kv, tokens, topk})};
+      }
       case Op::kBlockLists: {
         Batch lengths = batch;
         lengths.page_table = {};
         const int64_t rows = static_cast<int64_t>(q_lens.size()) * max_pages;
-        return BlockListsParams{.ids = make_ids(),
+        return BlockListsParams{.block_ids = make_ids(),
                                 .batch = lengths,
                                 .row_ptr = arena.make(DType::kI32, {heads_kv, rows + 1}),
                                 .entries = arena.make(DType::kI32, {heads_kv, tokens * topk})};
@@ -240,23 +256,23 @@ struct Scene {
                                .lse = make_lse(heads_q),
                                .batch = batch,
                                .mass = f32({heads_kv, tokens, max_pages})};
-      case Op::kLayerDecode:
-        return LayerDecodeParams{.q = q,
-                                 .q_idx = q_idx,
-                                 .k = k,
-                                 .v = v,
-                                 .k_idx = k_idx,
-                                 .batch = batch,
-                                 .o = o,
-                                 .lse = f32({tokens, heads_q}),
-                                 .ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
+      case Op::kLayer:
+        return LayerParams{.q = q,
+                           .q_idx = q_idx,
+                           .k = k,
+                           .v = v,
+                           .k_idx = k_idx,
+                           .batch = batch,
+                           .o = o,
+                           .lse = f32({tokens, heads_q}),
+                           .block_ids = arena.make(DType::kI32, {heads_kv, tokens, topk})};
       case Op::kSparseAttentionBackward:
       case Op::kDenseAttentionBackward:
         return AttentionBackwardParams{
             .q = q,
             .k = k,
             .v = v,
-            .ids = op == Op::kSparseAttentionBackward ? make_ids() : TensorView{},
+            .block_ids = op == Op::kSparseAttentionBackward ? make_ids() : TensorView{},
             .o = arena.random({tokens, heads_q, kDim}, 14),
             .lse = make_lse(heads_q),
             .d_o = arena.random({tokens, heads_q, kDim}, 15),
@@ -267,7 +283,7 @@ struct Scene {
       case Op::kIndexLse:
         return IndexLseParams{.q_idx = q_idx,
                               .k_idx = k_idx,
-                              .ids = make_ids(),
+                              .block_ids = make_ids(),
                               .batch = batch,
                               .lse = f32({tokens, heads_kv})};
       case Op::kKlBackward:
@@ -278,7 +294,7 @@ struct Scene {
                    .q_idx = q_idx,
                    .k_idx = k_idx,
                    .index_lse = make_lse(heads_kv),
-                   .ids = make_ids(),
+                   .block_ids = make_ids(),
                    .batch = batch,
                    .kl = f32({tokens, heads_kv})};
         if (op == Op::kKlLoss) return a;
@@ -350,14 +366,23 @@ class Bound {
   DeviceMemory workspace_;
 };
 
-constexpr auto kOps = [] {
-  std::array<Op, kOpCount> all{};
-  for (int op = 0; op < kOpCount; ++op) all[static_cast<size_t>(op)] = static_cast<Op>(op);
+/// An operator, in a decoding step or not.
+struct Called {
+  Op op;
+  bool step;
+};
+std::vector<Called> calls() {
+  std::vector<Called> all = {{Op::kSparseAttention, true}, {Op::kLayer, true}};
+  for (const OpInfo& info : all_ops()) all.push_back({info.op, false});
   return all;
-}();
-constexpr Op kPagedReaders[] = {Op::kIndexScores,  Op::kIndexSelect,    Op::kSparseAttention,
-                                Op::kSparseDecode, Op::kDenseAttention, Op::kBlockMass,
-                                Op::kLayerDecode};
+}
+constexpr Called kPagedReaders[] = {{Op::kIndexScores, false},
+                                    {Op::kIndexSelect, false},
+                                    {Op::kSparseAttention, false},
+                                    {Op::kSparseAttention, true},
+                                    {Op::kDenseAttention, false},
+                                    {Op::kBlockMass, false},
+                                    {Op::kLayer, true}};
 
 Scene decode_scene(int hq = 64, int hkv = 4) {
   return Scene(hq, hkv, {1, 4, 1, 16, 2}, {5000, 129, 0, 1024, 2});
@@ -422,9 +447,9 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Contracts, testing::ValuesIn(kBackends), [](const
 
 TEST_P(Contracts, ReplayWithOtherLengths) {
   for (bool decode : {true, false}) {
-    for (Op op : kOps) {
+    for (const OpInfo& info : all_ops()) {
+      const Op op = info.op;
       if (!concerns(op)) continue;
-      if (is_decode(op) && !decode) continue;
       SCOPED_TRACE(name_of(op));
       Scene scene = decode ? decode_scene() : prefill_scene();
       Bound bound = bind(scene, op);
@@ -445,7 +470,7 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
       ASSERT_EQ(cudaGraphLaunch(graph, stream_), cudaSuccess);
       ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
       const std::vector<std::byte> replayed = bound.results();
-      const bool by_length = op != Op::kSelectBlocks && op != Op::kMerge;
+      const bool by_length = op != Op::kSelectBlocks && op != Op::kMerge && op != Op::kMergeLists;
       const int pattern = op == Op::kAppendPaged ? 0x5a : 0xff;  // pages keep what was there
       EXPECT_EQ(replayed == bound.run_and_take(pattern), true) << "replay differs from a call";
       EXPECT_EQ(replayed != before, by_length) << "do the lengths matter?";
@@ -455,7 +480,7 @@ TEST_P(Contracts, ReplayWithOtherLengths) {
 }
 
 TEST_P(Contracts, NothingIsAllocated) {
-  for (Op op : kOps) {
+  for (const auto& [op, step] : calls()) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
     Scene scene = decode_scene();
@@ -472,10 +497,10 @@ TEST_P(Contracts, NothingIsAllocated) {
 
 TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
   for (auto [hq, hkv] : {std::pair{64, 4}, {16, 1}, {8, 1}, {16, 2}}) {
-    for (Op op : kOps) {
+    for (const auto& [op, step] : calls()) {
       if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
-      Scene scene = is_decode(op) ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
+      Scene scene = step ? decode_scene(hq, hkv) : prefill_scene(hq, hkv);
       Bound bound = bind(scene, op);
       const std::vector<std::byte> first = bound.run_and_take(0xff);
       EXPECT_TRUE(first == bound.run_and_take(0xff));
@@ -486,10 +511,10 @@ TEST_P(Contracts, ThreeRunsGiveTheSameBits) {
 }
 
 TEST_P(Contracts, StaleTokensAreNeverUsed) {
-  for (Op op : kPagedReaders) {
+  for (const auto& [op, step] : kPagedReaders) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
-    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
+    Scene scene = step ? decode_scene() : prefill_scene();
     Bound bound = bind(scene, op);
     const std::vector<std::byte> clean = bound.run_and_take();
     // NaN in every page that no sequence uses and behind every sequence's end.
@@ -516,17 +541,17 @@ TEST_P(Contracts, StaleTokensAreNeverUsed) {
 }
 
 TEST_P(Contracts, PoolsBeyondTwoToThe31Elements) {
-  for (Op op : kPagedReaders) {
+  for (const auto& [op, step] : kPagedReaders) {
     if (!concerns(op)) continue;
     SCOPED_TRACE(name_of(op));
-    Scene scene = is_decode(op) ? decode_scene() : prefill_scene();
+    Scene scene = step ? decode_scene() : prefill_scene();
     const std::vector<std::byte> small = bind(scene, op).run_and_take();
     // The same pages at the far end of a pool of 2^31 elements and more.
     std::vector<int32_t> table(static_cast<size_t>(scene.batch.page_table.numel()));
     ASSERT_TRUE(
         conformance::download(table.data(), scene.batch.page_table.data, table.size() * 4).ok());
     Arena far;
-    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect || op == Op::kLayerDecode;
+    const bool index = op == Op::kIndexScores || op == Op::kIndexSelect || op == Op::kLayer;
     const bool rows = op != Op::kIndexScores && op != Op::kIndexSelect;
     const int64_t page_elements = (rows ? scene.heads_kv : 1) * kBlock * kDim;
     const int64_t first = (int64_t{1} << 31) / page_elements + 1;
@@ -588,22 +613,22 @@ TEST_P(Contracts, BadMetadataHarmsNobody) {
     Arena::write(view, values);
   };
   for (int round = 0; round < 6; ++round) {
-    for (Op op : kOps) {
+    for (const auto& [op, step] : calls()) {
       if (!concerns(op)) continue;
       SCOPED_TRACE(name_of(op));
-      Scene scene = is_decode(op) ? decode_scene(16, 2) : prefill_scene(16, 2);
-      if (round % 2 == 0 && !is_decode(op) && op != Op::kAppendPaged) scene.pack();
+      Scene scene = step ? decode_scene(16, 2) : prefill_scene(16, 2);
+      if (round % 2 == 0 && !step && op != Op::kAppendPaged) scene.pack();
       Bound bound = bind(scene, op);
       for (const TensorView& lengths : {scene.batch.seq_lens, scene.batch.cu_seqlens_k})
         if (round != 1 && lengths.given()) spoil(lengths);
       if (round != 2 && scene.batch.page_table.given()) spoil(scene.batch.page_table);
       if (round >= 3) spoil(scene.batch.cu_seqlens_q);
-      if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->ids);
-      if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->ids);
-      if (auto* a = std::get_if<IndexLseParams>(&bound.params())) spoil(a->ids);
+      if (auto* a = std::get_if<SparseAttentionParams>(&bound.params())) spoil(a->block_ids);
+      if (auto* a = std::get_if<BlockListsParams>(&bound.params())) spoil(a->block_ids);
+      if (auto* a = std::get_if<IndexLseParams>(&bound.params())) spoil(a->block_ids);
       const auto spoil_lists = [&](auto* a) {  // our own inverse lists in one round, given ones
-        if (a == nullptr || !a->ids.given()) return;  // in the next
-        spoil(a->ids);
+        if (a == nullptr || !a->block_ids.given()) return;  // in the next
+        spoil(a->block_ids);
         if (round % 2 == 0 || op == Op::kKlLoss) return;
         a->row_ptr = scene.arena.i32({scene.heads_kv, 4}, {0, 3, 5, 9, 0, 0, 1000, 1000});
         a->entries = scene.arena.make(DType::kI32, {scene.heads_kv, scene.tokens * scene.topk});

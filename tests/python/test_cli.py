@@ -200,7 +200,7 @@ ALL_OPS = ["dense_attention", "index_scores", "select_blocks", "index_select", "
 @pytest.mark.parametrize("flags", [
     ["--op", ",".join(ALL_OPS), "--context", "100,333", "--batch", "2"],
     ["--op", ",".join(ALL_OPS), "--context", "200", "--layout", "paged", "--dtype", "bf16"],
-    ["--op", "sparse_decode,msa,dense_attention", "--context", "300", "--new-tokens", "3",
+    ["--op", "sparse_attention,msa,dense_attention", "--context", "300", "--new-tokens", "3",
      "--batch", "3", "--dtype", "f16"],
     ["--context", "256", "--selection", "random", "--new-tokens", "100"],
 ])
@@ -221,6 +221,19 @@ def test_bench(tmp_path, flags):
     lines = table.read_text().splitlines()
     assert len(lines) == 1 + len(result["rows"]) and BENCH_KEYS <= set(lines[0].split("\t"))
     assert all(line.count("\t") == lines[0].count("\t") for line in lines)
+
+
+def test_old_names_of_operators():
+    """With a warning, and the new ones in the rows."""
+    done = run("bench", "--shape", "8,2,32,16,4", "--op", "sparse_decode,msa_layer_decode",
+               "--context", "64", "--new-tokens", "2", "--repeats", "1", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert [row["op"] for row in json.loads(done.stdout)["rows"]] == ["sparse_attention",
+                                                                      "msa_layer"]
+    assert "sparse_decode is deprecated, its name is sparse_attention; gone in 0.3" in done.stderr
+    done = run("info", "--problem", "op=msa_layer_decode,layout=packed")
+    assert done.stdout.startswith("msa_layer, f32, packed")
+    assert "msa_layer_decode is deprecated" in done.stderr
 
 
 def test_bench_bad(tmp_path):
@@ -277,7 +290,7 @@ def test_check_of_some_operators():
 def test_attend_round_trip(attend, tmp_path, op, dtype, flags):
     tensors = attend_inputs(dtype)
     if op == "sparse_attention":
-        tensors["ids"] = local_ids()
+        tensors["block_ids"] = local_ids()
     report = json.loads(run_ok(*attend(tensors, "--op", op, "--block", BK, "--check", "--json", "-",
                                        *flags, *(["--topk", 3] if op in ("msa", "index_select")
                                                  else []))))
@@ -286,7 +299,7 @@ def test_attend_round_trip(attend, tmp_path, op, dtype, flags):
     assert report["op"] == op and report["check"]["passed"]
     out = parse(tmp_path / "out.safetensors")
     if op in ("msa", "index_select"):
-        assert out["ids"][:2] == ("I32", [HKV, T, 3])
+        assert out["block_ids"][:2] == ("I32", [HKV, T, 3])
     if op != "index_select":
         assert out["o"][:2] == (dtype, [T, HQ, D]) and out["lse"][:2] == ("F32", [T, HQ])
 
@@ -315,7 +328,7 @@ def test_attend_finds_the_operator(attend):
     some = lambda *names: {name: tensors[name] for name in names}
     for given, op in [(tensors, "msa"), (some("q", "k", "v"), "dense_attention"),
                       (some("q_idx", "k_idx"), "index_select"),
-                      ({**some("q", "k", "v"), "ids": local_ids()}, "sparse_attention")]:
+                      ({**some("q", "k", "v"), "block_ids": local_ids()}, "sparse_attention")]:
         assert json.loads(run_ok(*attend(given, "--block", BK, "--json", "-")))["op"] == op
 
 
@@ -361,11 +374,12 @@ def test_attend_bad_ids_and_pages(attend_bad):
     tensors = {name: attend_inputs()[name] for name in ("q", "k", "v")}
     for id_, says in [(7, "7"), (-2, "-2"), (2**31 - 1, "2147483647")]:
         kind, shape, values = local_ids()
-        attend_bad({**tensors, "ids": (kind, shape, [*values[:-1], id_])}, "--block", BK,
-                   says=["ids", says])
+        attend_bad({**tensors, "block_ids": (kind, shape, [*values[:-1], id_])}, "--block", BK,
+                   says=["block_ids", says])
     kind, shape, values = local_ids()
     twice = (kind, shape, [*values[:-2], 6, 6])
-    attend_bad({**tensors, "ids": twice}, "--block", BK, "--backend", "reference", says="ids")
+    attend_bad({**tensors, "block_ids": twice}, "--block", BK, "--backend", "reference",
+               says="block_ids")
     for page in (10, -1):
         paged = paged_inputs()
         paged["page_table"] = ("I32", (2, 4), [3, 0, page, 8, 2, 1, 5, 4])

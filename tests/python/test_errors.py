@@ -69,7 +69,6 @@ BATCH = ("cu_seqlens_q", "seq_lens", "page_table", "q_offset", "block_offset", "
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sparse_attention": (("q", "k", "v", "block_ids"),
                          ("out", "lse", "softmax_scale", "k_scale", "cu_seqlens_k", *BATCH)),
-    "sparse_decode": (("q", "k", "v", "block_ids"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "dense_attention": (("q", "k", "v"), ("out", "lse", "max_seqlen_q", *BATCH)),
     "index_select": (("q_idx", "k_idx"), ("topk", "init_blocks", "local_blocks", *BATCH)),
     "index_scores": (("q_idx", "k_idx"), BATCH),
@@ -188,10 +187,10 @@ CASES = [
     Bad("a negative length", "sparse_attention", ValueError,
         "seq_lens[1]: got -3, expected 0..", {"seq_lens": set_at(1, -3)}),
     Bad("a length behind the page table", "sparse_attention", ValueError,
-        "seq_lens[1]: got 17, expected 0..16 (the plan's max_kv_len)",
+        "seq_lens[1]: got 17, expected 0..16 (the plan's max_seqlen_k)",
         {"seq_lens": set_at(1, 17), "max_seqlen_k": 1000}),
     Bad("an enormous length", "sparse_attention", ValueError,
-        f"seq_lens[1]: got {INT_MAX}, expected 0..16 (the plan's max_kv_len)",
+        f"seq_lens[1]: got {INT_MAX}, expected 0..16 (the plan's max_seqlen_k)",
         {"seq_lens": set_at(1, INT_MAX)}),
     Bad("a length above its bound", "sparse_attention", ValueError,
         "max_seqlen_k: got 10, the longest length in seq_lens is 11", {"max_seqlen_k": 10}),
@@ -257,11 +256,6 @@ CASES = [
         "softmax_scale: got 'x', expected a number", {"softmax_scale": "x"}),
     Bad("scales of 8-bit caches", "sparse_attention", NotImplementedError,
         "k_scale: given, supported: None", {"k_scale": 1.0}),
-    Bad("too many tokens to decode", "sparse_decode", ValueError,
-        "cu_seqlens_q[1]: got a length of 17, the most for sparse_decode is 16",
-        {"q": lambda a: np.repeat(a, 6, axis=0), "max_seqlen_q": None, "out": None, "lse": None,
-         "block_ids": lambda a: np.repeat(a, 6, axis=1),
-         "cu_seqlens_q": lambda _: np.array([0, 17, 18], np.int32)}),
     Bad("no parts", "merge", ValueError, "o_parts: got 0 parts, expected at least 1",
         {"o_parts": lambda a: a[:0], "lse_parts": lambda a: a[:0]}),
     Bad("nothing to append", "append_paged", TypeError, "k: got None, expected an array",
@@ -414,7 +408,6 @@ def test_empty_batches_are_legal(framework):
         lists = dict(max_seqlen_q=0, max_seqlen_k=0, num_blocks=0)
     q, pages = kind.empty((0, 4, 8)), kind.empty((5, 2, 128, 8))
     ids = kind.empty((2, 0, 16), "int32")
-    assert msa_cpp.sparse_decode(q, pages, pages, ids, max_seqlen_q=0, **paged).shape == (0, 4, 8)
     if DEVICE != "cpu":
         paged |= dict(max_seqlen_q=0)
     assert msa_cpp.dense_attention(q, pages, pages, **paged).shape == (0, 4, 8)

@@ -54,7 +54,7 @@ def test_one_key_of_a_large_logit_is_everything(kind, backend, dim):
     ids = kind.raw(np.zeros((1, 1, 1), np.int32))
     calls = [lambda: msa_cpp.dense_attention(q, k, k, **options, return_lse=True),
              lambda: msa_cpp.sparse_attention(q, k, k, ids, **options, return_lse=True),
-             lambda: msa_cpp.sparse_decode(
+             lambda: msa_cpp.sparse_attention(
                  q, *[kind.rows(constant(1, 1, 4, dim, value=x))] * 2, ids, **paged(kind, 1, 4),
                  block_size=4, return_lse=True, backend=backend)]
     for call in calls:
@@ -183,12 +183,12 @@ def test_a_page_of_another_request_stays_out(kind, backend):
     k, v = (rng.standard_normal((6, 2, block, dim), np.float32) for _ in range(2))
     ids = kind.raw(np.array([[[0, 2, -1]], [[2, 1, 0]]], np.int32))
     options = {**paged(kind, kv_len, block), "block_size": block, "backend": backend}
-    want = kind.numpy(msa_cpp.sparse_decode(q, kind.rows(k), kind.rows(v), ids, **options))
+    want = kind.numpy(msa_cpp.sparse_attention(q, kind.rows(k), kind.rows(v), ids, **options))
     for pool in (k, v):
         pool[3:] = np.nan
         pool[2, :, kv_len % block:] = np.nan
     v[1, 0] = np.nan  # not listed by the first KV head
-    got = kind.numpy(msa_cpp.sparse_decode(q, kind.rows(k), kind.rows(v), ids, **options))
+    got = kind.numpy(msa_cpp.sparse_attention(q, kind.rows(k), kind.rows(v), ids, **options))
     np.testing.assert_array_equal(got, want)
 
 
@@ -228,7 +228,7 @@ def test_a_block_twice(backend, lists):
     calls = {
         "sparse_attention": lambda ids: msa_cpp.sparse_attention(
             q, k, k, ids, **options, return_lse=True),
-        "sparse_decode": lambda ids: msa_cpp.sparse_decode(
+        "decode": lambda ids: msa_cpp.sparse_attention(
             q, pages, pages, ids, **paged(kind, 300, 128), return_lse=True, backend=backend),
         "index_lse": lambda ids: [msa_cpp.gradients.index_lse(q_idx, k_idx, ids, **options)],
         "backward": lambda ids: msa_cpp.gradients.sparse_attention_backward(

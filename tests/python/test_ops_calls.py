@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_explicit_plans():
             (dict(block_size=16), "block_size: got 8, the plan was made for 16"),
             (dict(topk=5), r"block_ids: got rank 3 .* expected \[Hkv,T,K\] = \[2,43,5\]"),
             (dict(max_tokens=42), "T: got 43, the plan's max_tokens is 42"),
-            (dict(max_seqlen_k=69), "cu_seqlens_k.* the plan's max_kv_len is 69"),
+            (dict(max_seqlen_k=69), "cu_seqlens_k.* the plan's max_seqlen_k is 69"),
             (dict(dtype="bfloat16"), "q: got dtype f32, expected bf16"),
             (dict(paged=True), "k: got rank 3")]:
         other = msa_cpp.plan("sparse_attention", **{**sizes, **changes})
@@ -294,6 +293,31 @@ def test_importing_needs_numpy_alone():
     assert loaded == []
 
 
+def test_the_lists_of_shards_merge_into_those_of_the_whole():
+    rng = np.random.default_rng(3)
+    q_idx = rng.standard_normal((5, 2, 16), dtype=np.float32)
+    k_idx = rng.integers(-2, 3, (93, 16)).astype(np.float32)  # ties, and a last block of 5
+    q_idx = np.round(q_idx)
+    kw = dict(topk=4, block_size=8, init_blocks=1, cu_seqlens_q=np.array([0, 5], np.int32),
+              q_offset=np.array([88], np.int32))
+
+    def lists(first, last, shard):
+        scores = np.empty((2, 5, 4), np.float32)
+        lengths = np.array([0, min(last, 93) - first], np.int32)
+        ids = msa_cpp.index_select(q_idx, k_idx[first:last], cu_seqlens_k=lengths,
+                                   block_offset=shard, scores_out=scores, **kw)
+        return ids, scores
+
+    ids, scores = lists(0, 93, None)
+    parts = [lists(8 * b, 8 * b + 32, np.array([b], np.int32)) for b in (8, 0, 4)]
+    for backend in ("reference", "auto"):
+        got_scores = np.empty_like(scores)
+        got = msa_cpp.merge_lists(np.stack([s for _, s in parts]), np.stack([i for i, _ in parts]),
+                                  scores_out=got_scores, backend=backend)
+        np.testing.assert_array_equal(got, ids)
+        np.testing.assert_array_equal(got_scores, scores)
+
+
 def test_the_plan_of_a_decoding_step():
     p = problem(q_lens=[2, 1], paged=True)
     rng = np.random.default_rng(0)
@@ -302,31 +326,33 @@ def test_the_plan_of_a_decoding_step():
     kw = {**p.metadata(np.copy), "max_seqlen_q": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
-    plan = msa_cpp.plan("msa_layer_decode", **sizes)
-    want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
-    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plan), want,
+    plan = msa_cpp.plan("msa_layer", paged=True, **sizes)
+    want = msa_cpp.msa_layer(*args, *keys, **kw)
+    np.testing.assert_allclose(msa_cpp.msa_layer(*args, *keys, **kw, plan=plan), want,
                                atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sparse_decode", "msa_layer_decode"])
-def test_the_old_name_of_the_bound_of_a_decoding_step(name):
+@pytest.mark.parametrize("old, new", [("sparse_decode", "sparse_attention"),
+                                      ("msa_layer_decode", "msa_layer")])
+def test_the_old_names_of_a_decoding_step(old, new):
     p = problem(q_lens=[2, 1], paged=True)
     q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
     k, v, k_idx = (p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,)))
     ids = np.zeros((2, 3, 1), np.int32)
-    args = (q, k, v, ids) if name == "sparse_decode" else (q, q_idx, k, v, k_idx)
-    call = partial(getattr(msa_cpp, name), *args, **p.metadata(np.copy), block_size=8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        want = call(max_seqlen_q=2)
-    with pytest.warns(DeprecationWarning, match="its name is max_seqlen_q") as caught:
-        np.testing.assert_array_equal(call(max_q_len=2), want)
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(call(), want)
-    with pytest.raises(TypeError, match="max_q_len: given beside max_seqlen_q"):
+    args = (q, k, v, ids) if old == "sparse_decode" else (q, q_idx, k, v, k_idx)
+    options = dict(p.metadata(np.copy), block_size=8)
+    want = getattr(msa_cpp, new)(*args, **options, max_seqlen_q=2)
+    call = partial(getattr(msa_cpp, old), *args, **options)
+    for name in ("max_seqlen_q", "max_q_len"):
+        with pytest.warns(DeprecationWarning, match=f"{old} is deprecated, its name is {new}") as w:
+            np.testing.assert_array_equal(call(**{name: 2}), want)
+        assert w[0].filename == __file__
+    with (pytest.warns(DeprecationWarning),
+          pytest.raises(TypeError, match="max_q_len: given beside max_seqlen_q")):
         call(max_q_len=2, max_seqlen_q=2)
-    with pytest.raises(ValueError, match="got 1, the longest length in cu_seqlens_q is 2"):
-        call(max_seqlen_q=1)
+    with pytest.warns(DeprecationWarning, match=f"its name is {new}"):
+        plan = msa_cpp.plan(old, heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8)
+    assert plan.op == new
 
 
 def test_the_overhead_bench_runs(tmp_path):

@@ -110,7 +110,7 @@ def test_sparse_attention(kind: Kind, p):
 @kinds
 @drawn
 @given(p=oracle.problems(paged=True))
-def test_sparse_decode(kind: Kind, p):
+def test_sparse_attention_of_a_decoding_step(kind: Kind, p):
     arrays, values = qkv(kind, p)
     ids = p.block_ids()[:1]  # one list for all heads, with a head stride of 0
     shared = np.broadcast_to(ids, (p.heads_kv, *ids.shape[1:]))
@@ -121,7 +121,7 @@ def test_sparse_decode(kind: Kind, p):
     for backend in BACKENDS:
         lse = kind.empty(want_lse.shape, "float32")
         out = kind.empty(want.shape, "float32")
-        got = msa_cpp.sparse_decode(
+        got = msa_cpp.sparse_attention(
             *arrays, given_ids, **kind.batch(p, decode=True), max_seqlen_q=max(p.q_lens, default=0),
             block_size=p.block_size, causal=p.causal, softmax_scale=p.scale, out=out, lse=lse,
             backend=backend)
@@ -133,7 +133,7 @@ def test_sparse_decode(kind: Kind, p):
 @kinds
 @drawn
 @given(p=oracle.problems(paged=True))
-def test_msa_layer_decode(kind: Kind, p):
+def test_msa_layer(kind: Kind, p):
     p.offsets, p.q_offset, p.causal = False, None, True
     (q, k, v), values = qkv(kind, p)
     q_idx = p.small_integers(p.tokens, p.heads_kv, p.index_dim)
@@ -143,11 +143,11 @@ def test_msa_layer_decode(kind: Kind, p):
     o_bound, lse_bound, _ = oracle.tolerance(p, *values, kind.dtype)
     for backend in BACKENDS:
         ids = kind.empty(want_ids.shape, "int32")
-        out, lse = msa_cpp.msa_layer_decode(
+        out, lse = msa_cpp.msa_layer(
             q, kind.rows(q_idx), k, v, kind.rows(p.store(k_idx)), **kind.batch(p, decode=True),
             max_seqlen_q=max(p.q_lens, default=0), topk=p.topk, block_size=p.block_size,
             init_blocks=p.init_blocks, local_blocks=p.local_blocks, softmax_scale=p.scale,
-            ids_out=ids, return_lse=True, backend=backend)
+            block_ids_out=ids, return_lse=True, backend=backend)
         np.testing.assert_array_equal(kind.numpy(ids), want_ids)
         close(kind.numpy(out), want, o_bound, f"{backend} out")
         close(kind.numpy(lse), want_lse, lse_bound, f"{backend} lse")

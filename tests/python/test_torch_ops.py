@@ -13,8 +13,8 @@ from msa_arrays import DEVICE, Kind  # noqa: E402
 from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
-NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "sparse_decode",
-         "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
+NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "msa_layer",
+         "dense_attention", "merge", "merge_lists", "block_lists", "append_paged", "block_mass",
          "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
          "kl_backward"]
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
@@ -33,9 +33,9 @@ def _device():
 def arguments(name, dtype="float32"):
     """(positional, keyword) arguments of the operator over a ragged batch."""
     p = Problem([5, 3], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
-                topk=3, paged=name in ("sparse_decode", "append_paged"))
+                topk=3, paged=name in ("msa_layer", "append_paged"))
     kind = Kind("torch", dtype)
-    meta = kind.batch(p, decode=name == "sparse_decode")
+    meta = kind.batch(p, decode=name == "msa_layer")
     q = kind.rows(p.normal(p.tokens, p.heads_q, p.head_dim))
     k, v = (kind.rows(p.store(p.normal(sum(p.kv_lens), p.heads_kv, p.head_dim))) for _ in range(2))
     q_idx = kind.rows(p.normal(p.tokens, p.heads_kv, p.index_dim))
@@ -47,6 +47,9 @@ def arguments(name, dtype="float32"):
         return (scores, torch.full((p.tokens,), 5, dtype=torch.int32), 3), {"init_blocks": 1}
     if name == "merge":
         return (torch.stack([q, 2 * q]), torch.randn(2, p.tokens, p.heads_q)), {}
+    if name == "merge_lists":
+        parts = torch.stack([ids, torch.where(ids < 0, ids, ids + 100)])
+        return (torch.randn(parts.shape), parts), {}
     if name == "block_lists":
         return (ids,), {**meta, **size, "num_blocks": sum(p.blocks(b) for b in range(2))}
     if name == "append_paged":
@@ -59,7 +62,7 @@ def arguments(name, dtype="float32"):
         "index_scores": ((q_idx, k_idx), {**meta, **size, **bounds}),
         "index_select": ((q_idx, k_idx), {**meta, **size, "topk": 3, "with_scores": True}),
         "sparse_attention": ((q, k, v, ids), {**meta, **size, "softmax_scale": 0.3}),
-        "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_seqlen_q": 5}),
+        "msa_layer": ((q, q_idx, k, v, k_idx), {**meta, **size, "max_seqlen_q": 5, "topk": 3}),
         "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
         "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
         **training_arguments(q, k, v, q_idx, k_idx, ids, {**meta, **size}),
@@ -97,7 +100,13 @@ def direct(name, args, kwargs):
         kwargs.pop("with_block_max")
         maxima = torch.empty(args[0].shape[1], args[0].shape[0], 6)
         return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
-    if name in ("sparse_attention", "sparse_decode", "merge"):
+    if name == "merge_lists":
+        best = torch.empty(args[0].shape[1:])
+        return msa_cpp.merge_lists(*args, scores_out=best), best
+    if name == "msa_layer":
+        ids = torch.empty(args[1].shape[1], args[1].shape[0], kwargs["topk"], dtype=torch.int32)
+        return *msa_cpp.msa_layer(*args, block_ids_out=ids, return_lse=True, **kwargs), ids
+    if name in ("sparse_attention", "merge"):
         return getattr(msa_cpp, name)(*args, return_lse=True, **kwargs)
     if name == "append_paged":
         k, v, k_idx, *pages = args
@@ -205,7 +214,7 @@ def test_compiled_calls_write_a_given_output():
         compiled(*inputs, out=torch.empty(3, 40, 4, 16))
 
 
-def test_msa_layer_decode_compiles():
+def test_msa_layer_compiles():
     torch._dynamo.reset()
     p = Problem([1, 2], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
                 topk=3, paged=True)
@@ -214,8 +223,8 @@ def test_msa_layer_decode_compiles():
     args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
             kind.raw(p.store(p.normal(33, 8))))
     kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4, return_lse=True)
-    compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
-    same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
+    compiled = torch.compile(msa_cpp.msa_layer, fullgraph=True, backend="aot_eager")
+    same(compiled(*args, **kwargs), msa_cpp.msa_layer(*args, **kwargs))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
@@ -351,10 +360,10 @@ def test_autocast_casts_the_steps_of_a_decoding_layer():
     q, q_idx = kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8))
     pages = [kind.rows(p.store(p.normal(33, *inner))) for inner in ((2, 16), (2, 16), (8,))]
     kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4)
-    want = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.bfloat16(), *pages, **kwargs)
+    want = msa_cpp.msa_layer(q.bfloat16(), q_idx.bfloat16(), *pages, **kwargs)
     with torch.autocast(DEVICE, dtype=torch.float16):
-        got = msa_cpp.msa_layer_decode(q, q_idx.half(), *pages, **kwargs)
-    rounded = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.half().bfloat16(), *pages, **kwargs)
+        got = msa_cpp.msa_layer(q, q_idx.half(), *pages, **kwargs)
+    rounded = msa_cpp.msa_layer(q.bfloat16(), q_idx.half().bfloat16(), *pages, **kwargs)
     assert got.dtype == want.dtype == torch.bfloat16 and torch.equal(got, rounded)
 
 

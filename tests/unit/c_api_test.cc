@@ -74,8 +74,8 @@ constexpr msa_limits kLimits = {.struct_size = sizeof(msa_limits),
                                 .max_threads = 2,
                                 .max_batch = 2,
                                 .max_tokens = kTokens,
-                                .max_q_len = kTokens,
-                                .max_kv_len = kKeys};
+                                .max_seqlen_q = kTokens,
+                                .max_seqlen_k = kKeys};
 
 class CApi : public ::testing::Test {
  protected:
@@ -99,8 +99,8 @@ class CApi : public ::testing::Test {
                             .topk = kTopk};
     const msa::Limits limits{.max_batch = 2,
                              .max_tokens = kTokens,
-                             .max_q_len = kTokens,
-                             .max_kv_len = kKeys,
+                             .max_seqlen_q = kTokens,
+                             .max_seqlen_k = kKeys,
                              .max_threads = 2};
     const msa::Status status = msa::plan(twin, limits, &cpp_plan_, "reference");
     ASSERT_TRUE(status.ok()) << status.message();
@@ -181,7 +181,7 @@ TEST_F(CApi, IndexBranchIsTheSame) {
   const msa_select_blocks_params selecting{.struct_size = sizeof selecting,
                                            .scores = &given.c,
                                            .num_valid_blocks = &valid.c,
-                                           .ids = &ids.c};
+                                           .block_ids = &ids.c};
   ASSERT_EQ(msa_run_select_blocks(plan_, &selecting, workspace_, bytes_, &queue_), MSA_OK)
       << msa_last_error();
   run_cpp(msa::SelectBlocksParams{given.cpp, valid.cpp, ids.cpp});
@@ -194,7 +194,7 @@ TEST_F(CApi, IndexBranchIsTheSame) {
                                      .q_idx = &qi.c,
                                      .k_idx = &ki.c,
                                      .batch = &packed_,
-                                     .ids = &fused.c,
+                                     .block_ids = &fused.c,
                                      .scores = &best.c};
   ASSERT_EQ(msa_run_index_select(plan_, &both, workspace_, bytes_, &queue_), MSA_OK)
       << msa_last_error();
@@ -214,7 +214,7 @@ void CApi::training_is_the_same(const Both& ids, const Out<float>& made_o,
                                                .q = &q.c,
                                                .k = &k.c,
                                                .v = &v.c,
-                                               .ids = &ids.c,
+                                               .block_ids = &ids.c,
                                                .o = &o.c,
                                                .lse = &lse.c,
                                                .d_o = &q.c,
@@ -247,7 +247,7 @@ void CApi::training_is_the_same(const Both& ids, const Out<float>& made_o,
   const msa_index_lse_params indexing{.struct_size = sizeof indexing,
                                       .q_idx = &qi.c,
                                       .k_idx = &ki.c,
-                                      .ids = &ids.c,
+                                      .block_ids = &ids.c,
                                       .batch = &packed_,
                                       .lse = &made_index.c};
   ASSERT_EQ(msa_run_index_lse(plan_, &indexing, workspace_, bytes_, &queue_), MSA_OK)
@@ -267,7 +267,7 @@ void CApi::training_is_the_same(const Both& ids, const Out<float>& made_o,
                                .q_idx = &qi.c,
                                .k_idx = &ki.c,
                                .index_lse = &index_lse.c,
-                               .ids = &ids.c,
+                               .block_ids = &ids.c,
                                .batch = &packed_,
                                .dq_idx = &dq_idx.c,
                                .dk_idx = &dk_idx.c,
@@ -326,7 +326,7 @@ TEST_F(CApi, AttentionIsTheSame) {
                                            .q = &q.c,
                                            .k = &k.c,
                                            .v = &v.c,
-                                           .ids = &ids.c,
+                                           .block_ids = &ids.c,
                                            .batch = &packed_,
                                            .o = &sparse_o.c,
                                            .lse = &sparse_lse.c};
@@ -357,7 +357,7 @@ TEST_F(CApi, AttentionIsTheSame) {
   make_plan(small_problem(MSA_OP_BLOCK_LISTS));
   Out<int32_t> row_ptr(MSA_I32, {kKvHeads, 7}), entries(MSA_I32, {kKvHeads, kTokens * kTopk});
   const msa_block_lists_params inverting{.struct_size = sizeof inverting,
-                                         .ids = &ids.c,
+                                         .block_ids = &ids.c,
                                          .batch = &packed_,
                                          .row_ptr = &row_ptr.c,
                                          .entries = &entries.c};
@@ -415,8 +415,8 @@ TEST_F(CApi, MergeAndAppendAreTheSame) {
   EXPECT_EQ(k_idx_pages.memory[0][0], index_row_values[1 * kDim]);
 }
 
-TEST_F(CApi, ADecodingStepIsTheSame) {
-  make_plan(small_problem(MSA_OP_LAYER_DECODE, MSA_PAGED));
+TEST_F(CApi, ALayerIsTheSame) {
+  make_plan(small_problem(MSA_OP_LAYER, MSA_PAGED));
   const auto k_values = random_floats(kPages * kKvHeads * kBlock * kDim, 10),
              v_values = random_floats(kPages * kKvHeads * kBlock * kDim, 11),
              ki_values = random_floats(kPages * kBlock * kDim, 12);
@@ -425,25 +425,46 @@ TEST_F(CApi, ADecodingStepIsTheSame) {
       ki_pages(ki_values.data(), MSA_F32, {kPages, kBlock, kDim});
   Out<float> o(MSA_F32, {kTokens, kHeads, kDim}), lse(MSA_F32, {kTokens, kHeads});
   Out<int32_t> ids(MSA_I32, {kKvHeads, kTokens, kTopk});
-  const msa_layer_decode_params step{.struct_size = sizeof step,
-                                     .softmax_scale = 0.4f,
-                                     .q = &q.c,
-                                     .q_idx = &qi.c,
-                                     .k = &k_pages.c,
-                                     .v = &v_pages.c,
-                                     .k_idx = &ki_pages.c,
-                                     .batch = &paged_,
-                                     .o = &o.c,
-                                     .lse = &lse.c,
-                                     .ids = &ids.c};
-  ASSERT_EQ(msa_run_layer_decode(plan_, &step, workspace_, bytes_, &queue_), MSA_OK)
-      << msa_last_error();
-  run_cpp(msa::LayerDecodeParams{q.cpp, qi.cpp, k_pages.cpp, v_pages.cpp, ki_pages.cpp, cpp_paged_,
-                                 0.4f, o.cpp, lse.cpp, ids.cpp});
+  const msa_layer_params step{.struct_size = sizeof step,
+                              .softmax_scale = 0.4f,
+                              .q = &q.c,
+                              .q_idx = &qi.c,
+                              .k = &k_pages.c,
+                              .v = &v_pages.c,
+                              .k_idx = &ki_pages.c,
+                              .batch = &paged_,
+                              .o = &o.c,
+                              .lse = &lse.c,
+                              .block_ids = &ids.c};
+  ASSERT_EQ(msa_run_layer(plan_, &step, workspace_, bytes_, &queue_), MSA_OK) << msa_last_error();
+  run_cpp(msa::LayerParams{q.cpp, qi.cpp, k_pages.cpp, v_pages.cpp, ki_pages.cpp, cpp_paged_, 0.4f,
+                           o.cpp, lse.cpp, ids.cpp});
   o.expect_same();
   lse.expect_same();
   ids.expect_same();
 }
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+TEST_F(CApi, OldNamesMeanTheNewOnes) {
+  make_plan(small_problem(MSA_OP_SPARSE_ATTENTION, MSA_PAGED));
+  const int64_t bytes = msa_plan_workspace_bytes(plan_);
+  const msa_problem old = small_problem(MSA_OP_SPARSE_DECODE, MSA_PAGED);
+  msa_plan_destroy(std::exchange(plan_, nullptr));
+  ASSERT_EQ(msa_plan_create(&old, &kLimits, "reference", &plan_), MSA_OK) << msa_last_error();
+  EXPECT_EQ(msa_plan_workspace_bytes(plan_), bytes);
+  EXPECT_EQ(MSA_OP_LAYER_DECODE, MSA_OP_LAYER);
+  msa_limits limits{};
+  limits.max_q_len = 3, limits.max_kv_len = 4;
+  EXPECT_EQ(limits.max_seqlen_q, 3);
+  EXPECT_EQ(limits.max_seqlen_k, 4);
+  EXPECT_EQ(offsetof(msa_limits, max_seqlen_k), 32u);
+  EXPECT_EQ(offsetof(msa_sparse_attention_params, ids), 32u);
+  const msa_layer_decode_params none{.struct_size = sizeof none};
+  EXPECT_EQ(msa_run_layer_decode(plan_, &none, workspace_, bytes_, &queue_), MSA_INVALID_ARGUMENT);
+  EXPECT_STREQ(msa_last_error(), "batch: got NULL, expected a struct");
+}
+#pragma GCC diagnostic pop
 
 TEST_F(CApi, OlderCallersGetDefaultsAndNewerOnesAnError) {
   msa_problem problem = small_problem(MSA_OP_INDEX_SELECT);

@@ -15,6 +15,7 @@
 #include "conformance/harness.h"
 #include "core/half.h"
 #include "core/layer.h"
+#include "core/op_table.h"
 #include "core/registry.h"
 
 namespace msa::conformance {
@@ -135,7 +136,7 @@ void expect_found(const std::set<Op>& ops, const char* words, Saboteur::Change b
       << words << ": " << (tally.details.empty() ? "" : *tally.details.begin());
 }
 
-const std::set<Op> kAttention = {Op::kSparseAttention, Op::kSparseDecode, Op::kDenseAttention};
+const std::set<Op> kAttention = {Op::kSparseAttention, Op::kDenseAttention};
 const std::set<Op> kIndex = {Op::kIndexScores, Op::kIndexSelect};
 const std::set<Op> kBackward = {Op::kSparseAttentionBackward, Op::kDenseAttentionBackward};
 const std::set<Op> kKl = {Op::kKlBackward, Op::kKlLoss};
@@ -157,7 +158,7 @@ void with_first_element(Params& params, const std::function<void(TensorView&, in
 
 TEST(Conformance, AnHonestBackendPasses) {
   std::set<Op> all;
-  for (int op = 0; op < kOpCount; ++op) all.insert(static_cast<Op>(op));
+  for (const OpInfo& op : all_ops()) all.insert(op.op);
   const Tally tally = try_backend(Saboteur({}, {}, 0), all);
   EXPECT_EQ(tally.failed, 0) << *tally.details.begin();
   EXPECT_GT(tally.passed, 60);
@@ -201,7 +202,7 @@ TEST(Conformance, FindsAListThatIsCut) {
   const auto cut = [](Call& call) {
     call.plan.problem.topk = std::max(1, call.plan.problem.topk - 1);
   };
-  expect_found({Op::kSparseAttention, Op::kSparseDecode}, "o[", cut);
+  expect_found({Op::kSparseAttention}, "o[", cut);
   expect_found({Op::kSparseAttentionBackward}, "dq[", cut);
   expect_found({Op::kKlBackward}, "dq_idx[", cut);
 }
@@ -253,28 +254,28 @@ TEST(Conformance, FindsAnLseInTheWrongBase) {
 
 TEST(Conformance, FindsForgottenForcedBlocks) {
   const std::set<Op> ops = {Op::kSelectBlocks, Op::kIndexSelect};
-  expect_found(ops, "ids[", [](Call& call) { call.plan.problem.local_blocks = 0; });
-  expect_found(ops, "ids[", [](Call& call) { call.plan.problem.init_blocks = 1; });
+  expect_found(ops, "block_ids[", [](Call& call) { call.plan.problem.local_blocks = 0; });
+  expect_found(ops, "block_ids[", [](Call& call) { call.plan.problem.init_blocks = 1; });
 }
 
 TEST(Conformance, FindsOneListForAllHeads) {
-  expect_found({Op::kIndexSelect}, "ids[", {}, [](Call& call) {
+  expect_found({Op::kIndexSelect}, "block_ids[", {}, [](Call& call) {
     if (!std::holds_alternative<IndexSelectParams>(call.params)) return;
     auto& a = std::get<IndexSelectParams>(call.params);
-    for (int64_t r = 1; r < a.ids.shape[0]; ++r)
-      for (int64_t t = 0; t < a.ids.shape[1]; ++t)
-        std::memcpy(a.ids.at<int32_t>(r, t), a.ids.at<int32_t>(0, t),
-                    static_cast<size_t>(a.ids.shape[2]) * 4);
+    for (int64_t r = 1; r < a.block_ids.shape[0]; ++r)
+      for (int64_t t = 0; t < a.block_ids.shape[1]; ++t)
+        std::memcpy(a.block_ids.at<int32_t>(r, t), a.block_ids.at<int32_t>(0, t),
+                    static_cast<size_t>(a.block_ids.shape[2]) * 4);
   });
 }
 
 TEST(Conformance, FindsTiesBrokenTheOtherWay) {
   // A chosen block gives way to a later one of the same score.
-  expect_found({Op::kSelectBlocks}, "ids[", {}, [](Call& call) {
+  expect_found({Op::kSelectBlocks}, "block_ids[", {}, [](Call& call) {
     auto& a = std::get<SelectBlocksParams>(call.params);
-    for (int64_t r = 0; r < a.ids.shape[0]; ++r) {
-      for (int64_t t = 0; t < a.ids.shape[1]; ++t) {
-        int32_t* list = a.ids.at<int32_t>(r, t);
+    for (int64_t r = 0; r < a.block_ids.shape[0]; ++r) {
+      for (int64_t t = 0; t < a.block_ids.shape[1]; ++t) {
+        int32_t* list = a.block_ids.at<int32_t>(r, t);
         const int64_t valid =
             a.num_valid_blocks.given() ? a.num_valid_blocks.at<int32_t>()[t] : a.scores.shape[2];
         for (int64_t slot = 0; slot + 1 < call.plan.problem.topk && list[slot + 1] != -1; ++slot) {
@@ -291,11 +292,11 @@ TEST(Conformance, FindsTiesBrokenTheOtherWay) {
 
 TEST(Conformance, FindsUnwrittenOutputs) {
   // One element left as it was: visible because what was there changes between repeats.
-  for (int op = 0; op < kOpCount; ++op) {
-    if (static_cast<Op>(op) == Op::kAppendPaged) continue;  // may leave anything as it was
+  for (const OpInfo& info : all_ops()) {
+    if (info.op == Op::kAppendPaged) continue;  // may leave anything as it was
     std::byte kept[4];
     expect_found(
-        {static_cast<Op>(op)}, "",
+        {info.op}, "",
         [&](Call& call) {
           with_first_element(call.params, [&](TensorView& view, int64_t offset) {
             const int64_t size = size_of(view.dtype);
@@ -314,8 +315,8 @@ TEST(Conformance, FindsUnwrittenOutputs) {
 }
 
 TEST(Conformance, FindsWritesOutsideTheOutputs) {
-  for (int op = 0; op < kOpCount; ++op) {
-    expect_found({static_cast<Op>(op)}, "writes outside its outputs", {}, [](Call& call) {
+  for (const OpInfo& info : all_ops()) {
+    expect_found({info.op}, "writes outside its outputs", {}, [](Call& call) {
       TensorView view = *outputs(call.params)[0].view;
       std::memset(static_cast<std::byte*>(view.data) - 4, 0x11, 4);
     });
@@ -378,8 +379,8 @@ TEST(Conformance, FindsAFusedSelectionThatIsNotTheTwoSteps) {
   expect_found({Op::kIndexSelect}, "ids differ from index_scores + select_blocks", {},
                [](Call& call) {
                  auto* a = std::get_if<IndexSelectParams>(&call.params);
-                 if (a != nullptr && !a->scores.given() && a->ids.numel() > 0)
-                   *a->ids.at<int32_t>() ^= 1;
+                 if (a != nullptr && !a->scores.given() && a->block_ids.numel() > 0)
+                   *a->block_ids.at<int32_t>() ^= 1;
                });
 }
 
@@ -453,10 +454,10 @@ TEST(Judge, AComposedKernelRoundsWhereItsStepsDo) {
   for (bool rounds : {false, true}) {
     const Kernel kernels[] = {
         {.op = Op::kIndexSelect, .name = "select"},
-        {.op = Op::kSparseDecode, .name = "attend", .rounds_probabilities = rounds},
+        {.op = Op::kSparseAttention, .name = "attend", .rounds_probabilities = rounds},
         kLayerSteps};
     const Backend backend{"steps", "nothing", 0, DeviceKind::kCPU, nullptr, kernels};
-    const Problem problem{.op = Op::kLayerDecode, .dtype = DType::kBF16};
+    const Problem problem{.op = Op::kLayer, .dtype = DType::kBF16};
     EXPECT_EQ(rounds_probabilities(plan_on(backend, problem, {})), rounds);
   }
 }
@@ -510,7 +511,7 @@ TEST(Cases, CoverWhatTheyShould) {
       count["one token missing"] += s.kv_len % p.block_size == p.block_size - 1;
     }
   }
-  EXPECT_EQ(seen["op.dtype.layout"].size(), 3u * 22);
+  EXPECT_EQ(seen["op.dtype.layout"].size(), 3u * 23);
   for (int64_t group = 1; group <= 16; ++group) EXPECT_TRUE(seen["G"].contains(group)) << group;
   EXPECT_EQ(seen["values"].size(), 10u);
   for (int64_t k : {1, 2, 4, 8, 16, 32}) EXPECT_TRUE(seen["K"].contains(k)) << k;

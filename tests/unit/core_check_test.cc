@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t kTokens = 6;
 const Problem kProblem{
     .heads_q = 4, .heads_kv = 2, .head_dim = 8, .index_dim = 16, .block_size = 4, .topk = 3};
-const Limits kLimits{.max_batch = 2, .max_tokens = 6, .max_q_len = 3, .max_kv_len = 12};
+const Limits kLimits{.max_batch = 2, .max_tokens = 6, .max_seqlen_q = 3, .max_seqlen_k = 12};
 
 struct Packed : Tensors {
   Batch batch() { return {.cu_seqlens_q = ints({0, 3, 5}), .cu_seqlens_k = ints({0, 10, 15})}; }
@@ -54,13 +54,13 @@ struct Make : Storage {
   SelectBlocksParams select_blocks() {
     return {.scores = this->make(DType::kF32, {2, kTokens, 3}),
             .num_valid_blocks = this->ints({1, 2, 3, 0, 3, 1}),
-            .ids = this->make(DType::kI32, {2, kTokens, 3})};
+            .block_ids = this->make(DType::kI32, {2, kTokens, 3})};
   }
   IndexSelectParams index_select() {
     return {.q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
             .k_idx = this->k_idx(),
             .batch = this->batch(),
-            .ids = this->make(DType::kI32, {2, kTokens, 3}),
+            .block_ids = this->make(DType::kI32, {2, kTokens, 3}),
             .scores = this->make(DType::kF32, {2, kTokens, 3})};
   }
   TensorView ids() {
@@ -75,7 +75,7 @@ struct Make : Storage {
     return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
             .k = this->k(),
             .v = this->k(),
-            .ids = ids(),
+            .block_ids = ids(),
             .batch = this->batch(),
             .o = this->make(DType::kF32, {kTokens, 4, 8}),
             .lse = this->make(DType::kF32, {kTokens, 4})};
@@ -96,7 +96,7 @@ struct Make : Storage {
             .lse = this->make(DType::kF32, {kTokens, 4})};
   }
   BlockListsParams block_lists() {
-    return {.ids = ids(),
+    return {.block_ids = ids(),
             .batch = this->batch(),
             .row_ptr = this->make(DType::kI32, {2, 6}),
             .entries = this->make(DType::kI32, {2, kTokens * 3})};
@@ -110,7 +110,7 @@ struct Make : Storage {
             .v_pages = this->k(),
             .k_idx_pages = this->k_idx()};
   }
-  LayerDecodeParams layer_decode() {
+  LayerParams layer() {
     return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
             .q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
             .k = this->k(),
@@ -119,7 +119,7 @@ struct Make : Storage {
             .batch = this->batch(),
             .o = this->make(DType::kF32, {kTokens, 4, 8}),
             .lse = this->make(DType::kF32, {kTokens, 4}),
-            .ids = this->make(DType::kI32, {2, kTokens, 3})};
+            .block_ids = this->make(DType::kI32, {2, kTokens, 3})};
   }
   BlockMassParams block_mass() {
     return {.q = this->make(DType::kF32, {kTokens, 4, 8}),
@@ -132,7 +132,7 @@ struct Make : Storage {
     AttentionBackwardParams a{.q = this->make(DType::kF32, {kTokens, 4, 8}),
                               .k = this->k(),
                               .v = this->k(),
-                              .ids = ids(),
+                              .block_ids = ids(),
                               .o = this->make(DType::kF32, {kTokens, 4, 8}),
                               .lse = this->make(DType::kF32, {kTokens, 4}),
                               .d_o = this->make(DType::kF32, {kTokens, 4, 8}),
@@ -143,14 +143,14 @@ struct Make : Storage {
                               .dk = this->k(),
                               .dv = this->k()};
     EXPECT_TRUE(
-        call(lists_problem(), kLimits, BlockListsParams{a.ids, a.batch, a.row_ptr, a.entries})
+        call(lists_problem(), kLimits, BlockListsParams{a.block_ids, a.batch, a.row_ptr, a.entries})
             .ok());
     return a;
   }
   IndexLseParams index_lse() {
     return {.q_idx = this->make(DType::kF32, {kTokens, 2, 16}),
             .k_idx = this->k_idx(),
-            .ids = ids(),
+            .block_ids = ids(),
             .batch = this->batch(),
             .lse = this->make(DType::kF32, {kTokens, 2})};
   }
@@ -225,7 +225,7 @@ using Dense = DenseAttentionParams;
 using Lists = BlockListsParams;
 using Append = AppendPagedParams;
 using Mass = BlockMassParams;
-using Layer = LayerDecodeParams;
+using Layer = LayerParams;
 using Backward = AttentionBackwardParams;
 using Lse = IndexLseParams;
 using Kl = KlParams;
@@ -237,12 +237,12 @@ TEST(Check, TensorsOfAnyOperator) {
           {"q: not given, expected [T,Hq,D] of f32", [](Sparse& a, Tensors&) { a.q = {}; }},
           {"v: not given", [](Sparse& a, Tensors&) { a.v = {}; }},
           {"o: not given", [](Sparse& a, Tensors&) { a.o = {}; }},
-          {"ids: not given", [](Sparse& a, Tensors&) { a.ids = {}; }},
+          {"block_ids: not given", [](Sparse& a, Tensors&) { a.block_ids = {}; }},
           {"q: got dtype bf16, expected f32",
            [](Sparse& a, Tensors&) { a.q.dtype = DType::kBF16; }},
           {"k: got dtype f16, expected f32", [](Sparse& a, Tensors&) { a.k.dtype = DType::kF16; }},
-          {"ids: got dtype f32, expected i32",
-           [](Sparse& a, Tensors&) { a.ids.dtype = DType::kF32; }},
+          {"block_ids: got dtype f32, expected i32",
+           [](Sparse& a, Tensors&) { a.block_ids.dtype = DType::kF32; }},
           {"o: got dtype f16, expected f32", [](Sparse& a, Tensors&) { a.o.dtype = DType::kF16; }},
           {"lse: got dtype bf16", [](Sparse& a, Tensors&) { a.lse.dtype = DType::kBF16; }},
           {"q: got device kind 2 id 0",
@@ -263,10 +263,10 @@ TEST(Check, TensorsOfAnyOperator) {
            [](Sparse& a, Tensors&) { a.o.shape[0] = 5; }},
           {"lse: got rank 2 shape [6,2], expected [T,Hq] = [6,4]",
            [](Sparse& a, Tensors&) { a.lse.shape[1] = 2; }},
-          {"ids: got rank 3 shape [4,6,3], expected [Hkv,T,K] = [2,6,3]",
-           [](Sparse& a, Tensors&) { a.ids.shape[0] = 4; }},
-          {"ids: got rank 3 shape [2,6,2], expected [Hkv,T,K] = [2,6,3]",
-           [](Sparse& a, Tensors&) { a.ids.shape[2] = 2; }},
+          {"block_ids: got rank 3 shape [4,6,3], expected [Hkv,T,K] = [2,6,3]",
+           [](Sparse& a, Tensors&) { a.block_ids.shape[0] = 4; }},
+          {"block_ids: got rank 3 shape [2,6,2], expected [Hkv,T,K] = [2,6,3]",
+           [](Sparse& a, Tensors&) { a.block_ids.shape[2] = 2; }},
           {"q: got innermost stride 2, expected 1", [](Sparse& a, Tensors&) { a.q.stride[2] = 2; }},
           {"o: got innermost stride 0", [](Sparse& a, Tensors&) { a.o.stride[2] = 0; }},
           {"o: got stride 0 on axis 0 of extent 6", [](Sparse& a, Tensors&) { a.o.stride[0] = 0; }},
@@ -296,7 +296,7 @@ TEST(Check, PackedBatch) {
            [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_q, 2, 2); }},
           {"cu_seqlens_q[1]: got -1 after 0",
            [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_q, 1, -1); }},
-          {"cu_seqlens_q[1]: got a length of 4, the plan's max_q_len is 3",
+          {"cu_seqlens_q[1]: got a length of 4, the plan's max_seqlen_q is 3",
            [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_q, 1, 4); }},
           {"cu_seqlens_q[3]: got 7, the tensor has 6 rows",
            [](Dense& a, Tensors& t) {
@@ -304,7 +304,7 @@ TEST(Check, PackedBatch) {
              a.batch.cu_seqlens_k = t.ints({0, 10, 15, 15});
            }},
           {"cu_seqlens_k[0]: got 2", [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_k, 0, 2); }},
-          {"cu_seqlens_k[1]: got a length of 13, the plan's max_kv_len is 12",
+          {"cu_seqlens_k[1]: got a length of 13, the plan's max_seqlen_k is 12",
            [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_k, 1, 13); }},
           {"cu_seqlens_k[2]: got 16, the tensor has 15 rows",
            [](Dense& a, Tensors&) { set(a.batch.cu_seqlens_k, 2, 16); }},
@@ -327,12 +327,12 @@ TEST(Check, PackedBatch) {
           {"block_max: got innermost stride",
            [](Dense& a, Tensors&) { a.block_max.stride[2] = 5; }},
       },
-      {.max_batch = 3, .max_tokens = 6, .max_q_len = 3, .max_kv_len = 12});
+      {.max_batch = 3, .max_tokens = 6, .max_seqlen_q = 3, .max_seqlen_k = 12});
 }
 
 TEST(Check, PagedBatch) {
   expect_errors<Paged, Fused>(
-      Op::kIndexSelect, &Make<Paged>::index_select, &Fused::ids,
+      Op::kIndexSelect, &Make<Paged>::index_select, &Fused::block_ids,
       {
           {"seq_lens: not given", [](Fused& a, Tensors&) { a.batch.seq_lens = {}; }},
           {"page_table: not given", [](Fused& a, Tensors&) { a.batch.page_table = {}; }},
@@ -358,7 +358,8 @@ TEST(Check, PagedBatch) {
            [](Fused& a, Tensors& t) { a.k_idx = t.make(DType::kF32, {24, 16}); }},
           {"scores: got rank 3 shape [2,6,4], expected [Hi,T,K] = [2,6,3]",
            [](Fused& a, Tensors&) { a.scores.shape[2] = 4; }},
-          {"ids: got stride 0 on axis 0", [](Fused& a, Tensors&) { a.ids.stride[0] = 0; }},
+          {"block_ids: got stride 0 on axis 0",
+           [](Fused& a, Tensors&) { a.block_ids.stride[0] = 0; }},
       });
 }
 
@@ -376,11 +377,11 @@ TEST(Check, PlanLimits) {
   limits.max_tokens = 5;
   EXPECT_EQ(message(limits), "T: got 6, the plan's max_tokens is 5");
   limits = kLimits;
-  limits.max_q_len = 2;
-  EXPECT_EQ(message(limits), "cu_seqlens_q[1]: got a length of 3, the plan's max_q_len is 2");
+  limits.max_seqlen_q = 2;
+  EXPECT_EQ(message(limits), "cu_seqlens_q[1]: got a length of 3, the plan's max_seqlen_q is 2");
   limits = kLimits;
-  limits.max_kv_len = 9;
-  EXPECT_EQ(message(limits), "cu_seqlens_k[1]: got a length of 10, the plan's max_kv_len is 9");
+  limits.max_seqlen_k = 9;
+  EXPECT_EQ(message(limits), "cu_seqlens_k[1]: got a length of 10, the plan's max_seqlen_k is 9");
 }
 
 TEST(Check, IndexScores) {
@@ -405,7 +406,7 @@ TEST(Check, IndexScores) {
 
 TEST(Check, SelectBlocks) {
   expect_errors<Packed, Select>(
-      Op::kSelectBlocks, &Make<Packed>::select_blocks, &Select::ids,
+      Op::kSelectBlocks, &Make<Packed>::select_blocks, &Select::block_ids,
       {
           {"num_valid_blocks[1]: got 4, expected 0..3",
            [](Select& a, Tensors&) { set(a.num_valid_blocks, 1, 4); }},
@@ -413,12 +414,12 @@ TEST(Check, SelectBlocks) {
            [](Select& a, Tensors&) { set(a.num_valid_blocks, 5, -1); }},
           {"num_valid_blocks: got rank 1 shape [5], expected [T] = [6]",
            [](Select& a, Tensors&) { a.num_valid_blocks.shape[0] = 5; }},
-          {"blocks: got 4, the plan's max_kv_len in blocks is 3",
+          {"blocks: got 4, the plan's max_seqlen_k in blocks is 3",
            [](Select& a, Tensors& t) { a.scores = t.make(DType::kF32, {2, kTokens, 4}); }},
           {"T: got 7, the plan's max_tokens is 6",
            [](Select& a, Tensors& t) { a.scores = t.make(DType::kF32, {2, 7, 3}); }},
-          {"ids: got rank 3 shape [2,6,2], expected [Hi,T,K] = [2,6,3]",
-           [](Select& a, Tensors&) { a.ids.shape[2] = 2; }},
+          {"block_ids: got rank 3 shape [2,6,2], expected [Hi,T,K] = [2,6,3]",
+           [](Select& a, Tensors&) { a.block_ids.shape[2] = 2; }},
           {"scores: got dtype f16", [](Select& a, Tensors&) { a.scores.dtype = DType::kF16; }},
       });
 }
@@ -427,17 +428,18 @@ TEST(Check, Ids) {
   expect_errors<Packed, Sparse>(
       Op::kSparseAttention, &Make<Packed>::sparse_attention, &Sparse::o,
       {
-          {"ids[0,0,1]: got 3, expected -1 or a block of sequence 0, which has 3",
-           [](Sparse& a, Tensors&) { *a.ids.at<int32_t>(0, 0, 1) = 3; }},
-          {"ids[1,4,0]: got 2, expected -1 or a block of sequence 1, which has 2",
-           [](Sparse& a, Tensors&) { *a.ids.at<int32_t>(1, 4, 0) = 2; }},
-          {"ids[0,1,1]: got -2", [](Sparse& a, Tensors&) { *a.ids.at<int32_t>(0, 1, 1) = -2; }},
-          {"ids[0,0,2]: got 0 a second time, expected distinct blocks",
-           [](Sparse& a, Tensors&) { *a.ids.at<int32_t>(0, 0, 2) = 0; }},
-          {"ids[0,0,0]: got -2",  // of a shard too, where other ids belong to other shards
+          {"block_ids[0,0,1]: got 3, expected -1 or a block of sequence 0, which has 3",
+           [](Sparse& a, Tensors&) { *a.block_ids.at<int32_t>(0, 0, 1) = 3; }},
+          {"block_ids[1,4,0]: got 2, expected -1 or a block of sequence 1, which has 2",
+           [](Sparse& a, Tensors&) { *a.block_ids.at<int32_t>(1, 4, 0) = 2; }},
+          {"block_ids[0,1,1]: got -2",
+           [](Sparse& a, Tensors&) { *a.block_ids.at<int32_t>(0, 1, 1) = -2; }},
+          {"block_ids[0,0,2]: got 0 a second time, expected distinct blocks",
+           [](Sparse& a, Tensors&) { *a.block_ids.at<int32_t>(0, 0, 2) = 0; }},
+          {"block_ids[0,0,0]: got -2",  // of a shard too, where other ids belong to other shards
            [](Sparse& a, Tensors& t) {
              a.batch.block_offset = t.ints({1, 0});
-             *a.ids.at<int32_t>(0, 0, 0) = -2;
+             *a.block_ids.at<int32_t>(0, 0, 0) = -2;
            }},
       });
 }
@@ -447,13 +449,13 @@ TEST(Check, IdsOfShardsAndSharedLists) {
   Make<Packed> storage;
   SparseAttentionParams a = storage.sparse_attention();
   a.batch.block_offset = storage.ints({7, 0});
-  *a.ids.at<int32_t>(0, 0, 1) = 1 << 30;  // another shard's
+  *a.block_ids.at<int32_t>(0, 0, 1) = 1 << 30;  // another shard's
   EXPECT_TRUE(call(plan, a).ok());
   a = storage.sparse_attention();
-  a.ids.stride[0] = 0;
+  a.block_ids.stride[0] = 0;
   EXPECT_TRUE(call(plan, a).ok());
-  *a.ids.at<int32_t>(0, 3, 1) = 2;
-  EXPECT_EQ(call(plan, a).message().substr(0, 18), "ids[0,3,1]: got 2,");
+  *a.block_ids.at<int32_t>(0, 3, 1) = 2;
+  EXPECT_EQ(call(plan, a).message().substr(0, 24), "block_ids[0,3,1]: got 2,");
 }
 
 TEST(Check, DistinctIdsInAnyOrder) {
@@ -462,38 +464,16 @@ TEST(Check, DistinctIdsInAnyOrder) {
   SparseAttentionParams a = storage.sparse_attention();
   a.batch.block_offset = storage.ints({7, 0});  // any id is legal
   const auto with = [&](std::array<int32_t, 3> list) {
-    std::copy(list.begin(), list.end(), a.ids.at<int32_t>(0, 1));
+    std::copy(list.begin(), list.end(), a.block_ids.at<int32_t>(0, 1));
     return call(plan, a).message();
   };
   EXPECT_EQ(with({8193, 4097, 1}), "");  // far apart by a round number
   EXPECT_EQ(with({4097, 8193, 1}), "");
   EXPECT_EQ(with({9, 4097, -1}), "");
-  EXPECT_EQ(with({4097, 1, 4097}), "ids[0,1,2]: got 4097 a second time, expected distinct blocks");
-  EXPECT_EQ(with({5, 5, -1}), "ids[0,1,1]: got 5 a second time, expected distinct blocks");
+  EXPECT_EQ(with({4097, 1, 4097}),
+            "block_ids[0,1,2]: got 4097 a second time, expected distinct blocks");
+  EXPECT_EQ(with({5, 5, -1}), "block_ids[0,1,1]: got 5 a second time, expected distinct blocks");
   EXPECT_EQ(with({5, -1, 5}), "");  // behind the end
-}
-
-TEST(Check, DecodeTakesSixteenTokens) {
-  Limits limits = kLimits;
-  limits.max_tokens = limits.max_q_len = 20;
-  limits.max_kv_len = 40;
-  Tensors t;
-  const auto params = [&](int64_t tokens) {
-    std::vector<int32_t> table(10), ids(static_cast<size_t>(2 * tokens * 3), -1);
-    return SparseAttentionParams{
-        .q = t.make(DType::kF32, {tokens, 4, 8}),
-        .k = t.make(DType::kF32, {10, 2, 4, 8}),
-        .v = t.make(DType::kF32, {10, 2, 4, 8}),
-        .ids = t.ints({2, tokens, 3}, ids),
-        .batch = {.cu_seqlens_q = t.ints({0, static_cast<int32_t>(tokens)}),
-                  .seq_lens = t.ints({40}),
-                  .page_table = t.ints({1, 10}, table)},
-        .o = t.make(DType::kF32, {tokens, 4, 8})};
-  };
-  const Plan plan = plan_for(Op::kSparseDecode, KvLayout::kPaged, limits);
-  EXPECT_TRUE(call(plan, params(16)).ok());
-  EXPECT_EQ(call(plan, params(17)).message(),
-            "cu_seqlens_q[1]: got a length of 17, the most for sparse_decode is 16");
 }
 
 TEST(Check, Merge) {
@@ -518,9 +498,10 @@ TEST(Check, BlockLists) {
            [](Lists& a, Tensors&) { a.row_ptr.shape[1] = 5; }},
           {"entries: got rank 2 shape [2,17], expected [Hkv,T*K] = [2,18]",
            [](Lists& a, Tensors&) { a.entries.shape[1] = 17; }},
-          {"ids[1,0,0]: got 3", [](Lists& a, Tensors&) { *a.ids.at<int32_t>(1, 0, 0) = 3; }},
-          {"ids[1,0,1]: got 0 a second time",
-           [](Lists& a, Tensors&) { *a.ids.at<int32_t>(1, 0, 1) = 0; }},
+          {"block_ids[1,0,0]: got 3",
+           [](Lists& a, Tensors&) { *a.block_ids.at<int32_t>(1, 0, 0) = 3; }},
+          {"block_ids[1,0,1]: got 0 a second time",
+           [](Lists& a, Tensors&) { *a.block_ids.at<int32_t>(1, 0, 1) = 0; }},
       });
   // The sequences' lengths alone, without a page table.
   Make<Paged> storage;
@@ -570,26 +551,26 @@ TEST(Check, BlockMass) {
       });
 }
 
-TEST(Check, LayerDecode) {
+TEST(Check, Layer) {
   expect_errors<Paged, Layer>(
-      Op::kLayerDecode, &Make<Paged>::layer_decode, &Layer::o,
+      Op::kLayer, &Make<Paged>::layer, &Layer::o,
       {
           {"q_idx: not given", [](Layer& a, Tensors&) { a.q_idx = {}; }},
           {"q_idx: got rank 3 shape [5,2,16], expected [T,Hi,Di] = [6,2,16]",
            [](Layer& a, Tensors&) { a.q_idx.shape[0] = 5; }},
           {"k_idx: got rank 3 shape [5,4,16], expected [P,Bk,Di] = [6,4,16]",
            [](Layer& a, Tensors&) { a.k_idx.shape[0] = 5; }},
-          {"ids: got rank 3 shape [2,6,2], expected [Hkv,T,K] = [2,6,3]",
-           [](Layer& a, Tensors&) { a.ids.shape[2] = 2; }},
+          {"block_ids: got rank 3 shape [2,6,2], expected [Hkv,T,K] = [2,6,3]",
+           [](Layer& a, Tensors&) { a.block_ids.shape[2] = 2; }},
           {"softmax_scale: got inf", [](Layer& a, Tensors&) { a.softmax_scale = INFINITY; }},
       });
   // Lengths and pages are looked at before the lists are chosen; lse and ids may be left out.
   Make<Paged> storage;
-  LayerDecodeParams a = storage.layer_decode();
-  a.lse = a.ids = {};
-  EXPECT_TRUE(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).ok());
+  LayerParams a = storage.layer();
+  a.lse = a.block_ids = {};
+  EXPECT_TRUE(call(plan_for(Op::kLayer, KvLayout::kPaged), a).ok());
   set(a.batch.page_table, 1, 77);
-  EXPECT_EQ(call(plan_for(Op::kLayerDecode, KvLayout::kPaged), a).message(),
+  EXPECT_EQ(call(plan_for(Op::kLayer, KvLayout::kPaged), a).message(),
             "page_table[0,1]: got 77, expected 0..5");
 }
 
@@ -597,7 +578,7 @@ TEST(Check, AttentionBackward) {
   expect_errors<Packed, Backward>(
       Op::kSparseAttentionBackward, &Make<Packed>::backward, &Backward::dq,
       {
-          {"ids: not given", [](Backward& a, Tensors&) { a.ids = {}; }},
+          {"block_ids: not given", [](Backward& a, Tensors&) { a.block_ids = {}; }},
           {"o: not given", [](Backward& a, Tensors&) { a.o = {}; }},
           {"d_o: got rank 3 shape [6,4,7]", [](Backward& a, Tensors&) { a.d_o.shape[2] = 7; }},
           {"lse: got dtype bf16", [](Backward& a, Tensors&) { a.lse.dtype = DType::kBF16; }},
@@ -606,10 +587,10 @@ TEST(Check, AttentionBackward) {
           {"dv: got rank 3 shape [14,2,8], expected [S,Hkv,D] = [15,2,8]",
            [](Backward& a, Tensors&) { a.dv.shape[0] = 14; }},
           {"dq: got stride 0 on axis 0", [](Backward& a, Tensors&) { a.dq.stride[0] = 0; }},
-          {"ids[0,0,1]: got 3", [](Backward& a, Tensors&) { set(a.ids, 1, 3); }},
-          {"ids[0,0,1]: got 0 a second time",
+          {"block_ids[0,0,1]: got 3", [](Backward& a, Tensors&) { set(a.block_ids, 1, 3); }},
+          {"block_ids[0,0,1]: got 0 a second time",
            [](Backward& a, Tensors&) {
-             set(a.ids, 1, 0);
+             set(a.block_ids, 1, 0);
              a.row_ptr = a.entries = {};
            }},
           {"row_ptr: not given", [](Backward& a, Tensors&) { a.row_ptr = {}; }},
@@ -629,8 +610,8 @@ TEST(Check, DenseBackwardTakesNoLists) {
   Make<Packed> storage;
   Backward a = storage.backward();
   const Plan plan = plan_for(Op::kDenseAttentionBackward, KvLayout::kPacked);
-  EXPECT_EQ(call(plan, a).message(), "ids: given, dense_attention_backward takes none");
-  a.ids = {};
+  EXPECT_EQ(call(plan, a).message(), "block_ids: given, dense_attention_backward takes none");
+  a.block_ids = {};
   EXPECT_EQ(call(plan, a).message(), "row_ptr: given, dense_attention_backward takes none");
   a.row_ptr = a.entries = {};
   EXPECT_TRUE(call(plan, a).ok());
@@ -653,8 +634,9 @@ TEST(Check, IndexLse) {
       Op::kIndexLse, &Make<Packed>::index_lse, &Lse::lse,
       {
           {"k_idx: not given", [](Lse& a, Tensors&) { a.k_idx = {}; }},
-          {"ids: got rank 3 shape [2,6,2]", [](Lse& a, Tensors&) { a.ids.shape[2] = 2; }},
-          {"ids[0,0,2]: got 9", [](Lse& a, Tensors&) { set(a.ids, 2, 9); }},
+          {"block_ids: got rank 3 shape [2,6,2]",
+           [](Lse& a, Tensors&) { a.block_ids.shape[2] = 2; }},
+          {"block_ids[0,0,2]: got 9", [](Lse& a, Tensors&) { set(a.block_ids, 2, 9); }},
           {"lse: got rank 2 shape [6,4]", [](Lse& a, Tensors&) { a.lse.shape[1] = 4; }},
       });
 }
@@ -706,7 +688,7 @@ TEST(Check, EmptyCallsAreFine) {
       .q = t.make(DType::kF32, {0, 4, 8}),
       .k = t.make(DType::kF32, {0, 2, 8}),
       .v = t.make(DType::kF32, {0, 2, 8}),
-      .ids = t.make(DType::kI32, {2, 0, 3}),
+      .block_ids = t.make(DType::kI32, {2, 0, 3}),
       .batch = {.cu_seqlens_q = t.ints({0}), .cu_seqlens_k = t.ints({0})},
       .o = TensorView::contiguous(nullptr, DType::kF32, {0, 4, 8})};
   const Status status = call(plan_for(Op::kSparseAttention, KvLayout::kPacked), nothing);

@@ -5,37 +5,29 @@
 #include <set>
 #include <string>
 
+#include "core/op_table.h"
 #include "msa/msa.h"
 
 namespace msa {
 namespace {
 
-constexpr Op kAllOps[] = {Op::kIndexScores,
-                          Op::kSelectBlocks,
-                          Op::kIndexSelect,
-                          Op::kSparseAttention,
-                          Op::kSparseDecode,
-                          Op::kDenseAttention,
-                          Op::kMerge,
-                          Op::kBlockLists,
-                          Op::kAppendPaged,
-                          Op::kBlockMass,
-                          Op::kLayerDecode,
-                          Op::kSparseAttentionBackward,
-                          Op::kDenseAttentionBackward,
-                          Op::kIndexLse,
-                          Op::kKlBackward,
-                          Op::kKlLoss};
-
 TEST(Names, AreDistinctAndKnown) {
   std::set<std::string> names;
-  for (Op op : kAllOps) names.insert(name_of(op));
-  EXPECT_EQ(names.size(), static_cast<size_t>(kOpCount));
+  for (const OpInfo& op : all_ops()) names.insert(name_of(op.op));
+  EXPECT_EQ(names.size(), all_ops().size());
   EXPECT_STREQ(name_of(Op::kBlockMass), "block_mass");
-  EXPECT_STREQ(name_of(static_cast<Op>(kOpCount)), "unknown");
+  EXPECT_STREQ(name_of(static_cast<Op>(99)), "unknown");
+  EXPECT_STREQ(name_of(static_cast<Op>(4)), "unknown");
   EXPECT_STREQ(name_of(static_cast<Op>(-1)), "unknown");
   EXPECT_STREQ(name_of(DType::kE2M1), "e2m1");
   EXPECT_STREQ(name_of(static_cast<DType>(99)), "unknown");
+}
+
+TEST(Names, OldOnesAreKnown) {
+  EXPECT_EQ(find_op("sparse_decode"), &info_of(Op::kSparseAttention));
+  EXPECT_EQ(find_op("msa_layer_decode"), &info_of(Op::kLayer));
+  EXPECT_EQ(find_op("sparse"), nullptr);
+  for (const OpInfo& op : all_ops()) EXPECT_EQ(find_op(op.name), &op);
 }
 
 struct BadProblem {
@@ -46,14 +38,14 @@ struct BadProblem {
 
 TEST(Validate, NamesFieldAndValue) {
   const BadProblem bad[] = {
-      {"op", "16", [](Problem& p) { p.op = static_cast<Op>(kOpCount); }},
+      {"op", "99", [](Problem& p) { p.op = static_cast<Op>(99); }},
+      {"op", "4", [](Problem& p) { p.op = static_cast<Op>(4); }},
       {"op", "-1", [](Problem& p) { p.op = static_cast<Op>(-1); }},
       {"dtype", "i32", [](Problem& p) { p.dtype = DType::kI32; }},
       {"dtype", "e4m3", [](Problem& p) { p.dtype = DType::kE4M3; }},
       {"dtype", "unknown", [](Problem& p) { p.dtype = static_cast<DType>(77); }},
       {"layout", "2", [](Problem& p) { p.layout = static_cast<KvLayout>(2); }},
       {"layout", "packed", [](Problem& p) { p.op = Op::kAppendPaged; }},
-      {"layout", "packed", [](Problem& p) { p.op = Op::kLayerDecode; }},
       {"layout", "paged", [](Problem& p) { p.op = Op::kKlBackward, p.layout = KvLayout::kPaged; }},
       {"device", "5", [](Problem& p) { p.device.kind = static_cast<DeviceKind>(5); }},
       {"heads_q", "0", [](Problem& p) { p.heads_q = 0; }},
@@ -96,9 +88,9 @@ TEST(Validate, Limits) {
   const auto message = [](const Limits& limits) { return validate(limits).message(); };
   EXPECT_EQ(message({.max_batch = -1}), "max_batch: got -1, expected 0..2147483647");
   EXPECT_EQ(message({.max_tokens = -7}), "max_tokens: got -7, expected 0..2147483647");
-  EXPECT_EQ(message({.max_q_len = -1}), "max_q_len: got -1, expected 0..2147483647");
-  EXPECT_EQ(message({.max_kv_len = int64_t{1} << 31}),
-            "max_kv_len: got 2147483648, expected 0..2147483647");
+  EXPECT_EQ(message({.max_seqlen_q = -1}), "max_seqlen_q: got -1, expected 0..2147483647");
+  EXPECT_EQ(message({.max_seqlen_k = int64_t{1} << 31}),
+            "max_seqlen_k: got 2147483648, expected 0..2147483647");
   EXPECT_EQ(message({.max_threads = -3}), "max_threads: got -3, expected >= 0");
 }
 
@@ -158,9 +150,8 @@ TEST(Cost, FlopsAreExactOnVisiblePairs) {
         EXPECT_EQ(flops(Op::kIndexSelect), 2.0 * 3 * 12 * static_cast<double>(n.dense));
         EXPECT_EQ(flops(Op::kDenseAttention), 4.0 * 6 * 20 * static_cast<double>(n.dense));
         EXPECT_EQ(flops(Op::kBlockMass), 2.0 * 6 * 20 * static_cast<double>(n.dense));
-        EXPECT_EQ(flops(Op::kLayerDecode), flops(Op::kIndexSelect) + flops(Op::kSparseDecode));
+        EXPECT_EQ(flops(Op::kLayer), flops(Op::kIndexSelect) + flops(Op::kSparseAttention));
         EXPECT_EQ(flops(Op::kSparseAttention), 4.0 * 6 * 20 * static_cast<double>(n.sparse));
-        EXPECT_EQ(flops(Op::kSparseDecode), flops(Op::kSparseAttention));
         EXPECT_EQ(flops(Op::kSelectBlocks), 0.0);
         const double pair = 2.0 * 6 * 20, index = 2.0 * 3 * 12;
         const auto dense = static_cast<double>(n.dense), sparse = static_cast<double>(n.sparse);
@@ -195,7 +186,7 @@ TEST(Cost, Bytes) {
   EXPECT_EQ(cost(p, 4, 100).bytes, 2 * q + lse + 2 * keys);
 
   // Decode reads the blocks of each token: 27, 28, 29 and 30 keys. ids [2,4,3].
-  p.op = Op::kSparseDecode;
+  p.op = Op::kSparseAttention;
   const double ids = 2 * 4 * 3 * 4;
   EXPECT_EQ(cost(p, 4, 100).bytes, 2 * q + lse + ids + 2 * (27 + 28 + 29 + 30) * 2 * 16 * 2.0);
   // Prefill reads the context once.
@@ -237,7 +228,7 @@ TEST(Cost, DecodeTrafficOfMiniMaxM3) {
   EXPECT_NEAR(cost(m3, 1, n).bytes / n, 2048, 1);
   m3.op = Op::kIndexSelect;
   EXPECT_NEAR(cost(m3, 1, n).bytes / n, 256, 1);
-  m3.op = Op::kSparseDecode;
+  m3.op = Op::kSparseAttention;
   EXPECT_NEAR(cost(m3, 1, n).bytes, 4.19e6, 5e4);
 }
 

@@ -10,8 +10,10 @@ namespace msa::cuda::sm90::index {
 namespace {
 
 Limits limits(int64_t batch, int64_t q_len, int64_t kv_len) {
-  return {
-      .max_batch = batch, .max_tokens = batch * q_len, .max_q_len = q_len, .max_kv_len = kv_len};
+  return {.max_batch = batch,
+          .max_tokens = batch * q_len,
+          .max_seqlen_q = q_len,
+          .max_seqlen_k = kv_len};
 }
 
 TEST(IndexConfig, LongPrefillIsNotSplit) {

@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kGiB = int64_t{1} << 30;
 
 Limits limits(int64_t tokens) {
-  return {.max_batch = 1, .max_tokens = tokens, .max_q_len = tokens, .max_kv_len = tokens};
+  return {.max_batch = 1, .max_tokens = tokens, .max_seqlen_q = tokens, .max_seqlen_k = tokens};
 }
 Problem shape(int32_t heads_q, int32_t heads_kv, int32_t topk = 16) {
   Problem p;

@@ -13,8 +13,8 @@ namespace {
 Limits limits(int64_t tokens, int64_t batch = 1, int64_t kv_len = 0) {
   return {.max_batch = batch,
           .max_tokens = tokens,
-          .max_q_len = tokens,
-          .max_kv_len = kv_len == 0 ? tokens : kv_len};
+          .max_seqlen_q = tokens,
+          .max_seqlen_k = kv_len == 0 ? tokens : kv_len};
 }
 Problem shape(int32_t heads_kv = 4, int32_t topk = 16) {
   Problem p;

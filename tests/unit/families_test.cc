@@ -27,9 +27,9 @@ Problem m3(Op op, KvLayout layout = KvLayout::kPacked) {
 TEST(Families, TakeTheShapeOfM3) {
   const KvLayout paged = KvLayout::kPaged;
   EXPECT_EQ(text(prefill::fits(m3(Op::kSparseAttention), {})), "");
-  EXPECT_EQ(text(decode::fits(m3(Op::kSparseDecode, paged), {})), "");
+  EXPECT_EQ(text(decode::fits(m3(Op::kSparseAttention, paged), {})), "");
   EXPECT_EQ(text(decode::fits_index(m3(Op::kIndexSelect, paged), {})), "");
-  EXPECT_EQ(text(decode::fits_layer(m3(Op::kLayerDecode, paged), {})), "");
+  EXPECT_EQ(text(decode::fits_layer(m3(Op::kLayer, paged), {})), "");
   EXPECT_EQ(text(dense::fits(m3(Op::kDenseAttention), {})), "");
   for (Op op : {Op::kIndexScores, Op::kSelectBlocks, Op::kIndexSelect})
     EXPECT_EQ(text(index::fits(m3(op), {})), "");
@@ -55,12 +55,12 @@ TEST(Families, NameWhatTheyRefuse) {
        "topk: got 17, supported: 1..16"},
       {prefill::fits, Op::kSparseAttention, [](Problem& p) { p.block_size = 64; },
        "block_size: got 64, supported: 128"},
-      {decode::fits, Op::kSparseDecode, [](Problem&) {},
+      {decode::fits, Op::kSparseAttention, [](Problem&) {},
        "layout: got packed keys, supported: paged ones"},
-      {decode::fits, Op::kSparseDecode,
+      {decode::fits, Op::kSparseAttention,
        [](Problem& p) { p.layout = KvLayout::kPaged, p.topk = 33; },
        "topk: got 33, supported: 1..32"},
-      {decode::fits_layer, Op::kLayerDecode,
+      {decode::fits_layer, Op::kLayer,
        [](Problem& p) { p.layout = KvLayout::kPaged, p.index_dim = 64; },
        "index_dim: got 64, supported: 128"},
       {dense::fits, Op::kDenseAttention, [](Problem& p) { p.head_dim = 64; },
@@ -88,13 +88,24 @@ TEST(Families, NameWhatTheyRefuse) {
 
 TEST(Families, DecodeChoosesForFewRows) {
   const Problem problem = m3(Op::kIndexSelect, KvLayout::kPaged);
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_q_len = 4})), "");
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_q_len = 5})),
-            "max_q_len * heads_kv: got 20, supported: 1..16");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_q = 4})), "");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_q = 5})),
+            "max_seqlen_q * heads_kv: got 20, supported: 1..16");
   EXPECT_EQ(text(decode::fits_index(problem, {.max_batch = 1025})),
             "max_batch: got 1025, supported: 1..1024");
-  EXPECT_EQ(text(decode::fits_index(problem, {.max_kv_len = (1 << 20) + 1})),
-            "max_kv_len: got 1048577, supported: up to 2^20");
+  EXPECT_EQ(text(decode::fits_index(problem, {.max_seqlen_k = (1 << 20) + 1})),
+            "max_seqlen_k: got 1048577, supported: up to 2^20");
+}
+
+TEST(Families, AStepOfDecodingIsALimit) {
+  const Problem packed = m3(Op::kSparseAttention), paged = m3(packed.op, KvLayout::kPaged);
+  const Limits step{.max_seqlen_q = 16}, longer{.max_seqlen_q = 17};
+  EXPECT_EQ(text(decode::fits(paged, step)), "");
+  EXPECT_EQ(text(decode::fits(paged, longer)), "max_seqlen_q: got 17, supported: 1..16");
+  EXPECT_EQ(text(prefill::fits(paged, longer)), "");
+  EXPECT_EQ(text(prefill::fits(packed, step)), "");
+  EXPECT_EQ(text(prefill::fits(paged, step)),
+            "max_seqlen_q: got 16, supported: 17 and more with paged keys");
 }
 
 TEST(Families, LeaveCallsToThePlainKernels) {

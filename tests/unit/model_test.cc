@@ -141,6 +141,7 @@ TEST(ModelTest, HooksSeeEveryToken) {
     for (int64_t i = 0; i < ids.shape[1]; ++i)  // the local block is always there
       EXPECT_EQ(std::count(ids.at<int32_t>(1, i), ids.at<int32_t>(1, i) + 4, (first + i) / 16), 1);
   };
+  hooks.time_index = true;
   hooks.on_progress = [&](int64_t done, int64_t total) {
     EXPECT_GT(done, progress);
     EXPECT_EQ(total, 300);
@@ -187,6 +188,24 @@ TEST(ModelTest, ForcedSelectionIsUsed) {
   const auto first_block = with([](int32_t) { return 0; });
   EXPECT_EQ(first_block, with([](int32_t) { return 0; }));
   EXPECT_NE(first_block, with([](int32_t local) { return local / 2; }));
+}
+
+TEST(ModelTest, ALayerIsItsTwoSteps) {
+  const auto model = load();
+  const auto tokens = random_tokens(200);
+  std::vector<float> logits[2];
+  for (bool apart : {false, true}) {
+    const auto session = start(*model, Attention::kMsa, 200);
+    Hooks hooks;
+    hooks.time_index = apart;
+    for (size_t first = 0, count = 180; first < 200; first += count, count = 4) {
+      logits[apart].resize(96);
+      const auto part = std::span(tokens).subspan(first, count);
+      ASSERT_EQ(session->extend(part, logits[apart], hooks).message(), "");
+    }
+    EXPECT_EQ(session->timings().index[1] > 0, apart);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
 }
 
 TEST(ModelTest, KeptMassGrowsWithTheBlocks) {

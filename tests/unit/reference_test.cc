@@ -80,7 +80,7 @@ void expect_near(const TensorView& got, const std::vector<double>& want) {
 }
 
 Limits limits_of(const Data& x) {
-  return {.max_batch = 1, .max_tokens = x.m, .max_q_len = x.m, .max_kv_len = x.n};
+  return {.max_batch = 1, .max_tokens = x.m, .max_seqlen_q = x.m, .max_seqlen_k = x.n};
 }
 
 class Reference : public testing::TestWithParam<const char*> {};
@@ -136,7 +136,7 @@ TEST_P(Reference, SparseAttentionReadsTheListedBlocks) {
       .q = t.floats({4, 4, 5}, x.q),
       .k = t.floats({18, 2, 5}, x.k),
       .v = t.floats({18, 2, 5}, x.v),
-      .ids = t.ints({2, 4, 3}, ids),
+      .block_ids = t.ints({2, 4, 3}, ids),
       .batch = {.cu_seqlens_q = t.ints({0, 4}), .cu_seqlens_k = t.ints({0, 18})},
       .o = t.make(DType::kF32, {4, 4, 5}),
       .lse = t.make(DType::kF32, {4, 4})};
@@ -264,7 +264,7 @@ TEST_P(Reference, BlockListsByHand) {
   // Sequence 0: queries 0..2, blocks 0..2; sequence 1: query 3, blocks 0..1 (rows 3..4).
   Tensors t;
   const BlockListsParams a{
-      .ids = t.ints({1, 5, 2}, {0, 2, 2, -1, 1, 0, 1, 0, 9, 9}),  // the last row is padding
+      .block_ids = t.ints({1, 5, 2}, {0, 2, 2, -1, 1, 0, 1, 0, 9, 9}),  // the last row is padding
       .batch = {.cu_seqlens_q = t.ints({0, 3, 4}), .seq_lens = t.ints({9, 8})},
       .row_ptr = t.make(DType::kI32, {1, 6}),
       .entries = t.make(DType::kI32, {1, 10})};
@@ -357,7 +357,7 @@ TEST_P(Reference, PaddingGivesZerosAndNothing) {
   const SparseAttentionParams a{.q = t.floats({4, 2, 3}, std::vector<float>(24, kNaN)),
                                 .k = t.floats({5, 1, 3}, x.k),
                                 .v = t.floats({5, 1, 3}, x.v),
-                                .ids = t.ints({1, 4, 1}, {-1, -1, 123456, -99}),
+                                .block_ids = t.ints({1, 4, 1}, {-1, -1, 123456, -99}),
                                 .batch = batch,
                                 .o = t.make(DType::kF32, {4, 2, 3}),
                                 .lse = t.make(DType::kF32, {4, 2})};
@@ -370,12 +370,12 @@ TEST_P(Reference, PaddingGivesZerosAndNothing) {
   const IndexSelectParams select{.q_idx = t.floats({4, 1, 3}, std::vector<float>(12, kNaN)),
                                  .k_idx = t.floats({5, 3}, x.k),
                                  .batch = batch,
-                                 .ids = t.make(DType::kI32, {1, 4, 2}),
+                                 .block_ids = t.make(DType::kI32, {1, 4, 2}),
                                  .scores = t.make(DType::kF32, {1, 4, 2})};
   const Problem s{
       .op = Op::kIndexSelect, .heads_kv = 1, .index_dim = 3, .block_size = 4, .topk = 2};
   ASSERT_TRUE(call(s, limits, select, GetParam()).ok());
-  EXPECT_EQ(values_of<int32_t>(select.ids), std::vector<int32_t>(8, -1));
+  EXPECT_EQ(values_of<int32_t>(select.block_ids), std::vector<int32_t>(8, -1));
   EXPECT_EQ(values_of<float>(select.scores), std::vector<float>(8, -kInf));
 }
 
@@ -435,7 +435,7 @@ TEST_P(Reference, ThreadsDoNotChangeResults) {
   const Problem p{
       .op = Op::kDenseAttention, .heads_q = 4, .heads_kv = 2, .head_dim = 8, .block_size = 16};
   const Limits limits{
-      .max_batch = 2, .max_tokens = 37, .max_q_len = 20, .max_kv_len = 30, .max_threads = 3};
+      .max_batch = 2, .max_tokens = 37, .max_seqlen_q = 20, .max_seqlen_k = 30, .max_threads = 3};
   ASSERT_TRUE(call(p, limits, a, GetParam()).ok());
   const std::vector<float> alone = values_of<float>(a.o);
   for (int count : {2, 3, 7}) {  // seven are more than the plan has scratch for
@@ -465,12 +465,12 @@ TEST(ReferenceBackends, DoubledIdsAreAnError) {
       .q = t.floats({1, 1, 2}, x.q),
       .k = t.floats({8, 1, 2}, x.k),
       .v = t.floats({8, 1, 2}, x.v),
-      .ids = t.ints({1, 1, 4}, {1, 0, 1, -1}),
+      .block_ids = t.ints({1, 1, 4}, {1, 0, 1, -1}),
       .batch = {.cu_seqlens_q = t.ints({0, 1}), .cu_seqlens_k = t.ints({0, 8})},
       .o = t.make(DType::kF32, {1, 1, 2})};
   const Problem p{.heads_q = 1, .heads_kv = 1, .head_dim = 2, .block_size = 4, .topk = 4};
   EXPECT_EQ(call(p, limits_of(x), a).message(),
-            "ids[0,0,2]: got 1 a second time, expected distinct blocks");
+            "block_ids[0,0,2]: got 1 a second time, expected distinct blocks");
 }
 
 }  // namespace

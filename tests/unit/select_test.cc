@@ -46,18 +46,18 @@ std::vector<std::vector<int32_t>> select(const Backend* backend, const Problem& 
   const int64_t blocks = static_cast<int64_t>(rows[0].scores.size());
   const SelectBlocksParams a{.scores = t.make(DType::kF32, {1, n, blocks}),
                              .num_valid_blocks = t.make(DType::kI32, {n}),
-                             .ids = t.make(DType::kI32, {1, n, problem.topk})};
+                             .block_ids = t.make(DType::kI32, {1, n, problem.topk})};
   for (int64_t i = 0; i < n; ++i) {
     const Row& row = rows[static_cast<size_t>(i)];
     std::copy(row.scores.begin(), row.scores.end(), a.scores.at<float>(0, i));
     a.num_valid_blocks.at<int32_t>()[i] = row.valid;
   }
-  const Limits limits{.max_tokens = n, .max_kv_len = blocks * problem.block_size};
+  const Limits limits{.max_tokens = n, .max_seqlen_k = blocks * problem.block_size};
   const Status status = call(problem, limits, a, backend->name);
   EXPECT_TRUE(status.ok()) << status.message();
   std::vector<std::vector<int32_t>> lists;
   for (int64_t i = 0; i < n; ++i)
-    lists.emplace_back(a.ids.at<int32_t>(0, i), a.ids.at<int32_t>(0, i) + problem.topk);
+    lists.emplace_back(a.block_ids.at<int32_t>(0, i), a.block_ids.at<int32_t>(0, i) + problem.topk);
   return lists;
 }
 
@@ -243,7 +243,7 @@ Batch whole_batch(Tensors& t) {
 }
 
 constexpr Limits kShardLimits{
-    .max_batch = 1, .max_tokens = kQueries, .max_q_len = kQueries, .max_kv_len = kKeys};
+    .max_batch = 1, .max_tokens = kQueries, .max_seqlen_q = kQueries, .max_seqlen_k = kKeys};
 
 void fill(const TensorView& view, std::mt19937& random, int range) {
   for (int64_t i = 0; i < view.numel(); ++i)
@@ -272,7 +272,7 @@ TEST_P(Select, TheBestOfShardsAreTheBest) {
     return IndexSelectParams{.q_idx = q,
                              .k_idx = keys,
                              .batch = batch,
-                             .ids = t.make(DType::kI32, {2, kQueries, 5}),
+                             .block_ids = t.make(DType::kI32, {2, kQueries, 5}),
                              .scores = t.make(DType::kF32, {2, kQueries, 5})};
   };
   const IndexSelectParams whole = make(k, whole_batch(t));
@@ -288,14 +288,14 @@ TEST_P(Select, TheBestOfShardsAreTheBest) {
       std::vector<std::pair<float, int32_t>> candidates;  // (-score, id): the best come first
       for (const IndexSelectParams& part : parts)
         for (int64_t slot = 0; slot < 5; ++slot)
-          if (const int32_t id = *part.ids.at<int32_t>(r, i, slot); id != -1)
+          if (const int32_t id = *part.block_ids.at<int32_t>(r, i, slot); id != -1)
             candidates.emplace_back(-*part.scores.at<float>(r, i, slot), id);
       std::sort(candidates.begin(), candidates.end());
       candidates.resize(5);
       std::vector<int32_t> best;
       for (const auto& [score, id] : candidates) best.push_back(id);
       std::sort(best.begin(), best.end());
-      const int32_t* want = whole.ids.at<int32_t>(r, i);
+      const int32_t* want = whole.block_ids.at<int32_t>(r, i);
       ASSERT_EQ(best, std::vector<int32_t>(want, want + 5)) << "head " << r << " query " << i;
     }
   }
@@ -338,7 +338,7 @@ TEST_P(Select, AttentionOverShardsMergesToTheWhole) {
   SparseAttentionParams whole{.q = q,
                               .k = k,
                               .v = v,
-                              .ids = ids,
+                              .block_ids = ids,
                               .batch = whole_batch(t),
                               .o = t.make(DType::kF32, {kQueries, 6, kDim}),
                               .lse = t.make(DType::kF32, {kQueries, 6})};

@@ -26,7 +26,7 @@ const Problem kProblem{.heads_q = kHeads,
                        .block_size = 4,
                        .topk = 2};
 const Limits kLimits{
-    .max_batch = 1, .max_tokens = kQueries, .max_q_len = kQueries, .max_kv_len = kKeys};
+    .max_batch = 1, .max_tokens = kQueries, .max_seqlen_q = kQueries, .max_seqlen_k = kKeys};
 
 /// Lists of both heads and of every query; the second one of head 1 is short.
 const std::vector<int32_t> kIds = {0, 1, 1, 0,  2, 0, 2, 1, 1, 2,   // head 0
@@ -160,7 +160,7 @@ struct Arguments : Tensors {
     AttentionBackwardParams a{.q = q,
                               .k = k,
                               .v = v,
-                              .ids = ids,
+                              .block_ids = ids,
                               .o = o,
                               .lse = lse,
                               .d_o = d_o,
@@ -179,7 +179,7 @@ struct Arguments : Tensors {
                .q_idx = q_idx,
                .k_idx = k_idx,
                .index_lse = index_lse,
-               .ids = ids,
+               .block_ids = ids,
                .batch = batch,
                .softmax_scale = kScale,
                .dq_idx = make(DType::kF32, {kQueries, kKvHeads, kIndexDim}),
@@ -232,7 +232,7 @@ TEST(Training, AllBlocksAreDenseAttention) {
   AttentionBackwardParams sparse = dense;
   std::vector<int32_t> all;
   for (int64_t i = 0; i < kKvHeads * kQueries; ++i) all.insert(all.end(), {0, 1, 2});
-  sparse.ids = run.ints({kKvHeads, kQueries, 3}, all);
+  sparse.block_ids = run.ints({kKvHeads, kQueries, 3}, all);
   sparse.dq = run.make(DType::kF32, {kQueries, kHeads, kDim});
   sparse.dk = run.make(DType::kF32, {kKeys, kKvHeads, kDim});
   sparse.dv = run.make(DType::kF32, {kKeys, kKvHeads, kDim});
@@ -265,12 +265,12 @@ TEST(Training, WhatNobodyReadsHasNoGradient) {
                                     0, -1, 0, 2, 2, 0, 0, -1, 2, -1};
   for (const Backend* backend : trainers(Op::kKlBackward)) {
     AttentionBackwardParams a = run.attention_backward();
-    a.ids = run.ints({kKvHeads, kQueries, 2}, ids);
+    a.block_ids = run.ints({kKvHeads, kQueries, 2}, ids);
     Problem problem = kProblem;
     problem.op = Op::kSparseAttentionBackward;
     ASSERT_TRUE(call(problem, kLimits, a, backend->name).ok());
     KlParams kl = run.kl_backward();
-    kl.ids = a.ids;
+    kl.block_ids = a.block_ids;
     problem.op = Op::kKlBackward;
     ASSERT_TRUE(call(problem, kLimits, kl, backend->name).ok());
     for (int64_t s = 0; s < kKeys; ++s) {
@@ -292,7 +292,8 @@ TEST(Training, AStudentThatHasLearnedGetsNoGradient) {
   const TensorView keys = t.floats({kKeys, 1, 3}, {k.begin(), k.end()});
   const TensorView index_keys = t.floats({kKeys, 3}, {k.begin(), k.end()});
   const Batch batch{.cu_seqlens_q = t.ints({0, kKeys}), .cu_seqlens_k = t.ints({0, kKeys})};
-  const Limits limits{.max_batch = 1, .max_tokens = kKeys, .max_q_len = kKeys, .max_kv_len = kKeys};
+  const Limits limits{
+      .max_batch = 1, .max_tokens = kKeys, .max_seqlen_q = kKeys, .max_seqlen_k = kKeys};
   const TensorView lse = t.make(DType::kF32, {kKeys, 1});
   Problem forward = problem;
   forward.op = Op::kIndexLse;
@@ -323,7 +324,7 @@ TEST(Training, AmxSaysThatItDoesNotTrain) {
   problem.op = Op::kIndexLse;
   EXPECT_EQ(amx->supports(problem).message(),
             "op: got index_lse, supported: index_scores, index_select, sparse_attention, "
-            "sparse_decode, dense_attention, block_mass, msa_layer_decode");
+            "dense_attention, block_mass, msa_layer");
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ namespace msa::cli {
 namespace {
 
 constexpr const char* kFloatNames[] = {"q", "k", "v", "q_idx", "k_idx"};
-constexpr const char* kIntegerNames[] = {"ids", "cu_seqlens_q", "cu_seqlens_k", "page_table",
+constexpr const char* kIntegerNames[] = {"block_ids", "cu_seqlens_q", "cu_seqlens_k", "page_table",
                                          "seq_lens"};
 
 /// The tensors of a file as aligned arrays: floats as they are, integers as i32.
@@ -26,26 +26,30 @@ class Inputs {
     std::vector<model::TensorEntry> entries;
     MSA_TRY(model::parse_safetensors(file, &entries));
     for (const model::TensorEntry& entry : entries) {
-      const auto is = [&](const char* name) { return entry.name == name; };
+      const bool old = entry.name == "ids";
+      const std::string name = old ? "block_ids" : entry.name;
+      if (old)
+        fmt::print(stderr, "msa: warning: ids is deprecated, its name is {}; gone in 0.3\n", name);
+      const auto is = [&](const char* known) { return name == known; };
       const bool integers = std::ranges::any_of(kIntegerNames, is);
       if (!integers && !std::ranges::any_of(kFloatNames, is))
         return bad_input("tensor \"{}\": unknown name, expected {}, {}", entry.name,
                          fmt::join(kFloatNames, ", "), fmt::join(kIntegerNames, ", "));
       if (entry.shape.empty() || entry.shape.size() > kMaxRank)
-        return bad_input("{}: got rank {}, expected 1 to {}", entry.name, entry.shape.size(),
+        return bad_input("{}: got rank {}, expected 1 to {}", name, entry.shape.size(),
                          kMaxRank);
       DType dtype = DType::kI32;
       std::vector<int32_t> values;
       if (integers) {
         MSA_TRY(model::read_int32(entry, &values));
       } else if (!model::dtype_of(entry.dtype, &dtype) || dtype == DType::kI32) {
-        return bad_input("{}: got dtype {}, expected F32, BF16 or F16", entry.name, entry.dtype);
+        return bad_input("{}: got dtype {}, expected F32, BF16 or F16", name, entry.dtype);
       }
       Array array(dtype, entry.shape);
       const void* source = integers ? static_cast<const void*>(values.data()) : entry.bytes.data();
       const int64_t bytes = array.view().numel() * size_of(dtype);
       std::copy_n(static_cast<const std::byte*>(source), bytes, array.data<std::byte>());
-      arrays_[entry.name] = std::move(array);
+      arrays_[name] = std::move(array);
     }
     return {};
   }
@@ -88,7 +92,7 @@ struct Call {
   std::string op() const {
     if (!options.op.empty()) return options.op;
     if (!inputs.has("q")) return "index_select";
-    if (inputs.has("ids")) return "sparse_attention";
+    if (inputs.has("block_ids")) return "sparse_attention";
     return inputs.has("q_idx") ? "msa" : "dense_attention";
   }
 
@@ -117,7 +121,7 @@ struct Call {
       if (attention && q_idx.shape[0] != q.shape[0])
         return bad_input("q_idx: got {} rows, q has {}", q_idx.shape[0], q.shape[0]);
     } else if (sparse) {
-      MSA_TRY(inputs.need("ids", 3, &ids));
+      MSA_TRY(inputs.need("block_ids", 3, &ids));
     }
     const TensorView& keys = attention ? k : k_idx;
     const int64_t page = paged ? keys.shape[static_cast<size_t>(keys.rank) - 2] : 128;
@@ -151,8 +155,8 @@ struct Call {
     batch.causal = options.causal;
     limits = {.max_batch = std::max<int64_t>(1, batch.cu_seqlens_q.shape[0] - 1),
               .max_tokens = std::max<int64_t>(1, tokens),
-              .max_q_len = std::max<int64_t>(1, tokens),
-              .max_kv_len = std::max<int64_t>(1, longest),
+              .max_seqlen_q = std::max<int64_t>(1, tokens),
+              .max_seqlen_k = std::max<int64_t>(1, longest),
               .max_threads = threads.count()};
     return {};
   }
@@ -180,8 +184,9 @@ struct Call {
     };
     TensorView lists = ids;
     if (select) {
-      lists = output("ids", DType::kI32, {problem.heads_kv, q_idx.shape[0], problem.topk});
-      const IndexSelectParams params{.q_idx = q_idx, .k_idx = k_idx, .batch = batch, .ids = lists};
+      lists = output("block_ids", DType::kI32, {problem.heads_kv, q_idx.shape[0], problem.topk});
+      const IndexSelectParams params{
+          .q_idx = q_idx, .k_idx = k_idx, .batch = batch, .block_ids = lists};
       MSA_TRY(run(Op::kIndexSelect, params, out));
     }
     if (!q.given()) return {};
@@ -192,7 +197,7 @@ struct Call {
                  SparseAttentionParams{.q = q,
                                        .k = k,
                                        .v = v,
-                                       .ids = lists,
+                                       .block_ids = lists,
                                        .batch = batch,
                                        .softmax_scale = options.scale.value_or(0),
                                        .o = o,
@@ -281,15 +286,18 @@ CLI::App* add_attend(CLI::App& app, Action* action) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "attend", "Operators on tensors from any framework: safetensors in, safetensors out");
-  command->add_option("--input", options->input, "q, k, v, q_idx, k_idx, ids, cu_seqlens_q, ...")
+  command
+      ->add_option("--input", options->input, "q, k, v, q_idx, k_idx, block_ids, cu_seqlens_q, ...")
       ->required();
-  command->add_option("--output", options->output, "Receives o and lse, ids")->required();
+  command->add_option("--output", options->output, "Receives o and lse, block_ids")->required();
   command->add_option("--op", options->op, "Default: what the tensors allow")
       ->check(CLI::IsMember({"index_select", "sparse_attention", "dense_attention", "msa"}));
   command->add_flag("--check", options->check, "Compare with the reference; exit code 1 if wrong");
   command->add_option("--block", options->block, "Block size; default the page size, or 128")
       ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--topk", options->topk, "Blocks per query; default the width of ids, or 16")
+  command
+      ->add_option("--topk", options->topk,
+                   "Blocks per query; default the width of block_ids, or 16")
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("--init-blocks", options->init_blocks, "Forced blocks at the start")
       ->check(CLI::Range(0, 1 << 20))

@@ -304,10 +304,9 @@ Status run_bench(Options options, bool* passed) {
                           : options.dtype == "bf16" ? DType::kBF16
                                                     : DType::kF16;
   setting.batch = options.batch;
-  const bool decode = options.new_tokens >= 1 && options.new_tokens <= 16;
+  const bool decode = options.new_tokens >= 1 && options.new_tokens <= kDecodeTokens;
   if (options.ops.empty())
-    options.ops = {"dense_attention", "index_select", decode ? "sparse_decode" : "sparse_attention",
-                   "msa"};
+    options.ops = {"dense_attention", "index_select", "sparse_attention", "msa"};
   if (options.layout.empty()) options.layout = decode ? "paged" : "packed";
 
   Machine machine(options.common.threads, std::move(device));
@@ -320,8 +319,9 @@ Status run_bench(Options options, bool* passed) {
     std::vector<Measured> all;
     Progress progress(fmt::format("context {}", context), options.common.quiet);
     for (const std::string& op : options.ops) {
-      const bool paged = (options.layout == "paged" && !is_training(op_named(op).value_or(Op{}))) ||
-                         op == "append_paged" || op == "sparse_decode" || op == "msa_layer_decode";
+      const uint32_t uses = op == "msa" ? 0 : find_op(op)->uses;
+      const bool paged =
+          (uses & kPagedOnly) != 0 || (options.layout == "paged" && (uses & kPackedOnly) == 0);
       setting.problem.layout = paged ? KvLayout::kPaged : KvLayout::kPacked;
       auto& workload = workloads[setting.problem.layout];
       if (workload == nullptr)
@@ -370,6 +370,7 @@ CLI::App* add_bench(CLI::App& app, Action* action) {
   ops.emplace_back("msa");  // index_select, then sparse attention
   command->add_option("--op", options->ops, "Operators, comma separated; msa = index + attention")
       ->delimiter(',')
+      ->transform(current_op_name)
       ->check(CLI::IsMember(ops));
   command->add_option("--shape", options->shape, "m3, code-11m or HQ,HKV,D,BK,K")
       ->capture_default_str();

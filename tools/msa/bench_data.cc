@@ -132,41 +132,9 @@ Batch Workload::batch() {
   return batch;
 }
 
-TensorView Workload::keys(const std::string& name) {
-  const Problem& p = setting_.problem;
-  if (p.layout == KvLayout::kPacked)
-    return input(name, {setting_.batch * setting_.context, p.heads_kv, p.head_dim}, p.dtype);
-  return input(name, {setting_.batch * blocks(), p.heads_kv, p.block_size, p.head_dim}, p.dtype);
-}
-
-TensorView Workload::index_keys() {
-  const Problem& p = setting_.problem;
-  if (p.layout == KvLayout::kPacked)
-    return input("k_idx", {setting_.batch * setting_.context, p.index_dim}, p.dtype);
-  return input("k_idx", {setting_.batch * blocks(), p.block_size, p.index_dim}, p.dtype);
-}
-
-TensorView Workload::q() {
-  const Problem& p = setting_.problem;
-  return input("q", {tokens(), p.heads_q, p.head_dim}, p.dtype);
-}
-
-TensorView Workload::q_idx() {
-  const Problem& p = setting_.problem;
-  return input("q_idx", {tokens(), hkv(), p.index_dim}, p.dtype);
-}
-
-TensorView Workload::o() {
-  const Problem& p = setting_.problem;
-  return output("o", p.dtype, {tokens(), p.heads_q, p.head_dim});
-}
-
-TensorView Workload::lse() {
-  return output("lse", DType::kF32, {tokens(), setting_.problem.heads_q});
-}
-
+/// How many blocks each row sees.
 TensorView Workload::visible_blocks() {
-  return metadata("visible_blocks", [&] {
+  return metadata("visible blocks", [&] {
     std::vector<int32_t> counts;
     for (int64_t row = 0; row < tokens(); ++row)
       counts.push_back(static_cast<int32_t>(visible(position(row))));
@@ -174,22 +142,29 @@ TensorView Workload::visible_blocks() {
   });
 }
 
+/// Lists [parts,Hi,T,K] of which no two parts name a block in common.
+TensorView Workload::distinct_lists(const std::string& name, const std::vector<int64_t>& shape) {
+  const auto [entry, is_new] = arrays_.try_emplace(name);
+  if (is_new) {
+    entry->second = Array(DType::kI32, shape);
+    const TensorView& view = entry->second.view();
+    for (int64_t i = 0; i < view.numel(); ++i)
+      view.at<int32_t>()[i] =
+          static_cast<int32_t>(i / view.stride[0] * shape.back() + i % shape.back());
+  }
+  return entry->second.view();
+}
+
 /// The lists that attention reads, as --selection says.
 Status Workload::ids(TensorView* out) {
-  auto [entry, is_new] = arrays_.try_emplace("ids");
+  if (setting_.selection == "index") return result_of(Op::kIndexSelect, "block_ids", out);
+  const auto [entry, is_new] = arrays_.try_emplace("block_ids");
   if (is_new) {
     entry->second = Array(DType::kI32, {hkv(), tokens(), topk()});
-    const TensorView view = entry->second.view();
-    if (setting_.selection == "random") {
-      random_ids(view);
-    } else if (setting_.trace != nullptr) {
-      MSA_TRY(trace_ids(view));
-    } else {
-      Operation select;
-      MSA_TRY(bind_select(view, &select));
-      MSA_TRY(select.run(0));
-      MSA_TRY(fetch(IndexSelectParams{.ids = view}));
-    }
+    if (setting_.trace != nullptr)
+      MSA_TRY(trace_ids(entry->second.view()));
+    else
+      random_ids(entry->second.view());
   }
   *out = entry->second.view();
   return {};

@@ -3,13 +3,13 @@
 
 #include <functional>
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "conformance/device.h"
 #include "conformance/tensors.h"
+#include "core/op_table.h"
 #include "model/safetensors.h"
 #include "msa/arrays.h"
 #include "msa/cuda_timer.h"
@@ -17,9 +17,6 @@
 #include "msa/verdict.h"
 
 namespace msa::cli {
-
-/// The operator of that name, if it is one of the library's.
-std::optional<Op> op_named(std::string_view name);
 
 /// Block ids of a real run: tensors `layers.N.block_ids` i32 [Hi,T,K], by ascending N.
 struct Trace {
@@ -37,8 +34,6 @@ struct Setting {
   int64_t batch = 1;
   std::string selection = "index";  ///< index, random, or the file of `trace`
   const Trace* trace = nullptr;
-
-  bool decode() const { return new_tokens <= 16 && new_tokens < context; }
 };
 
 /// One operator bound to a backend and to data.
@@ -46,6 +41,7 @@ struct Operation {
   std::string op;
   const Backend* backend = nullptr;
   std::string kernel;  ///< what the call runs on
+  conformance::Params params;
   Cost cost{};
   /// On a device the work is enqueued only, and the data exists in `copies` copies that may be
   /// used in turn: together they do not fit into its L2 cache. A CPU has one.
@@ -71,24 +67,15 @@ class Workload {
   Status poison_outputs();
 
  private:
-  struct Sample;
-  template <class Params>
-  struct Rows;
-  template <class Params>
-  struct GradientsOf;
+  using Verify = std::function<Status(Verdict*)>;
 
   // Data (bench_data.cc): made on first use, by name.
   TensorView input(const std::string& name, std::vector<int64_t> shape, DType dtype);
   TensorView output(const std::string& name, DType dtype, std::vector<int64_t> shape);
   TensorView metadata(const std::string& name, const std::function<std::vector<int32_t>()>& make);
   Batch batch();
-  TensorView keys(const std::string& name);
-  TensorView index_keys();
-  TensorView q();
-  TensorView q_idx();
-  TensorView o();
-  TensorView lse();
   TensorView visible_blocks();
+  TensorView distinct_lists(const std::string& name, const std::vector<int64_t>& shape);
 
   // Their copies on the device.
   Status on_device(const TensorView& host, int copy, TensorView* out);
@@ -111,29 +98,19 @@ class Workload {
   int64_t visible(int64_t pos) const { return pos / setting_.problem.block_size + 1; }
 
   // Operators (bench_ops.cc).
-  template <class Params>
-  Status bind(Op op, const Params& params, Operation* out);
-  template <class Params>
-  Status bind_on_device(const Plan& plan, const Params& params, Operation* out);
-  template <class Params>
-  Status bind_rows(Op op, const Params& params, const Rows<Params>& rows, Operation* out);
-  template <class Params>
-  Status bind_whole(Op op, const Params& params, Operation* out);
+  int64_t extent(std::string_view letter) const;
+  Status argument(Op op, const Argument& a, TensorView* out);
+  Status result_of(Op op, std::string_view name, TensorView* out);
   Status bind(Op op, Operation* out);
-  Status bind_dense(Operation* out);
-  Status bind_sparse(Op op, const TensorView& lists, Operation* out);
-  Status bind_select(const TensorView& ids, Operation* out);
+  Status bind_on_device(const Plan& plan, Operation* out);
   Status bind_msa(Operation* out);
-  Status bind_block_mass(Operation* out);
-  Status bind_layer(Operation* out);
-  template <class Params>
-  Status bind_gradients(Op op, const Params& params, const Rows<Params>& rows,
-                        const GradientsOf<Params>& gradients, Operation* out);
-  Status bind_attention_backward(Op op, Operation* out);
-  Status bind_index_lse(const TensorView& lists, Operation* out);
-  Status bind_kl(Op op, Operation* out);
-  Status result_of(const Operation& operation, const conformance::Params& made,
-                   const std::string& name, const TensorView& result, TensorView* out);
+  Verify verify_whole(Op op, const Operation& of);
+  Verify verify_rows(Op op, const Operation& of);
+  Verify verify_gradients(Op op, const Operation& of);
+  template <class Judge>
+  Status each_sample(int64_t count, Verdict* worst, const Judge& judge);
+  conformance::Params row_of(const conformance::Params& params, int64_t row,
+                             const Batch& batch) const;
   Problem problem(Op op) const;
   Limits limits() const;
 

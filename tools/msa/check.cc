@@ -143,16 +143,17 @@ CLI::App* add_check(CLI::App& app, Action* action) {
   CLI::App* command = app.add_subcommand("check", "Every backend against the reference");
   command
       ->add_option("--suite", options->suite,
-                   "smoke (about 330 cases per backend) or full (about 3,100)")
+                   "smoke (about 360 cases per backend) or full (about 3,300)")
       ->check(CLI::IsMember({"smoke", "full"}))
       ->capture_default_str();
   command->add_option("--op", options->ops, "Operators, comma separated; default all")
       ->delimiter(',')
+      ->transform(current_op_name)
       ->check(CLI::IsMember(op_names()));
   command->add_option("--json", options->json, "Write JSON to FILE (- = stdout)");
   add_common(command, &options->common);
   command->footer(
-      "Example:\n  msa check --backend avx2 --op sparse_attention,sparse_decode --suite full");
+      "Example:\n  msa check --backend avx2 --op index_select,sparse_attention --suite full");
   command->callback([=] { *action = [=](bool* passed) { return run_check(*options, passed); }; });
   return command;
 }

@@ -13,6 +13,8 @@
 #include <system_error>
 #include <thread>
 
+#include "core/op_table.h"
+
 #ifndef MSA_COMMIT
 #define MSA_COMMIT "unknown"
 #endif
@@ -236,8 +238,18 @@ Status read_text(const fs::path& path, int64_t max_bytes, std::string* out) {
 
 std::vector<std::string> op_names() {
   std::vector<std::string> names;
-  for (int op = 0; op < kOpCount; ++op) names.emplace_back(name_of(static_cast<Op>(op)));
+  for (const OpInfo& op : all_ops()) names.emplace_back(op.name);
   return names;
+}
+
+std::string current_op_name(const std::string& name) {
+  for (const OldName& old : old_names()) {
+    if (name != old.name) continue;
+    fmt::print(stderr, "msa: warning: {} is deprecated, its name is {}; gone in 0.3\n", name,
+               name_of(old.op));
+    return name_of(old.op);
+  }
+  return name;
 }
 
 nlohmann::ordered_json machine() {

@@ -89,6 +89,8 @@ Status read_text(const std::filesystem::path& path, int64_t max_bytes, std::stri
 
 /// The operators by name, for --op.
 std::vector<std::string> op_names();
+/// `name`, or what has replaced it, with a warning.
+std::string current_op_name(const std::string& name);
 
 /// {cpu, cores, memory_gib, os, compiler, build}.
 nlohmann::ordered_json machine();

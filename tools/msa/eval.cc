@@ -88,7 +88,7 @@ Status run_attention(const model::Model& model, model::Attention attention,
   Progress progress(is_msa ? "MSA  " : "dense", quiet);
   double nats = 0;
   model::Hooks hooks = shown_by(&progress);
-  hooks.kept_mass = is_msa;
+  hooks.kept_mass = hooks.time_index = is_msa;
   hooks.on_loss = [&](int64_t, std::span<const float> losses) {
     for (float loss : losses) nats += static_cast<double>(loss);
   };

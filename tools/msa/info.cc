@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/op_table.h"
 #include "msa/commands.h"
 #include "msa/common.h"
 
@@ -58,17 +59,16 @@ Status read_problem(const std::vector<std::string>& words, Problem* p, Limits* l
       {"init_blocks", &p->init_blocks}, {"local_blocks", &p->local_blocks}};
   const std::map<std::string, int64_t*> bounds = {{"max_batch", &limits->max_batch},
                                                   {"max_tokens", &limits->max_tokens},
-                                                  {"max_seqlen_q", &limits->max_q_len},
-                                                  {"max_seqlen_k", &limits->max_kv_len}};
+                                                  {"max_seqlen_q", &limits->max_seqlen_q},
+                                                  {"max_seqlen_k", &limits->max_seqlen_k}};
   std::vector<std::pair<const char*, Op>> ops;
-  for (int op = 0; op < kOpCount; ++op)
-    ops.emplace_back(name_of(static_cast<Op>(op)), static_cast<Op>(op));
+  for (const OpInfo& op : all_ops()) ops.emplace_back(op.name, op.op);
   for (const std::string& word : words) {
     const size_t equals = word.find('=');
     const std::string key = word.substr(0, equals);
     const std::string value = equals == word.npos ? "" : word.substr(equals + 1);
     if (key == "op") {
-      MSA_TRY(read_choice(key, value, ops, &p->op));
+      MSA_TRY(read_choice(key, current_op_name(value), ops, &p->op));
     } else if (key == "dtype") {
       MSA_TRY(read_choice(key, value,
                           {{"f32", DType::kF32}, {"bf16", DType::kBF16}, {"f16", DType::kF16}},
@@ -128,9 +128,6 @@ Status show_kernels(const Options& options) {
                row["backend"].get<std::string>(), row["kernel"].get<std::string>(),
                reason.empty() ? "fits" : "no: " + reason);
   }
-  if (rows.empty() || problem.op == Op::kLayerDecode)
-    fmt::print(
-        "  every backend that has index_select and sparse_decode runs the one after the other\n");
   if (choice.ok())
     fmt::print("\n* is what `--backend {}` takes\n", options.common.backend);
   else
@@ -211,13 +208,13 @@ CLI::App* add_info(CLI::App& app, Action* action) {
   command
       ->add_option(
           "--problem", options->problem,
-          "The kernels for a problem instead: op=sparse_decode,dtype=bf16,... (fields of "
+          "The kernels for a problem instead: op=sparse_attention,dtype=bf16,... (fields of "
           "msa::Problem, device=cpu|cuda, max_batch, max_tokens, max_seqlen_q, max_seqlen_k)")
       ->delimiter(',');
   add_common(command, &options->common);
   command->footer(
       "Examples:\n  msa info --json -\n"
-      "  msa info --problem op=sparse_decode,dtype=bf16,layout=paged,device=cuda");
+      "  msa info --problem op=sparse_attention,dtype=bf16,layout=paged,device=cuda");
   command->callback([=] { *action = [=](bool*) { return run_info(*options); }; });
   return command;
 }

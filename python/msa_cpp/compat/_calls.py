@@ -1,15 +1,11 @@
-"""What the adapters share: lengths on the device, and the choice of an operator."""
+"""What the adapters share: lengths on the device."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import msa_cpp
 import torch
 
 BLOCK = 128  # tokens of a block, and of a page
 NO_BOUND = 2**31 - 1  # as max_seqlen_k: whatever the page table holds
-DECODE_TOKENS = 16  # the most new tokens of a sequence that `sparse_decode` takes
 
 _uniform: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
@@ -49,11 +45,3 @@ def of_each_token(values: torch.Tensor, cu_seqlens_q: torch.Tensor,
     """The value [B] of each token's sequence; rows: 0, 1, 2, ... of the tokens. A copy."""
     sequence = torch.searchsorted(cu_seqlens_q[1:-1], rows, right=True, out_int32=True)
     return values.index_select(0, sequence)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
-           max_seqlen_q: int, **batch: Any) -> Any:
-    """`sparse_decode` over pages [P,Hkv,Bk,D] where it can, `sparse_attention` else: the same."""
-    if max_seqlen_q <= DECODE_TOKENS:
-        return msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)
-    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)

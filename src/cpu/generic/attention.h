@@ -11,7 +11,7 @@
 //     P = exp2(S c - m' c);  l = l exp2(m c - m' c) + rowsum P     (c in units of log2)
 //     O = O exp2(m c - m' c) + P V  panels of values
 //
-// Work of 1..16 new tokens (plans with max_q_len <= 16) is split over keys: each split writes a
+// Plans of decoding steps (max_seqlen_q <= kDecodeTokens) are split over keys: each split writes a
 // normalised partial result, and a second loop merges them in a fixed order. What is split how
 // depends on the plan alone.
 #pragma once
@@ -27,12 +27,11 @@ namespace msa::cpu {
 inline constexpr int64_t kDenseRows =
     512;  // rows of a dense tile: a packed piece is used this often
 inline constexpr int64_t kSparseRows = 1024;  // more for sparse: only some rows use a piece
-inline constexpr int64_t kDecodeLen = 16;     // plans up to this q_len split the keys
 inline constexpr int64_t kSplitKeys = 4096;   // keys of a dense split
 inline constexpr int64_t kSparseSplits = 16;  // slices of a block list
 inline constexpr int64_t kEnoughTasks = 64;   // (token, KV head) pairs that need no split
 
-/// sparse_attention, sparse_decode and dense_attention are one function with or without lists.
+/// sparse_attention and dense_attention are one function with or without lists.
 struct AttentionCall {
   TensorView q, k, v;
   const TensorView* ids;  ///< null: dense
@@ -49,9 +48,9 @@ struct AttentionShape {
   MSA_INLINE AttentionShape(const Problem& p, const Limits& limits, bool sparse) {
     const int64_t rows = sparse ? kSparseRows : kDenseRows;
     tile_q = balanced_tile(rows / p.group(), limits, p.heads_kv);
-    if (limits.max_q_len <= kDecodeLen && limits.max_tokens * p.heads_kv < kEnoughTasks) {
+    if (limits.max_seqlen_q <= kDecodeTokens && limits.max_tokens * p.heads_kv < kEnoughTasks) {
       splits = sparse ? least(kSparseSplits, p.topk)
-                      : most(1, (limits.max_kv_len + kSplitKeys - 1) / kSplitKeys);
+                      : most(1, (limits.max_seqlen_k + kSplitKeys - 1) / kSplitKeys);
     }
   }
 };
@@ -440,7 +439,7 @@ void run_block_mass(const Plan& plan, const BlockMassParams& params, Workspace w
 template <class Isa>
 void run_sparse_attention(const Plan& plan, const SparseAttentionParams& a, Workspace workspace,
                           Queue queue) {
-  run_attention<Isa>(plan, {a.q, a.k, a.v, &a.ids, a.batch, a.softmax_scale, a.o, a.lse, {}},
+  run_attention<Isa>(plan, {a.q, a.k, a.v, &a.block_ids, a.batch, a.softmax_scale, a.o, a.lse, {}},
                      workspace, queue);
 }
 

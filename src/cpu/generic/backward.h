@@ -97,7 +97,7 @@ void write_dq(const BackwardCall& call, const Sequence& s, int64_t head, int64_t
   }
   std::memset(w.dq, 0, static_cast<size_t>(nq * group * w.ldo) * sizeof(float));
   for_each_piece(
-      s, q0, nq, a.ids, head, w.list,
+      s, q0, nq, a.block_ids, head, w.list,
       [&](int64_t start, int64_t n, const int64_t* listed, int64_t count) {
         const BlockRows k = key_rows(a.k, s, start, head), v = key_rows(a.v, s, start, head);
         pack_keys<Isa>(a.k.dtype, k, n, w.ld, w.k_cols);

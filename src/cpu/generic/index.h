@@ -2,7 +2,7 @@
 // top-K.
 //
 // A tile of queries x index heads shares the one index key of each token. Prefill keeps a top-K
-// list per row and stores no scores. Plans for short extends (max_q_len <= kShortLen) split the
+// list per row and stores no scores. Plans for short extends (max_seqlen_q <= kShortLen) split the
 // keys over tasks instead: block scores go to the workspace, and a second loop selects. Ids do not
 // depend on the way taken: a score is the same sum in the same order in each.
 #pragma once
@@ -210,7 +210,7 @@ void score_all(const Plan& plan, const TensorView& q_idx, const TensorView& k_id
 /// Where a query's list goes.
 MSA_INLINE void write_list(const IndexSelectParams& a, const TopK& top, const Forced& forced,
                            int64_t begin, int64_t end, int32_t k, int64_t head, int64_t token) {
-  finish_topk(top, forced, begin, end, k, a.ids.at<int32_t>(head, token),
+  finish_topk(top, forced, begin, end, k, a.block_ids.at<int32_t>(head, token),
               a.scores.given() ? a.scores.at<float>(head, token) : nullptr);
 }
 
@@ -218,7 +218,7 @@ MSA_INLINE void write_list(const IndexSelectParams& a, const TopK& top, const Fo
 template <class Isa>
 void select_short(const Plan& plan, const IndexSelectParams& a, Workspace workspace, Queue queue) {
   const Problem& p = plan.problem;
-  const int64_t blocks = (plan.limits.max_kv_len + p.block_size - 1) / p.block_size;
+  const int64_t blocks = (plan.limits.max_seqlen_k + p.block_size - 1) / p.block_size;
   auto* memory = static_cast<std::byte*>(workspace.data);
   Arena shared(memory), one(nullptr);
   const TensorView scores =
@@ -295,9 +295,9 @@ template <class Isa>
 int64_t index_bytes(const Problem& p, const Limits& limits) {
   Arena one(nullptr), shared(nullptr);
   IndexScratch<Isa>(one, p, index_tile(p, limits));
-  if (p.op == Op::kIndexSelect && limits.max_q_len <= kShortLen) {
+  if (p.op == Op::kIndexSelect && limits.max_seqlen_q <= kShortLen) {
     shared.take<float>(p.heads_kv * limits.max_tokens *
-                       ((limits.max_kv_len + p.block_size - 1) / p.block_size));
+                       ((limits.max_seqlen_k + p.block_size - 1) / p.block_size));
   }
   return shared.used() + one.used() * limits.max_threads;
 }
@@ -305,7 +305,7 @@ int64_t index_bytes(const Problem& p, const Limits& limits) {
 template <class Isa>
 void run_index_select(const Plan& plan, const IndexSelectParams& a, Workspace workspace,
                       Queue queue) {
-  if (plan.limits.max_q_len <= kShortLen) {
+  if (plan.limits.max_seqlen_q <= kShortLen) {
     select_short<Isa>(plan, a, workspace, queue);
   } else {
     select_fused<Isa>(plan, a, workspace, queue);

@@ -16,7 +16,6 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
     case Op::kIndexSelect:
       return index_bytes<Isa>(problem, limits);
     case Op::kSparseAttention:
-    case Op::kSparseDecode:
       return attention_bytes<Isa>(problem, limits, true);
     case Op::kSparseAttentionBackward:
     case Op::kDenseAttentionBackward:

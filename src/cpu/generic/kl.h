@@ -71,7 +71,7 @@ void run_index_lse(const Plan& plan, const IndexLseParams& a, Workspace workspac
           w.m[i] = -kInfinity;
           w.l[i] = 0;
         }
-        for_each_piece(s, q0, nq, a.ids, head, w.list,
+        for_each_piece(s, q0, nq, a.block_ids, head, w.list,
                        [&](int64_t start, int64_t n, const int64_t* listed, int64_t count) {
                          pack_keys<Isa>(a.k_idx.dtype, key_rows(a.k_idx, s, start, 0), n, dim,
                                         w.k_cols);
@@ -222,7 +222,7 @@ void write_dq_idx(const KlCall& call, const Sequence& s, int64_t head, int64_t q
   }
   std::memset(w.dq, 0, static_cast<size_t>(nq * w.ldo) * sizeof(float));
   for_each_piece(
-      s, q0, nq, a.ids, head, w.list,
+      s, q0, nq, a.block_ids, head, w.list,
       [&](int64_t start, int64_t n, const int64_t* listed, int64_t count) {
         const BlockRows k_idx = key_rows(a.k_idx, s, start, 0);
         pack_keys<Isa>(a.k.dtype, key_rows(a.k, s, start, head), n, call.p.head_dim, w.k_cols);
@@ -415,7 +415,7 @@ void run_kl(const Plan& plan, const KlParams& a, Workspace workspace, Queue queu
   if (!gradients) return;
   const InverseLists lists(plan, a, memory, queue);
   for_each_key_piece(
-      p, a.batch, a.ids.given(), 1, queue,
+      p, a.batch, a.block_ids.given(), 1, queue,
       [&](const Sequence& s, int64_t row, int64_t start, int64_t n, int64_t, int worker) {
         Arena arena(first + worker * each);
         KlKeySide<Isa> memory_of_keys(arena, p);

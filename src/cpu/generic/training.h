@@ -137,7 +137,8 @@ struct ListMemory {
 };
 
 MSA_INLINE ListMemory take_lists(Arena& arena, const Problem& p, const Limits& limits) {
-  const int64_t blocks = limits.max_batch * ((limits.max_kv_len + p.block_size - 1) / p.block_size);
+  const int64_t blocks =
+      limits.max_batch * ((limits.max_seqlen_k + p.block_size - 1) / p.block_size);
   ListMemory memory;
   memory.row_ptr = arena.take<int32_t>(p.heads_kv * (blocks + 1));
   memory.entries = arena.take<int32_t>(p.heads_kv * limits.max_tokens * p.topk);
@@ -152,18 +153,19 @@ struct InverseLists {
   template <class Params>
   MSA_INLINE InverseLists(const Plan& plan, const Params& a, const ListMemory& memory,
                           Queue queue) {
-    if (!a.ids.given()) return;
-    topk = a.ids.shape[2];
+    if (!a.block_ids.given()) return;
+    topk = a.block_ids.shape[2];
     row_ptr = a.row_ptr, entries = a.entries;
     if (row_ptr.given()) return;
     int64_t blocks = 0;
     for (int64_t b = 0; b < batch_size(a.batch); ++b)
       blocks += sequence(a.batch, b, plan.problem.block_size).blocks();
-    const int64_t heads = plan.problem.heads_kv, tokens = a.ids.shape[1];
+    const int64_t heads = plan.problem.heads_kv, tokens = a.block_ids.shape[1];
     row_ptr = TensorView::contiguous(memory.row_ptr, DType::kI32, {heads, blocks + 1});
     entries = TensorView::contiguous(memory.entries, DType::kI32, {heads, tokens * topk});
-    block_lists(plan, {.ids = a.ids, .batch = a.batch, .row_ptr = row_ptr, .entries = entries}, {},
-                queue);
+    block_lists(
+        plan, {.block_ids = a.block_ids, .batch = a.batch, .row_ptr = row_ptr, .entries = entries},
+        {}, queue);
   }
 };
 

@@ -29,6 +29,18 @@ Refusal group_fits(const Problem& p) {
   return {"heads_q / heads_kv", nullptr, p.group(), "8 and 16"};
 }
 
+static_assert(kDecodeTokens == 16, "the texts below");
+
+Refusal step_fits(const Limits& limits) {
+  if (limits.max_seqlen_q <= kDecodeTokens) return {};
+  return {"max_seqlen_q", nullptr, limits.max_seqlen_q, "1..16"};
+}
+
+Refusal prefill_fits(const Problem& p, const Limits& limits) {
+  if (p.layout == KvLayout::kPacked || limits.max_seqlen_q > kDecodeTokens) return {};
+  return {"max_seqlen_q", nullptr, limits.max_seqlen_q, "17 and more with paged keys"};
+}
+
 Refusal scale_fits(float softmax_scale) {
   if (softmax_scale >= 0) return {};
   return {"softmax_scale", "a negative one", 0, ">= 0"};

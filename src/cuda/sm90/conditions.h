@@ -18,6 +18,10 @@ namespace sm90 {
 Refusal rows_fit(const Problem& problem, bool head, bool index);
 /// Groups of 8 or 16 query heads.
 Refusal group_fits(const Problem& problem);
+/// Plans of decoding steps.
+Refusal step_fits(const Limits& limits);
+/// What the decode family leaves: packed keys, or more tokens than a decoding step has.
+Refusal prefill_fits(const Problem& problem, const Limits& limits);
 Refusal scale_fits(float softmax_scale);
 Refusal all_aligned(std::initializer_list<std::pair<const char*, const TensorView*>> views);
 

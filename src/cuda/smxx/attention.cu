@@ -111,7 +111,7 @@ uint32_t attention_shared_bytes(const Problem& p) {
 
 template <>
 Status run(const Plan& plan, const SparseAttentionParams& a, Workspace, cudaStream_t stream) {
-  return attend(plan, a, a.ids, stream);
+  return attend(plan, a, a.block_ids, stream);
 }
 
 template <>

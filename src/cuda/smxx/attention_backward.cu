@@ -209,7 +209,7 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
   const int64_t tokens = a.q.shape[0], keys = a.k.shape[0], delta = delta_bytes(p, tokens);
   Backward backward{.batch = device_batch(a.batch, tokens, a.k, p.block_size),
                     .q = tensor(a.q),
-                    .ids = tensor(a.ids),
+                    .ids = tensor(a.block_ids),
                     .k = key_tensor(a.k, p.layout),
                     .v = key_tensor(a.v, p.layout),
                     .o = tensor(a.o),
@@ -225,7 +225,7 @@ Status run(const Plan& plan, const AttentionBackwardParams& a, Workspace workspa
                     .dim = p.head_dim,
                     .topk = p.topk,
                     .scale = softmax_scale(a.softmax_scale, p.head_dim)};
-  MSA_TRY(inverse_lists(plan, a.ids, a.row_ptr, a.entries, a.batch, keys,
+  MSA_TRY(inverse_lists(plan, a.block_ids, a.row_ptr, a.entries, a.batch, keys,
                         {static_cast<std::byte*>(workspace.data) + delta}, stream,
                         &backward.lists));
 

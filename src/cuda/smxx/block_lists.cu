@@ -128,7 +128,7 @@ int64_t chunk_tokens(const Limits& limits) {
 
 /// Most rows, NB, that a call within the limits can have.
 int64_t most_rows(const Problem& p, const Limits& limits) {
-  return limits.max_batch * ceil_div(limits.max_kv_len, int64_t{p.block_size});
+  return limits.max_batch * ceil_div(limits.max_seqlen_k, int64_t{p.block_size});
 }
 
 }  // namespace
@@ -141,14 +141,14 @@ int64_t block_lists_bytes(const Problem& p, const Limits& limits) {
 template <>
 Status run(const Plan& plan, const BlockListsParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
-  const int64_t tokens = a.ids.shape[1], rows = a.row_ptr.shape[1] - 1;
+  const int64_t tokens = a.block_ids.shape[1], rows = a.row_ptr.shape[1] - 1;
   const int64_t each = chunk_tokens(plan.limits), chunks = ceil_div(tokens, each);
   const int64_t bytes = p.heads_kv * rows * chunks * 4;
   if (bytes > plan.workspace_bytes)
-    return invalid("row_ptr: got ", rows + 1, " columns, more than max_batch * ceil(max_kv_len/Bk)",
-                   " + 1 of the plan");
+    return invalid("row_ptr: got ", rows + 1,
+                   " columns, more than max_batch * ceil(max_seqlen_k/Bk)", " + 1 of the plan");
   const Lists lists{.batch = device_batch(a.batch, tokens, {}, p.block_size),
-                    .ids = tensor(a.ids),
+                    .ids = tensor(a.block_ids),
                     .row_ptr = tensor(a.row_ptr),
                     .entries = tensor(a.entries),
                     .counts = static_cast<int32_t*>(workspace.data),
@@ -185,7 +185,7 @@ Status inverse_lists(const Plan& plan, const TensorView& ids, const TensorView& 
   *out = {};
   if (!ids.given()) return {};
   const int64_t most = ids.shape[1] * p.topk;
-  BlockListsParams made{.ids = ids, .batch = batch, .row_ptr = row_ptr, .entries = entries};
+  BlockListsParams made{.block_ids = ids, .batch = batch, .row_ptr = row_ptr, .entries = entries};
   if (!row_ptr.given()) {
     const int64_t rows = std::min(most_rows(p, plan.limits),  // and no more than the keys fill
                                   batch.cu_seqlens_q.shape[0] - 1 + keys / p.block_size);

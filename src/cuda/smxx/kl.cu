@@ -265,7 +265,7 @@ Status run(const Plan& plan, const IndexLseParams& a, Workspace, cudaStream_t st
                 IndexLse{.batch = device_batch(a.batch, tokens, a.k_idx, p.block_size),
                          .q_idx = tensor(a.q_idx),
                          .k_idx = key_tensor(a.k_idx, p.layout),
-                         .ids = tensor(a.ids),
+                         .ids = tensor(a.block_ids),
                          .lse = tensor(a.lse),
                          .dim = p.index_dim,
                          .topk = p.topk,
@@ -291,7 +291,7 @@ Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_
         .q_idx = tensor(a.q_idx),
         .k_idx = key_tensor(a.k_idx, p.layout),
         .index_lse = tensor(a.index_lse),
-        .ids = tensor(a.ids),
+        .ids = tensor(a.block_ids),
         .lists = {},
         .dq_idx = tensor(a.dq_idx),
         .dk_idx = tensor(a.dk_idx),
@@ -309,7 +309,7 @@ Status run(const Plan& plan, const KlParams& a, Workspace workspace, cudaStream_
       .shared_bytes = query_shared_bytes(p)};
   MSA_TRY(launch("kl", query_kernel, by_query, stream, kl));
   if (!gradients) return {};
-  MSA_TRY(inverse_lists(plan, a.ids, a.row_ptr, a.entries, a.batch, keys, workspace, stream,
+  MSA_TRY(inverse_lists(plan, a.block_ids, a.row_ptr, a.entries, a.batch, keys, workspace, stream,
                         &kl.lists));
   const LaunchShape by_key{.grid = dim3(static_cast<uint32_t>(ceil_div(keys, kMostRows))),
                            .block = dim3(kKeyThreads),

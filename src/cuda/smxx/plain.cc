@@ -27,7 +27,6 @@ Shared shared(const Problem& p) {
       return {"index_dim", p.index_dim, attention_shared_bytes(rows)};
     }
     case Op::kSparseAttention:
-    case Op::kSparseDecode:
     case Op::kDenseAttention:
     case Op::kBlockMass:
       return {"head_dim", p.head_dim, attention_shared_bytes(p)};
@@ -75,7 +74,7 @@ int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
 std::vector<Kernel> all_kernels() {
   std::vector<Kernel> all;
   for_each_op([&]<class Params>(Op op) {
-    if constexpr (!std::is_same_v<Params, LayerDecodeParams>)
+    if constexpr (!std::is_same_v<Params, LayerParams>)
       all.push_back({.op = op,
                      .name = "plain",
                      .fits = fits,

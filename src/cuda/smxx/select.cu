@@ -96,12 +96,67 @@ __global__ void __launch_bounds__(128) select_kernel(Select a, Rows rows) {
   }
 }
 
+LaunchShape warp_per_row(int64_t rows) {
+  constexpr int64_t kWarps = 4;
+  return {.grid = dim3(static_cast<uint32_t>(ceil_div(rows, kWarps))), .block = dim3(32 * kWarps)};
+}
+
 template <class Rows>
 Status select(const Select& a, const Rows& rows, cudaStream_t stream) {
-  constexpr int64_t kWarps = 4;
-  const int64_t grid = ceil_div(int64_t{a.tokens} * a.heads, kWarps);
-  const LaunchShape shape{.grid = dim3(static_cast<uint32_t>(grid)), .block = dim3(32 * kWarps)};
-  return launch("select_blocks", select_kernel<Rows>, shape, stream, a, rows);
+  return launch("select_blocks", select_kernel<Rows>, warp_per_row(int64_t{a.tokens} * a.heads),
+                stream, a, rows);
+}
+
+struct MergeLists {
+  Tensor scores_parts, ids_parts;  ///< [parts,Hi,T,K]
+  Tensor ids, scores;              ///< [Hi,T,K]; the latter may be not given
+  int parts, tokens, heads, topk;
+};
+
+/// A warp per row compares each entry with all others, twice: who is better, then where it goes.
+__global__ void __launch_bounds__(128) merge_lists_kernel(MergeLists a) {
+  const int64_t row = int64_t{blockIdx.x} * warps() + warp();
+  if (row >= int64_t{a.tokens} * a.heads) return;
+  const int t = static_cast<int>(row / a.heads), r = static_cast<int>(row % a.heads);
+  const int entries = a.parts * a.topk;
+  const auto id_of = [&](int i) {
+    return a.ids_parts.at<const int32_t>(i / a.topk, r, t, i % a.topk);
+  };
+  const auto score_of = [&](int i) {
+    return a.scores_parts.at<const float>(i / a.topk, r, t, i % a.topk);
+  };
+  // By score, then by the lower id; 0: padding.
+  const auto key_of = [&](int i) {
+    const int32_t id = id_of(i);
+    if (id < 0) return uint64_t{0};
+    return uint64_t{order_of(score_of(i))} << 32 | ~static_cast<uint32_t>(id);
+  };
+
+  uint64_t threshold = 1;  // the K-th best key, or that of every list that is not padding
+  int valid = 0;
+  for (int i0 = 0; i0 < entries; i0 += 32) {
+    const int i = i0 + lane();
+    const uint64_t key = i < entries ? key_of(i) : 0;
+    int better = 0;
+    for (int j = 0; j < entries && key != 0; ++j) better += key_of(j) > key;
+    const uint32_t last = __ballot_sync(0xffffffff, key != 0 && better == a.topk - 1);
+    if (last != 0) threshold = __shfl_sync(0xffffffff, key, __ffs(static_cast<int>(last)) - 1);
+    valid += __popc(__ballot_sync(0xffffffff, key != 0));
+  }
+  for (int i = lane(); i < entries; i += 32) {
+    if (key_of(i) < threshold) continue;
+    int slot = 0;
+    for (int j = 0; j < entries; ++j) slot += key_of(j) >= threshold && id_of(j) < id_of(i);
+    if (slot >= a.topk) continue;  // never for distinct blocks
+    const float score = score_of(i);
+    a.ids.at<int32_t>(r, t, slot) = id_of(i);
+    if (a.scores.data != nullptr)
+      a.scores.at<float>(r, t, slot) = isnan(score) ? -infinity() : score;
+  }
+  for (int slot = min(valid, a.topk) + lane(); slot < a.topk; slot += 32) {
+    a.ids.at<int32_t>(r, t, slot) = -1;
+    if (a.scores.data != nullptr) a.scores.at<float>(r, t, slot) = -infinity();
+  }
 }
 
 // index_select scores and selects this many query rows at a time, so that scores never take more
@@ -116,7 +171,7 @@ int64_t rows_at_once(const Problem& p, int64_t columns, int64_t tokens) {
 }  // namespace
 
 int64_t index_select_bytes(const Problem& p, const Limits& limits) {
-  const int64_t columns = ceil_div(limits.max_kv_len, int64_t{p.block_size});
+  const int64_t columns = ceil_div(limits.max_seqlen_k, int64_t{p.block_size});
   return rows_at_once(p, columns, limits.max_tokens) * p.heads_kv * columns * 4;
 }
 
@@ -124,7 +179,7 @@ template <>
 Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   const Select args{.scores = tensor(a.scores),
-                    .ids = tensor(a.ids),
+                    .ids = tensor(a.block_ids),
                     .ids_scores = {},
                     .first = 0,
                     .tokens = static_cast<int>(a.scores.shape[1]),
@@ -141,7 +196,7 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
   const Problem& p = plan.problem;
   const int64_t tokens = a.q_idx.shape[0];
   const int64_t columns = most_blocks(plan, a.batch, a.k_idx);
-  const int64_t most = rows_at_once(p, ceil_div(plan.limits.max_kv_len, int64_t{p.block_size}),
+  const int64_t most = rows_at_once(p, ceil_div(plan.limits.max_seqlen_k, int64_t{p.block_size}),
                                     plan.limits.max_tokens);
   const DeviceBatch batch = device_batch(a.batch, tokens, a.k_idx, p.block_size);
   for (int64_t first = 0; first < tokens; first += most) {
@@ -161,7 +216,7 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
                          stream));
     MSA_TRY(select(
         Select{.scores = scores,
-               .ids = tensor(a.ids),
+               .ids = tensor(a.block_ids),
                .ids_scores = tensor(a.scores),
                .first = static_cast<int>(first),
                .tokens = static_cast<int>(count),
@@ -172,6 +227,21 @@ Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cu
         stream));
   }
   return {};
+}
+
+template <>
+Status run(const Plan& plan, const MergeListsParams& a, Workspace, cudaStream_t stream) {
+  const int64_t tokens = a.block_ids.shape[1];
+  return launch("merge_lists", merge_lists_kernel, warp_per_row(tokens * plan.problem.heads_kv),
+                stream,
+                MergeLists{.scores_parts = tensor(a.scores_parts),
+                           .ids_parts = tensor(a.block_ids_parts),
+                           .ids = tensor(a.block_ids),
+                           .scores = tensor(a.scores),
+                           .parts = static_cast<int>(a.scores_parts.shape[0]),
+                           .tokens = static_cast<int>(tokens),
+                           .heads = plan.problem.heads_kv,
+                           .topk = plan.problem.topk});
 }
 
 }  // namespace msa::cuda::plain

@@ -19,7 +19,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from .._calls import BLOCK, NO_BOUND, attend, of_each_token
+from .._calls import BLOCK, NO_BOUND, of_each_token
 
 __all__ = ["_fmha_sm100", "_fmha_sm100_plan", "fmha_sm100", "fmha_sm100_plan",
            "sparse_topk_select"]
@@ -149,7 +149,7 @@ def _fmha_sm100(
         batch |= pages
         if k.dim() == 3 or not batch["causal"]:
             return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
-        return attend(q, k, v, ids, **batch, out=out), None
+        return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
     if k.dim() == 4:
         if flat is not None and page_table is None:

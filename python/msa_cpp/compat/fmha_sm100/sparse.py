@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import msa_cpp
 import torch
 
-from .._calls import attend, uniform_cu_seqlens
+from .._calls import uniform_cu_seqlens
 from .api import _fmha_sm100, _fmha_sm100_plan
 
 __all__ = [
@@ -178,7 +178,8 @@ class SparseDecodePagedAttentionWrapper:
                        return_lse=return_softmax_lse, **self._batch)
         if self.q2k_indices is None:
             return msa_cpp.dense_attention(q, k, v, max_seqlen_q=self._seqlen_q, **options)
-        return attend(q, k, v, self.q2k_indices, max_seqlen_q=self._seqlen_q, **options)
+        return msa_cpp.sparse_attention(q, k, v, self.q2k_indices, max_seqlen_q=self._seqlen_q,
+                                        **options)
 
 
 def sparse_atten_nvfp4_kv_func(*args: Any, **kwargs: Any) -> NoReturn:

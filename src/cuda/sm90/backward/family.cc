@@ -30,7 +30,7 @@ Refusal takes(const Plan& plan, const AttentionBackwardParams& a) {
   if (a.q.shape[0] == 0) return {"q", "no row", 0, "one or more"};
   if (a.k.shape[0] == 0) return {"k", "no row", 0, "one or more"};
   if (!walk::has_room(plan.limits, a.k.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
-    return {"k", nullptr, a.k.shape[0], "up to max_tokens and max_kv_len rows"};
+    return {"k", nullptr, a.k.shape[0], "up to max_tokens and max_seqlen_k rows"};
   if (a.row_ptr.given() && a.row_ptr.shape[1] - 1 > walk::most_rows(plan.limits))
     return {"row_ptr", nullptr, a.row_ptr.shape[1], "a row per block of the limits"};
   return {};

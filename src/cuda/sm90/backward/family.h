@@ -10,8 +10,8 @@ namespace msa::cuda::sm90::backward {
 
 Refusal fits(const Problem& problem, const Limits& limits);
 /// Left to the plain kernels: d_o in f32, rows that are not 16-byte aligned, no query or no key,
-/// batches of short sequences with more keys than max_tokens and max_kv_len (Limits does not bound
-/// their sum), and, unless Bk is 128, shards, which are counted in blocks.
+/// batches of short sequences with more keys than max_tokens and max_seqlen_k (Limits does not
+/// bound their sum), and, unless Bk is 128, shards, which are counted in blocks.
 Refusal takes(const Plan& plan, const AttentionBackwardParams& params);
 
 /// About 0.8 GB for 128K tokens of MiniMax-M3's shape.

@@ -91,7 +91,7 @@ Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call
   if (!is_sparse(plan.problem)) return {};
   const Layout& l = call->layout;
   return walk::make_inverse_lists(
-      plan, {.ids = a.ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
+      plan, {.block_ids = a.block_ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
       {.rows = l.tasks.rows,
        .row_ptr = call->workspace + l.row_ptr,
        .entries = call->workspace + l.entries,
@@ -161,7 +161,7 @@ Status run_query_gradient(const Plan& plan, const AttentionBackwardParams& a, co
                          .scale = call.scale,
                          .heads_kv = plan.problem.heads_kv,
                          .words = call.at<Words>(call.layout.words)};
-  if (is_sparse(plan.problem)) args.lists = walk::lists(a.ids, plan.problem.topk);
+  if (is_sparse(plan.problem)) args.lists = walk::lists(a.block_ids, plan.problem.topk);
   return a.dq.dtype == DType::kF32
              ? launch_query_gradient<kGroup, float>(call.maps, args, call.sms, stream)
              : launch_query_gradient<kGroup, __nv_bfloat16>(call.maps, args, call.sms, stream);

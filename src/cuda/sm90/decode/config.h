@@ -18,8 +18,8 @@ inline constexpr int kMaxBlocks = (1 << 20) / kBlock;  // of one sequence
 inline constexpr int kMaxSequences = 1024;  // B: their lengths are summed in shared memory
 
 /// Floats of a score row, of which there is one per (token, index head): a multiple of 4.
-constexpr int64_t score_columns(int64_t max_kv_len) {
-  return ((max_kv_len + kBlock - 1) / kBlock + 3) / 4 * 4;
+constexpr int64_t score_columns(int64_t max_seqlen_k) {
+  return ((max_seqlen_k + kBlock - 1) / kBlock + 3) / 4 * 4;
 }
 
 /// CTAs that share the list of one (token, KV head), a power of two up to 16: as many as still find

@@ -14,12 +14,12 @@ Refusal cache_fits(const Problem& p) {
 
 }  // namespace
 
-Refusal fits(const Problem& p, const Limits&) {
+Refusal fits(const Problem& p, const Limits& limits) {
   if (const Refusal refusal = rows_fit(p, /*head=*/true, /*index=*/false)) return refusal;
   if (const Refusal refusal = cache_fits(p)) return refusal;
   if (p.group() > kRows) return {"heads_q / heads_kv", nullptr, p.group(), "1..16"};
   if (p.topk > kMaxList) return {"topk", nullptr, p.topk, "1..32"};
-  return {};
+  return step_fits(limits);
 }
 
 Refusal fits_index(const Problem& p, const Limits& limits) {
@@ -27,12 +27,12 @@ Refusal fits_index(const Problem& p, const Limits& limits) {
   if (const Refusal refusal = cache_fits(p)) return refusal;
   // More rows than one mma has would read the keys again: 192 us against 71 of the index family at
   // 8 x 128K with 16 new tokens.
-  if (limits.max_q_len * p.heads_kv > kRows)
-    return {"max_q_len * heads_kv", nullptr, limits.max_q_len * p.heads_kv, "1..16"};
+  if (limits.max_seqlen_q * p.heads_kv > kRows)
+    return {"max_seqlen_q * heads_kv", nullptr, limits.max_seqlen_q * p.heads_kv, "1..16"};
   if (p.topk > kMaxChosen) return {"topk", nullptr, p.topk, "1..16"};
   if (limits.max_batch > kMaxSequences) return {"max_batch", nullptr, limits.max_batch, "1..1024"};
-  if (limits.max_kv_len > int64_t{kMaxBlocks} * kBlock)
-    return {"max_kv_len", nullptr, limits.max_kv_len, "up to 2^20"};
+  if (limits.max_seqlen_k > int64_t{kMaxBlocks} * kBlock)
+    return {"max_seqlen_k", nullptr, limits.max_seqlen_k, "up to 2^20"};
   return {};
 }
 
@@ -50,7 +50,7 @@ Refusal takes(const Plan&, const IndexSelectParams& a) {
   return all_aligned({{"q_idx", &a.q_idx}, {"k_idx", &a.k_idx}});
 }
 
-Refusal takes(const Plan&, const LayerDecodeParams& a) {
+Refusal takes(const Plan&, const LayerParams& a) {
   if (const Refusal refusal = scale_fits(a.softmax_scale)) return refusal;
   return all_aligned({{"q", &a.q},
                       {"q_idx", &a.q_idx},

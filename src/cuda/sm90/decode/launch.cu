@@ -22,12 +22,12 @@ Status score_arguments(const Plan& plan, const IndexSelectParams& params, Worksp
   MSA_TRY(map_keys("k_idx", params.k_idx, KvLayout::kPaged, kBlock, &a->k));
   a->batch = device_batch(params.batch, params.q_idx.shape[0], params.k_idx, kBlock);
   a->scores = static_cast<float*>(workspace.data);
-  a->columns = score_columns(plan.limits.max_kv_len);
+  a->columns = score_columns(plan.limits.max_seqlen_k);
   return {};
 }
 
 Status launch_score(const Plan& plan, const ScoreArguments& a, cudaStream_t stream) {
-  const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_q_len, a.group_tokens));
+  const auto groups = static_cast<uint32_t>(ceil_div(plan.limits.max_seqlen_q, a.group_tokens));
   return launch(
       "decode scores", score,
       {.grid = dim3(kSMs, groups), .block = kThreads, .shared_bytes = sizeof(ScoreShared)}, stream,
@@ -41,7 +41,7 @@ Status attend_arguments(const Problem& problem, const SparseAttentionParams& par
   MSA_TRY(map_keys("k", params.k, KvLayout::kPaged, kBlock, &a->k));
   MSA_TRY(map_keys("v", params.v, KvLayout::kPaged, kBlock, &a->v));
   a->batch = device_batch(params.batch, params.q.shape[0], params.k, kBlock);
-  a->ids = rows<int32_t>(params.ids, 1);
+  a->ids = rows<int32_t>(params.block_ids, 1);
   a->selection = selection_of(problem);
   a->group = problem.group();
   a->scale = softmax_scale(params.softmax_scale, kDim) * kLog2E;
@@ -68,7 +68,7 @@ Status launch_attend(const Problem& problem, const AttendArguments& a, cudaStrea
 }  // namespace
 
 int64_t workspace_bytes(const Problem& problem, const Limits& limits) {
-  return limits.max_tokens * problem.heads_kv * score_columns(limits.max_kv_len) *
+  return limits.max_tokens * problem.heads_kv * score_columns(limits.max_seqlen_k) *
          static_cast<int64_t>(sizeof(float));
 }
 
@@ -81,7 +81,7 @@ Status run(const Plan& plan, const IndexSelectParams& params, Workspace workspac
   c.scores = s.scores;
   c.columns = s.columns;
   c.selection = selection_of(plan.problem);
-  c.ids = rows<int32_t>(params.ids, 1);
+  c.ids = rows<int32_t>(params.block_ids, 1);
   c.ids_scores = rows<float>(params.scores, 1);
   MSA_TRY(launch_score(plan, s, stream));
   return launch(
@@ -98,7 +98,7 @@ Status run(const Plan& plan, const SparseAttentionParams& params, Workspace, Str
   return launch_attend<false>(plan.problem, a, stream);
 }
 
-Status run(const Plan& plan, const LayerDecodeParams& params, Workspace workspace, Stream stream) {
+Status run(const Plan& plan, const LayerParams& params, Workspace workspace, Stream stream) {
   const LayerSteps steps = layer_steps(plan, params, workspace);
   const Problem& problem = plan.problem;
   ScoreArguments s{};
@@ -115,9 +115,9 @@ std::span<const Kernel> kernels() {
   static constexpr Kernel kAll[] = {
       tuned<IndexSelectParams, fits_index, takes, run>(Op::kIndexSelect, "sm90/decode",
                                                        workspace_bytes),
-      tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseDecode, "sm90/decode", nullptr),
-      tuned<LayerDecodeParams, fits_layer, takes, run>(Op::kLayerDecode, "sm90/decode",
-                                                       layer_ids_bytes, kLayerOps)};
+      tuned<SparseAttentionParams, fits, takes, run>(Op::kSparseAttention, "sm90/decode", nullptr),
+      tuned<LayerParams, fits_layer, takes, run>(Op::kLayer, "sm90/decode", layer_ids_bytes,
+                                                 kLayerOps)};
   return kAll;
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 /// One consumer is enough when a tile of 64 rows holds all new tokens of a sequence.
 int consumers(const Problem& problem, const Limits& limits) {
-  return limits.max_q_len * problem.group() <= kTileRows ? 1 : 2;
+  return limits.max_seqlen_q * problem.group() <= kTileRows ? 1 : 2;
 }
 
 /// Whole tiles keep an SM busy only if every SM gets several; and tiles of a few tokens over a long
@@ -23,7 +23,7 @@ int consumers(const Problem& problem, const Limits& limits) {
 bool splits(const Problem& problem, const Limits& limits, int64_t tokens) {
   constexpr int64_t kTilesPerCta = 4;
   const int64_t rows = tokens * problem.heads_q;
-  return limits.max_q_len <= kDecodeTokens || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
+  return limits.max_seqlen_q <= kDecodeTokens || rows < kTilesPerCta * kMaxCtas * 2 * kTileRows;
 }
 
 /// Parts of the workspace: [2*CTAs, rows, D] outputs, [2*CTAs, rows] softmaxes, one counter.

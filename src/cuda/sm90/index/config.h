@@ -31,7 +31,7 @@ using WideTile = TileShape<2, 2, 6>;
 using NarrowTile = TileShape<1, 1, 4>;
 
 constexpr bool is_narrow(const Problem& problem, const Limits& limits) {
-  return limits.max_q_len * problem.heads_kv <= NarrowTile::kRows;
+  return limits.max_seqlen_q * problem.heads_kv <= NarrowTile::kRows;
 }
 
 /// Tiles of `rows` rows have numbers below this: sequence b's begin at q_begin / queries + b, so
@@ -50,8 +50,8 @@ constexpr int splits(const Problem& problem, const Limits& limits) {
   const int64_t queries = WideTile::kRows / problem.heads_kv;
   const int64_t q_len = (limits.max_tokens + limits.max_batch - 1) / limits.max_batch;
   const int64_t tiles = limits.max_batch * ((q_len + queries - 1) / queries);
-  const int64_t longest = (limits.max_kv_len + kBlock - 1) / kBlock;
-  const int64_t shortest = std::max<int64_t>(limits.max_kv_len - limits.max_q_len, 0) / kBlock;
+  const int64_t longest = (limits.max_seqlen_k + kBlock - 1) / kBlock;
+  const int64_t shortest = std::max<int64_t>(limits.max_seqlen_k - limits.max_seqlen_q, 0) / kBlock;
   const double mean = static_cast<double>(longest + shortest) / 2;
   double best_time = 0;
   int best = 0;
@@ -69,7 +69,7 @@ constexpr int splits(const Problem& problem, const Limits& limits) {
 }
 
 constexpr int64_t score_bytes(const Problem& problem, const Limits& limits) {
-  return limits.max_tokens * problem.heads_kv * ((limits.max_kv_len + kBlock - 1) / kBlock) *
+  return limits.max_tokens * problem.heads_kv * ((limits.max_seqlen_k + kBlock - 1) / kBlock) *
          int64_t{sizeof(float)};
 }
 

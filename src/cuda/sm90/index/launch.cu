@@ -15,7 +15,7 @@ namespace msa::cuda::sm90::index {
 namespace {
 
 /// Columns of the workspace's scores.
-int64_t max_blocks(const Limits& limits) { return ceil_div(limits.max_kv_len, int64_t{kBlock}); }
+int64_t max_blocks(const Limits& limits) { return ceil_div(limits.max_seqlen_k, int64_t{kBlock}); }
 
 /// Both operators that multiply, ready but for their output.
 Status score_arguments(const Plan& plan, const TensorView& q_idx, const TensorView& k_idx,
@@ -113,7 +113,7 @@ Status run(const Plan& plan, const IndexScoresParams& a, Workspace, cudaStream_t
 Status run(const Plan& plan, const IndexSelectParams& a, Workspace workspace, cudaStream_t stream) {
   const Problem& p = plan.problem;
   ScoreArguments args{};
-  const Chosen out = chosen(p, a.ids, a.scores);
+  const Chosen out = chosen(p, a.block_ids, a.scores);
   if (out.tokens == 0) return {};
   MSA_TRY(score_arguments(plan, a.q_idx, a.k_idx, a.batch, &args));
   if (keeps_scores(p, plan.limits)) {
@@ -154,7 +154,7 @@ Status run(const Plan& plan, const SelectBlocksParams& a, Workspace, cudaStream_
                   .num_valid_blocks =
                       a.num_valid_blocks.given() ? a.num_valid_blocks.at<const int32_t>() : nullptr,
                   .blocks = static_cast<int32_t>(a.scores.shape[2])},
-      chosen(p, a.ids, {}), stream);
+      chosen(p, a.block_ids, {}), stream);
 }
 
 std::span<const Kernel> kernels() {

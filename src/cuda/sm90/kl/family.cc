@@ -15,11 +15,12 @@ template <class Params>
 Refusal takes_blocks(const Plan& plan, const Params& a) {
   const Problem& p = plan.problem;
   if (!walk::has_room(plan.limits, a.k_idx.shape[0], a.batch.cu_seqlens_q.shape[0] - 1))
-    return {"k_idx", nullptr, a.k_idx.shape[0], "up to max_tokens and max_kv_len rows"};
+    return {"k_idx", nullptr, a.k_idx.shape[0], "up to max_tokens and max_seqlen_k rows"};
   if (a.q_idx.shape[0] * a.q_idx.shape[1] * kMostSlots > INT_MAX)
     return {"q_idx", nullptr, a.q_idx.shape[0], "T * Hi up to 2^27"};
-  if (a.ids.given() && !fits_lists(p)) return {"ids", "other lists", 0, "up to 16 blocks of 128"};
-  if (!a.ids.given() && p.block_size != kBlock && a.batch.block_offset.given())
+  if (a.block_ids.given() && !fits_lists(p))
+    return {"block_ids", "other lists", 0, "up to 16 blocks of 128"};
+  if (!a.block_ids.given() && p.block_size != kBlock && a.batch.block_offset.given())
     return {"block_offset", "blocks of other sizes", 0, "blocks of 128"};
   return {};
 }

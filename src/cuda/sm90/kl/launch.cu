@@ -56,7 +56,7 @@ struct Call {
 /// The inverse lists of a call with ids.
 template <class Params>
 Status make_lists(const Plan& plan, const Params& a, Call* call, cudaStream_t stream) {
-  BlockListsParams lists{.ids = a.ids, .batch = a.batch};
+  BlockListsParams lists{.block_ids = a.block_ids, .batch = a.batch};
   if constexpr (requires { a.row_ptr; }) lists.row_ptr = a.row_ptr, lists.entries = a.entries;
   return walk::make_inverse_lists(plan, lists,
                                   {.rows = call->parts.tasks.rows,
@@ -70,7 +70,7 @@ template <class Params>
 Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* call,
                  cudaStream_t stream) {
   const Problem& p = plan.problem;
-  const bool listed = a.ids.given();
+  const bool listed = a.block_ids.given();
   call->batch = device_batch(a.batch, a.q_idx.shape[0], a.k_idx, kBlock);
   call->parts = parts_of(p, plan.limits, listed);
   call->workspace = static_cast<std::byte*>(workspace.data);
@@ -83,7 +83,7 @@ Status make_call(const Plan& plan, const Params& a, Workspace workspace, Call* c
   call->sms = static_cast<uint32_t>(device->sms);
   call->lists = {.topk = p.topk};
   if (!listed) return {};
-  call->ids = walk::lists(a.ids, p.topk);
+  call->ids = walk::lists(a.block_ids, p.topk);
   return make_lists(plan, a, call, stream);
 }
 

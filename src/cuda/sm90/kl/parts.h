@@ -33,7 +33,7 @@ struct Parts {
 
 /// For any call within `limits`, with or without lists of blocks. `scratch` bytes to make lists.
 constexpr Parts parts(const Problem& problem, const Limits& limits, bool listed, int64_t scratch) {
-  const int64_t blocks = (limits.max_kv_len + kBlock - 1) / kBlock;
+  const int64_t blocks = (limits.max_seqlen_k + kBlock - 1) / kBlock;
   const int64_t rows = problem.heads_kv * limits.max_tokens;
   const bool gradients = problem.op == Op::kKlBackward;
   Problem round = problem;

@@ -44,7 +44,7 @@ Status make_call(const Plan& plan, const SparseAttentionParams& a, Workspace wor
   MSA_TRY(map_keys("k", a.k, problem.layout, kBlock, &call->k));
   MSA_TRY(map_keys("v", a.v, problem.layout, kBlock, &call->v));
   call->batch = device_batch(a.batch, a.q.shape[0], a.k, kBlock);
-  call->lists = walk::lists(a.ids, problem.topk);
+  call->lists = walk::lists(a.block_ids, problem.topk);
   call->operands = {rows<const __nv_bfloat16>(a.q), key_rows(a.k, problem.layout),
                     key_rows(a.v, problem.layout)};
   call->out = {rows<void>(a.o), rows<float>(a.lse)};

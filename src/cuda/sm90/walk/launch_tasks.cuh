@@ -24,7 +24,7 @@ inline Status make_inverse_lists(const Plan& plan, BlockListsParams lists, const
                                  cudaStream_t stream, InverseLists* out) {
   const Problem& p = plan.problem;
   if (!lists.row_ptr.given()) {
-    const int64_t entries = lists.ids.shape[1] * p.topk;
+    const int64_t entries = lists.block_ids.shape[1] * p.topk;
     lists.row_ptr = TensorView::contiguous(room.row_ptr, DType::kI32, {p.heads_kv, room.rows + 1});
     lists.entries = TensorView::contiguous(room.entries, DType::kI32, {p.heads_kv, entries});
     Plan making = plan;

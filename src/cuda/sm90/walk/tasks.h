@@ -50,18 +50,18 @@ struct TaskLayout {
   int64_t end;
 };
 
-/// Most rows of a call within limits. Limits do not bound S; a call with S > max(T, max_kv_len) of
+/// Most rows of a call within limits. Limits do not bound S; a call with S > max(T, max_seqlen_k) of
 /// the plan may have more, and is then not for these kernels.
 constexpr int64_t most_rows(const Limits& limits) {
-  const int64_t blocks = (limits.max_kv_len + kBlock - 1) / kBlock;
-  const int64_t keys = std::max(limits.max_tokens, limits.max_kv_len);
+  const int64_t blocks = (limits.max_seqlen_k + kBlock - 1) / kBlock;
+  const int64_t keys = std::max(limits.max_tokens, limits.max_seqlen_k);
   return std::min(limits.max_batch * blocks, keys / kBlock + limits.max_batch);
 }
 
 /// `listed`: by inverse lists; else every query reads all blocks. The lists begin at byte `begin`.
 constexpr TaskLayout task_layout(const Problem& problem, const Limits& limits, bool listed,
                                  int64_t begin) {
-  const int64_t blocks = (limits.max_kv_len + kBlock - 1) / kBlock;
+  const int64_t blocks = (limits.max_seqlen_k + kBlock - 1) / kBlock;
   // (query, block) pairs of all heads.
   const int64_t pairs = limits.max_tokens * (listed ? problem.topk : blocks) * problem.heads_kv;
   const int64_t share = pairs / (kSMs * kLongestShare) / kTaskUnit * kTaskUnit;
@@ -81,7 +81,7 @@ constexpr TaskLayout task_layout(const Problem& problem, const Limits& limits, b
 
 /// Whether a call has no more rows than a layout for `limits`: `keys` rows of k, B `sequences`.
 constexpr bool has_room(const Limits& limits, int64_t keys, int64_t sequences) {
-  const int64_t blocks = (limits.max_kv_len + kBlock - 1) / kBlock;
+  const int64_t blocks = (limits.max_seqlen_k + kBlock - 1) / kBlock;
   return std::min(sequences * blocks, keys / kBlock + sequences) <= most_rows(limits);
 }
 
