@@ -64,7 +64,7 @@ std::vector<TensorView*> all_of(P& a) {
   if constexpr (requires { a.batch; }) {
     Batch& b = a.batch;
     for (TensorView* view : {&b.cu_seqlens_q, &b.cu_seqlens_k, &b.seq_lens, &b.page_table,
-                             &b.q_offset, &b.block_offset})
+                             &b.q_offset, &b.block_offset, &b.page_rows})
       all.push_back(view);
   }
   return all;
