@@ -118,6 +118,7 @@ Status convert(const char* name, const msa_batch* given, msa::Batch* out) {
   MSA_TRY(convert("page_table", b.page_table, &out->page_table));
   MSA_TRY(convert("q_offset", b.q_offset, &out->q_offset));
   MSA_TRY(convert("block_offset", b.block_offset, &out->block_offset));
+  MSA_TRY(convert("page_rows", b.page_rows, &out->page_rows));
   out->causal = b.non_causal == 0;
   return {};
 }

@@ -271,7 +271,8 @@ class Call {
     const std::pair<const char*, TensorView*> views[] = {
         {"cu_seqlens_q", &b.cu_seqlens_q}, {"cu_seqlens_k", &b.cu_seqlens_k},
         {"seq_lens", &b.seq_lens},         {"page_table", &b.page_table},
-        {"q_offset", &b.q_offset},         {"block_offset", &b.block_offset}};
+        {"q_offset", &b.q_offset},         {"block_offset", &b.block_offset},
+        {"page_rows", &b.page_rows}};
     for (size_t i = 0; i < std::min(std::size(views), given.size()); ++i) {
       const nb::object array = given[i];
       if (!array.is_none())
@@ -338,9 +339,11 @@ class Call {
       const Lengths k = paged_ ? lengths_of(b.seq_lens, false, block_size)
                                : lengths_of(b.cu_seqlens_k, true, block_size);
       const bool known = host() || !needed;
-      const int64_t most_k = !paged_                  ? extents_.get("S", INT32_MAX)
-                             : b.page_table.rank == 2 ? b.page_table.shape[1] * block_size
-                                                      : INT32_MAX;
+      const int64_t rank = b.page_table.rank;
+      const int64_t most_k = !paged_ ? extents_.get("S", INT32_MAX)
+                             : rank == 1 || rank == 2
+                                 ? b.page_table.shape[static_cast<size_t>(rank - 1)] * block_size
+                                 : INT32_MAX;
       out.max_batch = round_up(b.cu_seqlens_q.shape[0] - 1);
       out.max_seqlen_q = round_up(
           bound("max_seqlen_q", "cu_seqlens_q", options_.max_seqlen_q, q.longest, known, tokens));

@@ -86,9 +86,11 @@ typedef struct msa_batch {
   const msa_tensor* cu_seqlens_q; /* [B+1] */
   const msa_tensor* cu_seqlens_k; /* [B+1], packed keys */
   const msa_tensor* seq_lens;     /* [B], paged keys */
-  const msa_tensor* page_table;   /* [B,max_pages], paged keys */
+  const msa_tensor* page_table;   /* [B,max_pages], paged keys; any strides; see page_rows */
   const msa_tensor* q_offset;     /* [B], optional: position of the first query */
   const msa_tensor* block_offset; /* [B], optional: first block of this shard of the keys */
+  const msa_tensor* page_rows;    /* [B], optional: b's row of page_table [rows,max_pages], or its
+                                     first entry in page_table [entries] */
 } msa_batch;
 
 /* The static description of an operator call, MSA_PROBLEM_INIT by default; fields that the operator

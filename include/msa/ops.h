@@ -67,7 +67,10 @@ struct Batch {
   TensorView cu_seqlens_q{};  ///< i32 [B+1], ascending from 0: row range of each sequence's queries
   TensorView cu_seqlens_k{};  ///< i32 [B+1], packed keys: row range of each sequence's keys
   TensorView seq_lens{};      ///< i32 [B], paged keys: cached tokens, the new ones included
-  TensorView page_table{};    ///< i32 [B,max_pages]: page of logical block j of sequence b
+  /// Page of logical block j of sequence b: i32 [B,max_pages] in any strides; with page_rows also
+  /// i32 [rows,max_pages], of which the batch uses some, or a flat list [entries].
+  TensorView page_table{};
+  TensorView page_rows{};     ///< i32 [B], optional: b's row of page_table, or its first entry
   TensorView q_offset{};      ///< i32 [B], optional: position of the first query
   TensorView block_offset{};  ///< i32 [B], optional: first block of this shard of the keys
   bool causal = true;         ///< false: every key up to kv_len is visible to every query

@@ -207,6 +207,8 @@ std::string make_name(const Case& c) {
   if (!c.causal) name += "/full";
   if (c.q_offsets) name += "/q_offset";
   if (c.block_offsets) name += "/shard";
+  if (c.pages == PageForm::kRowsOfTable) name += "/page_rows";
+  if (c.pages == PageForm::kFlatList) name += "/flat_pages";
   if (c.shared_ids) name += "/shared_ids";
   if (c.repeated_ids) name += "/repeated_ids";
   if (c.f32_outputs) name += "/f32_out";
@@ -233,6 +235,9 @@ Case make_case(const Share& share, DType dtype, KvLayout layout, int variant, ui
   }
   if (share.op != Op::kAppendPaged) c.block_offsets = rng.chance(14);
   c.shared_ids = rng.chance(12);
+  if (layout == KvLayout::kPaged && share.op != Op::kBlockLists)
+    c.pages = rng.pick({PageForm::kTable, PageForm::kTable, PageForm::kTable,
+                        PageForm::kRowsOfTable, PageForm::kFlatList});
   change(c);
   c.sequences = make_sequences(c, rng);
   c.name = make_name(c) + "#" + std::to_string(variant);

@@ -24,6 +24,9 @@ enum class Values {
   kGiant,  ///< logits of 2^24 and more, exact and far apart; keys of equal logits have equal values
 };
 
+/// How the pages of a sequence are found.
+enum class PageForm : uint8_t { kTable, kRowsOfTable, kFlatList };
+
 /// One sequence of a batch; offsets count where the case has them.
 struct SequenceSize {
   int32_t q_len = 0;
@@ -43,6 +46,7 @@ struct Case {
   bool causal = true;
   bool q_offsets = false;
   bool block_offsets = false;
+  PageForm pages = PageForm::kTable;
   bool shared_ids = false;    ///< one list for all heads: head stride 0
   bool repeated_ids = false;  ///< every list names a block twice
   bool f32_outputs = false;   ///< o in f32 whatever the dtype

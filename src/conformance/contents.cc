@@ -42,7 +42,7 @@ Batch Instance::make_batch() {
   Batch batch{.cu_seqlens_q = metadata(cu_q), .causal = case_.causal};
   if (problem().layout == KvLayout::kPaged) {
     batch.seq_lens = metadata(lens);
-    if (problem().op != Op::kBlockLists) batch.page_table = make_page_table();
+    if (problem().op != Op::kBlockLists) make_page_table(&batch);
   } else {
     batch.cu_seqlens_k = metadata(cu_k);
   }
@@ -52,8 +52,10 @@ Batch Instance::make_batch() {
 }
 
 /// Every block its own page, in random order among pages of nobody; full blocks of later sequences
-/// may share the first one's (a common prompt).
-TensorView Instance::make_page_table() {
+/// may share the first one's (a common prompt). The table is the batch's own; or sequence b has row
+/// rows[b] of a larger one with gaps between its columns; or all pages stand in one list, sequence
+/// b's from rows[b] on.
+void Instance::make_page_table(Batch* batch) {
   const int64_t block = problem().block_size;
   const int64_t sequences = static_cast<int64_t>(case_.sequences.size());
   pages_ = rng_.between(1, 3);
@@ -62,19 +64,44 @@ TensorView Instance::make_page_table() {
   std::iota(free.begin(), free.end(), 0);
   rng_.shuffle(free);
 
-  const TensorView table =
-      input(DType::kI32, {sequences, std::max<int64_t>(1, max_blocks_) + rng_.between(0, 2)});
+  const int64_t columns = std::max<int64_t>(1, max_blocks_) + rng_.between(0, 2);
+  std::vector<int32_t> rows;
+  TensorView table;
+  if (case_.pages == PageForm::kFlatList) {
+    int64_t total = 0;
+    for (const SequenceSize& s : case_.sequences) {
+      rows.push_back(static_cast<int32_t>(total));
+      total += (s.kv_len + block - 1) / block;
+    }
+    table = metadata(std::vector<int32_t>(static_cast<size_t>(total), -1));
+  } else if (case_.pages == PageForm::kRowsOfTable) {
+    rows.resize(static_cast<size_t>(sequences + rng_.between(0, 3)));
+    std::iota(rows.begin(), rows.end(), 0);
+    table = metadata(std::vector<int32_t>(rows.size() * static_cast<size_t>(columns * block), -1));
+    table.rank = 2;
+    table.shape = {static_cast<int64_t>(rows.size()), columns};
+    table.stride = {columns * block, block};
+    rng_.shuffle(rows);
+    rows.resize(static_cast<size_t>(sequences));
+  } else {
+    table = input(DType::kI32, {sequences, columns});
+  }
+  const auto entry = [&](int64_t b, int64_t j) {
+    const int64_t row = rows.empty() ? b : rows[static_cast<size_t>(b)];
+    return table.rank == 1 ? table.offset(row + j) : table.offset(row, j);
+  };
   const bool share = problem().op != Op::kAppendPaged && rng_.chance(20);
   for (int64_t b = 0; b < sequences; ++b) {
     const int64_t kv_len = case_.sequences[static_cast<size_t>(b)].kv_len;
     for (int64_t j = 0; j < (kv_len + block - 1) / block; ++j) {
       const bool common =
           share && (j + 1) * block <= std::min<int64_t>(kv_len, case_.sequences[0].kv_len);
-      set_i32(table, table.offset(b, j), common && b > 0 ? *table.at<int32_t>(0, j) : free.back());
+      set_i32(table, entry(b, j), common && b > 0 ? table.at<int32_t>()[entry(0, j)] : free.back());
       free.pop_back();
     }
   }
-  return table;
+  batch->page_table = table;
+  if (!rows.empty()) batch->page_rows = metadata(rows);
 }
 
 void Instance::fill_queries(const TensorView& q, int64_t heads, int64_t dim) {

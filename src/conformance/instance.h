@@ -67,7 +67,7 @@ class Instance {
   DType output_dtype() const { return case_.f32_outputs ? DType::kF32 : problem().dtype; }
 
   Batch make_batch();
-  TensorView make_page_table();
+  void make_page_table(Batch* batch);
   void fill_queries(const TensorView& q, int64_t heads, int64_t dim);
   void fill_keys(const TensorView& k, int64_t heads, int64_t dim, bool scored);
   void fill_rows(const TensorView& rows, int64_t count, int64_t heads, int64_t dim);

@@ -22,7 +22,7 @@ std::vector<TensorView*> arguments(Params& params) {
   if (info.has_batch()) {
     Batch& b = info.batch_in(data_of(params));
     for (TensorView* view : {&b.cu_seqlens_q, &b.cu_seqlens_k, &b.seq_lens, &b.page_table,
-                             &b.q_offset, &b.block_offset})
+                             &b.q_offset, &b.block_offset, &b.page_rows})
       all.push_back(view);
   }
   return all;

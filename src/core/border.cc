@@ -1,6 +1,7 @@
 #include "core/border.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/text.h"
 
@@ -8,6 +9,7 @@ namespace msa {
 namespace {
 
 constexpr int64_t kUnknown = -1;
+constexpr int64_t kMaxPageStride = (int64_t{1} << 29) - 1;  // in bytes, it fits an int32
 
 }  // namespace
 
@@ -171,16 +173,31 @@ Status Border::metadata(const Batch& batch) {
     MSA_TRY(vector("seq_lens", batch.seq_lens, "B"));
     if (batch.cu_seqlens_k.given())
       return invalid("cu_seqlens_k: given, expected seq_lens alone with paged keys");
-    if (info_.pages || batch.page_table.given())
-      MSA_TRY(vector("page_table", batch.page_table, "B,max_pages"));
+    MSA_TRY(page_table(batch));
   } else {
     MSA_TRY(vector("cu_seqlens_k", batch.cu_seqlens_k, "B+1"));
-    if (batch.seq_lens.given() || batch.page_table.given())
-      return invalid(batch.seq_lens.given() ? "seq_lens" : "page_table",
-                     ": given, expected cu_seqlens_k alone with packed keys");
+    for (const auto& [name, view] : {std::pair("seq_lens", &batch.seq_lens),
+                                     {"page_table", &batch.page_table},
+                                     {"page_rows", &batch.page_rows}})
+      if (view->given())
+        return invalid(name, ": given, expected cu_seqlens_k alone with packed keys");
   }
   if (batch.q_offset.given()) MSA_TRY(vector("q_offset", batch.q_offset, "B"));
   if (batch.block_offset.given()) MSA_TRY(vector("block_offset", batch.block_offset, "B"));
+  return {};
+}
+
+/// The table's strides are free, so that it may be a part of a larger one.
+Status Border::page_table(const Batch& batch) {
+  const TensorView& table = batch.page_table;
+  const bool rows = batch.page_rows.given();
+  if (rows) MSA_TRY(tensor("page_rows", batch.page_rows, "B", Content::kI32));
+  if (!table.given() && !info_.pages && !rows) return {};
+  const char* letters = !rows ? "B,max_pages" : table.rank == 1 ? "entries" : "rows,max_pages";
+  MSA_TRY(tensor("page_table", table, letters, Content::kI32));
+  const int64_t stride = table.stride[static_cast<size_t>(table.rank - 1)];
+  if (stride < 0 || stride > kMaxPageStride)
+    return invalid("page_table: got innermost stride ", stride, ", expected 0..", kMaxPageStride);
   return {};
 }
 
@@ -216,16 +233,28 @@ Status Border::lengths(const Batch& batch, int64_t b, const Sequence& s) const {
   return {};
 }
 
+Status Border::page_row(const Batch& batch, int64_t b) const {
+  if (!batch.page_rows.given() || !batch.page_table.given()) return {};
+  const int32_t row = *batch.page_rows.at<const int32_t>(b);
+  const bool flat = batch.page_table.rank == 1;  // an empty sequence may begin at the end
+  const int64_t last = batch.page_table.shape[0] - (flat ? 0 : 1);
+  if (row >= 0 && row <= last) return {};
+  return invalid("page_rows[", b, "]: got ", row, ", expected 0..", last, ", ",
+                 flat ? "entries" : "rows", " of page_table");
+}
+
 /// The pages of a sequence; append_paged uses those of the new tokens only.
-Status Border::pages(int64_t b, const Sequence& s) const {
-  if (s.blocks() > extent("max_pages"))
-    return invalid("page_table: got ", extent("max_pages"), " columns, sequence ", b, " needs ",
-                   s.blocks(), " for ", s.kv_len, " tokens");
+Status Border::pages(const Batch& batch, int64_t b, const Sequence& s) const {
+  const TensorView& table = batch.page_table;
+  const int64_t columns = table.rank == 1 ? table.shape[0] - *batch.page_rows.at<const int32_t>(b)
+                                          : extent("max_pages");
+  if (s.blocks() > columns)
+    return invalid("page_table: got ", columns, table.rank == 1 ? " entries" : " columns",
+                   ", sequence ", b, " needs ", s.blocks(), " for ", s.kv_len, " tokens");
   const int64_t first = p_.op == Op::kAppendPaged ? (s.kv_len - s.q_len) / p_.block_size : 0;
   for (int64_t j = std::max<int64_t>(first, 0); j < s.blocks(); ++j) {
-    if (s.pages[j] < 0 || s.pages[j] >= extent("P"))
-      return invalid("page_table[", b, ",", j, "]: got ", s.pages[j], ", expected 0..",
-                     extent("P") - 1);
+    if (const int32_t page = s.page(j); page < 0 || page >= extent("P"))
+      return invalid("page_table[", b, ",", j, "]: got ", page, ", expected 0..", extent("P") - 1);
   }
   return {};
 }
@@ -242,9 +271,10 @@ Status Border::batch(const Batch& batch) {
                         limits.max_seqlen_k));
   int64_t sum_of_blocks = 0;
   for (int64_t b = 0; b < extent("B"); ++b) {
+    MSA_TRY(page_row(batch, b));
     const Sequence s = sequence(batch, b, p_.block_size);
     MSA_TRY(lengths(batch, b, s));
-    if (paged_ && info_.pages) MSA_TRY(pages(b, s));
+    if (paged_ && info_.pages) MSA_TRY(pages(batch, b, s));
     most_blocks_ = std::max(most_blocks_, s.blocks());
     sum_of_blocks += s.blocks();
   }

@@ -56,7 +56,9 @@ class Border {
   Status prefix_sums(const char* name, const TensorView& view, int64_t rows, const char* limit,
                      int64_t longest) const;
   Status lengths(const Batch& batch, int64_t b, const Sequence& s) const;
-  Status pages(int64_t b, const Sequence& s) const;
+  Status page_table(const Batch& batch);
+  Status page_row(const Batch& batch, int64_t b) const;
+  Status pages(const Batch& batch, int64_t b, const Sequence& s) const;
   Status vector(const char* name, const TensorView& view, std::string_view letters);
 
   const Plan& plan_;

@@ -17,10 +17,13 @@ struct Sequence {
   int64_t kv_len = 0;              ///< keys given (of this shard)
   int64_t pos0 = 0;                ///< position of query 0
   int64_t block0 = 0;              ///< global id of the first given block
-  const int32_t* pages = nullptr;  ///< page of each given block (paged), else null
+  const int32_t* pages = nullptr;  ///< page of the first given block (paged), else null
+  int64_t page_stride = 1;         ///< elements from a block's page to the next one's
   int64_t block_size = 1;
   bool causal = true;
 
+  /// Page of given block j.
+  int32_t page(int64_t j) const { return pages[j * page_stride]; }
   /// Blocks given, the last one maybe cut.
   int64_t blocks() const { return (kv_len + block_size - 1) / block_size; }
   /// Keys visible to query i: the given keys 0 .. visible(i)-1.
@@ -54,7 +57,10 @@ inline int64_t batch_size(const Batch& batch) { return batch.cu_seqlens_q.shape[
     s.kv_len = value(batch.cu_seqlens_k, b + 1) - s.k_begin;
   } else {
     s.kv_len = value(batch.seq_lens, b);
-    if (batch.page_table.given()) s.pages = batch.page_table.at<const int32_t>(b);
+    if (const TensorView& table = batch.page_table; table.given()) {
+      s.pages = table.at<const int32_t>(batch.page_rows.given() ? value(batch.page_rows, b) : b);
+      s.page_stride = table.stride[static_cast<size_t>(table.rank - 1)];
+    }
   }
   if (batch.block_offset.given()) s.block0 = value(batch.block_offset, b);
   s.pos0 = batch.q_offset.given() ? value(batch.q_offset, b)
@@ -75,7 +81,7 @@ inline BlockRows block_rows(const TensorView& keys, const Sequence& s, int64_t j
   int64_t token_stride = 0;
   if (s.pages != nullptr) {
     const bool has_heads = keys.rank == 4;
-    offset = s.pages[j] * keys.stride[0] + (has_heads ? head * keys.stride[1] : 0);
+    offset = s.page(j) * keys.stride[0] + (has_heads ? head * keys.stride[1] : 0);
     token_stride = keys.stride[has_heads ? 2 : 1];
   } else {
     offset = (s.k_begin + j * s.block_size) * keys.stride[0] +

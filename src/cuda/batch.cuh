@@ -31,7 +31,7 @@ struct DeviceSequence {
   int32_t kv_len;        ///< keys given, inside the tensor or the page table
   int32_t pos0;          ///< position of query 0
   int32_t block0;        ///< global id of the first given block
-  const int32_t* pages;  ///< page of each given block (paged), else null
+  const int32_t* pages;  ///< page of the first given block (paged), else null
 
   __device__ int blocks(int block_size) const {
     return kv_len / block_size + (kv_len % block_size > 0 ? 1 : 0);
@@ -49,16 +49,21 @@ struct DeviceBatch {
   const int32_t* cu_seqlens_q;  ///< [B+1]
   const int32_t* cu_seqlens_k;  ///< [B+1], or null when paged
   const int32_t* seq_lens;      ///< [B], or null when packed
-  const int32_t* page_table;    ///< [B,max_pages], or null
+  const int32_t* page_table;    ///< [rows,max_pages] or flat [entries], or null
+  const int32_t* page_rows;     ///< [B], or null: row b
   const int32_t* q_offset;      ///< [B], or null
   const int32_t* block_offset;  ///< [B], or null
-  int64_t page_table_stride;    ///< elements from one sequence's pages to the next
+  int64_t page_table_stride;    ///< elements from one row of the table to the next
+  int64_t page_rows_stride;     ///< elements
+  int32_t page_stride;          ///< bytes from a block's page to the next one's
+  int32_t page_table_rows;      ///< rows, or entries of a flat table
   int32_t sequences;            ///< B
   int32_t tokens;               ///< T: rows of q, padded ones included
   int32_t keys;                 ///< S: rows of packed k; max_pages * Bk when paged
   int32_t pages;                ///< P, 0 when packed
   int32_t block_size;           ///< Bk
   bool causal;
+  bool flat_table;
 
   __device__ int clamp(int value, int low, int high) const {
     MSA_DEVICE_CHECK(value >= low && value <= high,
@@ -77,7 +82,17 @@ struct DeviceBatch {
       s.kv_len = clamp(cu_seqlens_k[b + 1], s.k_begin, keys) - s.k_begin;
     } else {
       s.kv_len = clamp(seq_lens[b], 0, keys);
-      if (page_table != nullptr) s.pages = page_table + b * page_table_stride;
+      if (page_table != nullptr) {
+        int row = b;
+        if (page_rows != nullptr) row = clamp(page_rows[b * page_rows_stride], 0, page_table_rows);
+        if (flat_table) {
+          const int64_t most = int64_t{page_table_rows - row} * block_size;
+          if (s.kv_len > most) s.kv_len = static_cast<int32_t>(most);
+        } else if (row == page_table_rows) {
+          s.kv_len = 0;
+        }
+        s.pages = page_table + row * page_table_stride;
+      }
     }
     s.block0 = block_offset != nullptr ? clamp(block_offset[b], 0, INT32_MAX / block_size - 1) : 0;
     s.pos0 = q_offset != nullptr ? clamp(q_offset[b], 0, INT32_MAX / 2)
@@ -87,7 +102,8 @@ struct DeviceBatch {
 
   /// Page of given block j, or -1 if the table names none of the pool's.
   __device__ int page(const DeviceSequence& s, int j) const {
-    const int page = s.pages[j];
+    const int page = *reinterpret_cast<const int32_t*>(reinterpret_cast<const char*>(s.pages) +
+                                                       int64_t{j} * page_stride);
     MSA_DEVICE_CHECK(page >= 0 && page < pages, "page_table: got page %d, expected 0..%d\n", page,
                      pages - 1);
     return page >= 0 && page < pages ? page : -1;
@@ -140,9 +156,19 @@ inline DeviceBatch device_batch(const Batch& batch, int64_t tokens, const Tensor
   d.tokens = static_cast<int32_t>(tokens);
   d.keys = INT32_MAX;
   if (batch.page_table.given()) {
-    d.page_table = batch.page_table.at<const int32_t>();
-    d.page_table_stride = batch.page_table.stride[0];
-    const int64_t keys = batch.page_table.shape[1] * block_size;
+    const TensorView& table = batch.page_table;
+    const auto last = static_cast<size_t>(table.rank - 1);
+    d.page_table = table.at<const int32_t>();
+    d.page_table_stride = table.stride[0];
+    d.page_stride = static_cast<int32_t>(table.stride[last] * int64_t{sizeof(int32_t)});
+    d.page_table_rows =
+        static_cast<int32_t>(table.shape[0] < INT32_MAX ? table.shape[0] : INT32_MAX);
+    d.flat_table = table.rank == 1;
+    if (batch.page_rows.given()) {
+      d.page_rows = batch.page_rows.at<const int32_t>();
+      d.page_rows_stride = batch.page_rows.stride[0];
+    }
+    const int64_t keys = table.shape[last] * block_size;
     d.keys = static_cast<int32_t>(keys < INT32_MAX ? keys : INT32_MAX);
     d.pages = pool.given() ? static_cast<int32_t>(pool.shape[0]) : 0;
   } else if (pool.given()) {

@@ -96,10 +96,12 @@ void compute(const Problem& p, const BlockMassParams& a, const Team& team) {
         Real mass = 0;
         for (int64_t s = j * p.block_size; s < query.block_end(j); ++s) {
           const Row k = key_row(a.k, query.s, s, r);
+          Real of_key = 0;  // a sum of its own, since thousands of equal terms round to one side
           for (int64_t h = r * group; h < (r + 1) * group; ++h) {
             const Real logit = dot<Real>(row(a.q, t, h), k, p.head_dim) * scale;
-            mass += std::exp(log_probability(logit, *a.lse.at<const float>(t, h)));
+            of_key += std::exp(log_probability(logit, *a.lse.at<const float>(t, h)));
           }
+          mass += of_key;
         }
         *a.mass.at<float>(r, t, j) = static_cast<float>(mass / static_cast<Real>(group));
       }

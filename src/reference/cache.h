@@ -59,7 +59,7 @@ void compute(const Problem& p, const AppendPagedParams& a, const Team& team) {
         const Query query = query_at(a.batch, t, p.block_size);
         if (query.s.kv_len == 0) return;  // padding
         const int64_t position = query.s.kv_len - query.s.q_len + query.i;
-        const int64_t page = query.s.pages[position / p.block_size];
+        const int64_t page = query.s.page(position / p.block_size);
         const int64_t slot = position % p.block_size;
         for (int64_t h = 0; a.k.given() && h < p.heads_kv; ++h) {
           copy(a.k_pages, a.k_pages.offset(page, h, slot), a.k, a.k.offset(t, h), p.head_dim);

@@ -494,6 +494,8 @@ TEST(Cases, CoverWhatTheyShould) {
     count["q_offset"] += c.q_offsets;
     count["shard"] += c.block_offsets;
     count["shared_ids"] += c.shared_ids;
+    count["page rows"] += c.pages == PageForm::kRowsOfTable;
+    count["flat pages"] += c.pages == PageForm::kFlatList;
     count["repeated_ids"] += c.repeated_ids;
     count["spoiled"] += c.first_sequence_spoiled() && c.sequences.size() > 1;
     count["selection without a mask"] += p.op == Op::kIndexSelect && !c.causal;

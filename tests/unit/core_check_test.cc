@@ -312,6 +312,8 @@ TEST(Check, PackedBatch) {
            [](Dense& a, Tensors& t) { a.batch.seq_lens = t.ints({10, 5}); }},
           {"page_table: given, expected cu_seqlens_k alone",
            [](Dense& a, Tensors& t) { a.batch.page_table = t.make(DType::kI32, {2, 3}); }},
+          {"page_rows: given, expected cu_seqlens_k alone",
+           [](Dense& a, Tensors& t) { a.batch.page_rows = t.ints({0, 1}); }},
           {"q_offset: got rank 1 shape [3], expected [B] = [2]",
            [](Dense& a, Tensors& t) { a.batch.q_offset = t.ints({0, 0, 0}); }},
           {"q_offset[1]: got -4, expected >= 0",
@@ -352,6 +354,33 @@ TEST(Check, PagedBatch) {
            [](Fused& a, Tensors&) { set(a.batch.page_table, 3, -1); }},
           {"page_table[1,2]: got 99, expected 0..5",
            [](Fused& a, Tensors&) { set(a.batch.seq_lens, 1, 9); }},
+          {"page_table: got innermost stride -1, expected 0..536870911",
+           [](Fused& a, Tensors&) { a.batch.page_table.stride[1] = -1; }},
+          {"page_table: got rank 2 shape [3,3], expected [B,max_pages] = [2,*]",
+           [](Fused& a, Tensors& t) { a.batch.page_table = t.make(DType::kI32, {3, 3}); }},
+          {"page_table: got rank 1 shape [6], expected [B,max_pages] = [2,*]",
+           [](Fused& a, Tensors& t) { a.batch.page_table = t.ints({5, 0, 3, 1, 4, 2}); }},
+          {"page_rows: got rank 1 shape [3], expected [B] = [2]",
+           [](Fused& a, Tensors& t) { a.batch.page_rows = t.ints({0, 1, 1}); }},
+          {"page_rows[1]: got 2, expected 0..1, rows of page_table",
+           [](Fused& a, Tensors& t) { a.batch.page_rows = t.ints({0, 2}); }},
+          {"page_rows[0]: got -1, expected 0..1, rows of page_table",
+           [](Fused& a, Tensors& t) { a.batch.page_rows = t.ints({-1, 0}); }},
+          {"page_rows[1]: got 6, expected 0..5, entries of page_table",
+           [](Fused& a, Tensors& t) {
+             a.batch.page_table = t.ints({5, 0, 3, 1, 4});
+             a.batch.page_rows = t.ints({0, 6});
+           }},
+          {"page_table: got 1 entries, sequence 1 needs 2 for 5 tokens",
+           [](Fused& a, Tensors& t) {
+             a.batch.page_table = t.ints({5, 0, 3, 1, 4});
+             a.batch.page_rows = t.ints({0, 4});
+           }},
+          {"page_table[1,1]: got 9, expected 0..5",
+           [](Fused& a, Tensors& t) {
+             a.batch.page_table = t.ints({5, 0, 3, 1, 9});
+             a.batch.page_rows = t.ints({0, 3});
+           }},
           {"k_idx: got rank 3 shape [6,8,16], expected [P,Bk,Di] = [*,4,16]",
            [](Fused& a, Tensors& t) { a.k_idx = t.make(DType::kF32, {6, 8, 16}); }},
           {"k_idx: got rank 2",

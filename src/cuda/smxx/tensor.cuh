@@ -121,8 +121,9 @@ __device__ inline Query query_at(const DeviceBatch& batch, int t) {
 inline int64_t most_blocks(const Plan& plan, const Batch& batch, const TensorView& keys) {
   const int64_t block = plan.problem.block_size;
   const int64_t planned = (plan.limits.max_seqlen_k + block - 1) / block;
-  const int64_t given =
-      batch.page_table.given() ? batch.page_table.shape[1] : (keys.shape[0] + block - 1) / block;
+  const int64_t given = batch.page_table.given()
+                            ? batch.page_table.shape[static_cast<size_t>(batch.page_table.rank - 1)]
+                            : (keys.shape[0] + block - 1) / block;
   return planned < given ? planned : given;
 }
 
