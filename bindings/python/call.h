@@ -13,8 +13,7 @@ namespace nb = nanobind;
 /// the cached plan, makes the outputs that were not given, and runs without the GIL.
 ///   tensors    an array or None for each argument of the table; True: an output to be made
 ///   batch      cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset,
-///   page_rows,
-///              likewise; None for operators without
+///              page_rows, likewise; None for operators without
 ///   options    causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
 ///              local_blocks, num_blocks: None, or none behind the last, where an operator has no
 ///              such option
