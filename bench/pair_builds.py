@@ -77,10 +77,14 @@ def make_call(case, device):
         table = torch.randperm(batch * pages, generator=generator, device=device)
         lengths = dict(page_table=table.int().view(batch, pages), max_seqlen_k=tokens,
                        seq_lens=int32(*[tokens] * batch), cu_seqlens_q=int32(*range(batch + 1)))
-        known = inspect.signature(msa_cpp.msa_layer_decode).parameters  # builds before 0.2 too
-        lengths["max_seqlen_q" if "max_seqlen_q" in known else "max_q_len"] = 1
-        return lambda: msa_cpp.msa_layer_decode(q, q_idx, k, v, k_idx, topk=TOPK, out=out,
-                                                **lengths)
+        decode = getattr(msa_cpp, "msa_layer", None)
+        if decode is None:  # builds before 0.2
+            decode = msa_cpp.msa_layer_decode
+            known = inspect.signature(decode).parameters
+            lengths["max_seqlen_q" if "max_seqlen_q" in known else "max_q_len"] = 1
+        else:
+            lengths["max_seqlen_q"] = 1
+        return lambda: decode(q, q_idx, k, v, k_idx, topk=TOPK, out=out, **lengths)
 
     lengths = dict(cu_seqlens_q=int32(0, tokens), cu_seqlens_k=int32(0, tokens),
                    max_seqlen_q=tokens, max_seqlen_k=tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _core
+from ._call import LAYER, OPERATORS
 
 Plan = _core.Plan
 
@@ -63,7 +64,8 @@ def plan(
     kind, _, index = str(device).partition(":")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
-    paged = paged or op in ("append_paged", "sparse_decode", "msa_layer_decode")
+    op = LAYER if op == "msa_layer" else op
+    paged = paged or op == "sparse_decode" or (op in OPERATORS and OPERATORS[op].keys == "paged")
     return _core.plan(
         op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
         index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,

@@ -37,12 +37,11 @@ struct SelectBlocksTable {
 
 struct IndexSelectTable {
   using Params = IndexSelectParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"},
-      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(ids), kOutput, kBlocks, "Hi,T,K"},
+                                            {ARGUMENT(scores), kExtra, kF32, "Hi,T,K"}};
 };
 
 struct SparseAttentionTable {
@@ -116,7 +115,7 @@ struct LayerDecodeTable {
       {ARGUMENT(batch), kBatch},
       {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
       {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
-      {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "ids_out"}};
+      {ARGUMENT(ids), kExtra, kBlocks, "Hkv,T,K", "block_ids"}};
 };
 
 template <bool Listed>

@@ -43,7 +43,8 @@ def attention_call(p, kind=Kind("numpy", "float32")):
 
 
 def test_examples_of_the_documentation():
-    results = [doctest.testmod(module) for module in (msa_cpp.ops, msa_cpp.plans)]
+    results = [doctest.testmod(module) for module in (
+        msa_cpp.ops, msa_cpp.plans, msa_cpp.attention, msa_cpp.batch)]
     assert all(result.failed == 0 for result in results)
     assert sum(result.attempted for result in results) > 50 and results[1].attempted > 5
 
@@ -302,13 +303,13 @@ def test_the_plan_of_a_decoding_step():
     kw = {**p.metadata(np.copy), "max_seqlen_q": 2, "topk": 4, "block_size": 8}
     sizes = dict(heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8, topk=4,
                  max_batch=2, max_tokens=3, max_seqlen_q=2, max_seqlen_k=70)
-    plan = msa_cpp.plan("msa_layer_decode", **sizes)
-    want = msa_cpp.msa_layer_decode(*args, *keys, **kw)
-    np.testing.assert_allclose(msa_cpp.msa_layer_decode(*args, *keys, **kw, plan=plan), want,
+    plan = msa_cpp.plan("msa_layer", **sizes)
+    want = msa_cpp.msa_layer(*args, *keys, **kw)
+    np.testing.assert_allclose(msa_cpp.msa_layer(*args, *keys, **kw, plan=plan), want,
                                atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sparse_decode", "msa_layer_decode"])
+@pytest.mark.parametrize("name", ["sparse_decode", "msa_layer"])
 def test_the_old_name_of_the_bound_of_a_decoding_step(name):
     p = problem(q_lens=[2, 1], paged=True)
     q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
@@ -327,6 +328,34 @@ def test_the_old_name_of_the_bound_of_a_decoding_step(name):
         call(max_q_len=2, max_seqlen_q=2)
     with pytest.raises(ValueError, match="got 1, the longest length in cu_seqlens_q is 2"):
         call(max_seqlen_q=1)
+
+
+def test_old_names_work_and_name_the_new_ones():
+    p = problem(q_lens=[2, 1], paged=True)
+    q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
+    keys = [p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,))]
+    batch = msa_cpp.Batch(**p.metadata(np.copy), block_size=8, max_seqlen_q=2)
+    out, ids = msa_cpp.msa_layer(q, q_idx, *keys, topk=4, batch=batch, return_block_ids=True)
+    _, scores = msa_cpp.index_select(q_idx, keys[2], topk=4, batch=batch, return_scores=True)
+    lists = msa_cpp.block_lists(ids, batch=batch)
+    results = [np.empty_like(x) for x in (ids, scores, *lists)]
+    for call, message in (
+            (lambda: msa_cpp.msa_layer(q, q_idx, *keys, topk=4, ids_out=results[0], batch=batch),
+             "ids_out is deprecated and goes in 0.3, its name is block_ids"),
+            (lambda: msa_cpp.index_select(q_idx, keys[2], topk=4, scores_out=results[1],
+                                          batch=batch), "scores_out .* its name is scores"),
+            (lambda: msa_cpp.block_lists(ids, out=tuple(results[2:]), batch=batch),
+             "out .* its name is row_ptr and entries"),
+            (lambda: np.testing.assert_array_equal(
+                msa_cpp.msa_layer_decode(q, q_idx, *keys, topk=4, batch=batch), out),
+             "msa_layer_decode .* its name is msa_layer")):
+        with pytest.warns(DeprecationWarning, match=message) as caught:
+            call()
+        assert [w.filename for w in caught] == [__file__]
+    for got, want in zip(results, (ids, scores, *lists)):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(TypeError, match="scores_out: given beside scores, expected scores alone"):
+        msa_cpp.index_select(q_idx, keys[2], scores_out=scores, scores=scores, batch=batch)
 
 
 def test_the_overhead_bench_runs(tmp_path):

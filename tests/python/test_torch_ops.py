@@ -10,13 +10,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import msa_cpp  # noqa: E402
 import msa_cpp.torch_ops  # noqa: E402
 from msa_arrays import DEVICE, Kind  # noqa: E402
+from msa_cpp._call import LAYER, OPERATORS  # noqa: E402
 from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
-NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "sparse_decode",
-         "dense_attention", "merge", "block_lists", "append_paged", "block_mass",
-         "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
-         "kl_backward"]
+NAMES = list(OPERATORS)
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
 FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
@@ -33,7 +31,7 @@ def _device():
 def arguments(name, dtype="float32"):
     """(positional, keyword) arguments of the operator over a ragged batch."""
     p = Problem([5, 3], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
-                topk=3, paged=name in ("sparse_decode", "append_paged"))
+                topk=3, paged=name == "sparse_decode" or OPERATORS[name].keys == "paged")
     kind = Kind("torch", dtype)
     meta = kind.batch(p, decode=name == "sparse_decode")
     q = kind.rows(p.normal(p.tokens, p.heads_q, p.head_dim))
@@ -60,6 +58,7 @@ def arguments(name, dtype="float32"):
         "index_select": ((q_idx, k_idx), {**meta, **size, "topk": 3, "with_scores": True}),
         "sparse_attention": ((q, k, v, ids), {**meta, **size, "softmax_scale": 0.3}),
         "sparse_decode": ((q, k, v, ids), {**meta, **size, "max_seqlen_q": 5}),
+        LAYER: ((q, q_idx, k, v, k_idx), {**meta, **size, "max_seqlen_q": 5, "topk": 3}),
         "dense_attention": ((q, k, v), {**meta, **size, **bounds, "with_block_max": True}),
         "block_mass": ((q, k, torch.full((p.tokens, p.heads_q), 4.0)), {**meta, **size, **bounds}),
         **training_arguments(q, k, v, q_idx, k_idx, ids, {**meta, **size}),
@@ -90,15 +89,13 @@ def direct(name, args, kwargs):
         scores, valid, topk = args
         return (msa_cpp.select_blocks(scores, topk, num_valid_blocks=valid, **kwargs),)
     if name == "index_select":
-        kwargs.pop("with_scores")
-        best = torch.empty(args[0].shape[1], args[0].shape[0], kwargs["topk"])
-        return msa_cpp.index_select(*args, scores_out=best, **kwargs), best
+        kwargs["return_scores"] = kwargs.pop("with_scores")
+    if name == LAYER:
+        return msa_cpp.msa_layer(*args, return_lse=True, return_block_ids=True, **kwargs)
     if name == "dense_attention":
-        kwargs.pop("with_block_max")
-        maxima = torch.empty(args[0].shape[1], args[0].shape[0], 6)
-        return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
-    if name in ("sparse_attention", "sparse_decode", "merge"):
-        return getattr(msa_cpp, name)(*args, return_lse=True, **kwargs)
+        kwargs["return_block_max"] = kwargs.pop("with_block_max")
+    if name in ("sparse_attention", "sparse_decode", "dense_attention", "merge"):
+        kwargs["return_lse"] = True
     if name == "append_paged":
         k, v, k_idx, *pages = args
         pages = [page.clone() for page in pages]
@@ -214,8 +211,8 @@ def test_msa_layer_decode_compiles():
     args = (kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8)), k, v,
             kind.raw(p.store(p.normal(33, 8))))
     kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4, return_lse=True)
-    compiled = torch.compile(msa_cpp.msa_layer_decode, fullgraph=True, backend="aot_eager")
-    same(compiled(*args, **kwargs), msa_cpp.msa_layer_decode(*args, **kwargs))
+    compiled = torch.compile(msa_cpp.msa_layer, fullgraph=True, backend="aot_eager")
+    same(compiled(*args, **kwargs), msa_cpp.msa_layer(*args, **kwargs))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
@@ -326,8 +323,8 @@ def test_autocast_takes_any_mixture_of_dtypes(name, dtype):
     args, kwargs = arguments(name)
     names = [a.name for a in getattr(OPS, name).default._schema.arguments]
     if "page_table" in kwargs:  # pages have a dtype already, which is not that of autocast
-        pages = ("k", "v", "k_idx") if name != "append_paged" else (
-            "k_pages", "v_pages", "k_idx_pages")
+        pages = ("k_pages", "v_pages", "k_idx_pages")
+        pages = pages if pages[0] in names else ("k", "v", "k_idx")
         args = [x.to(dtype) if n in pages else x for n, x in zip(names, args)]
         ambient = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
     else:
@@ -351,10 +348,10 @@ def test_autocast_casts_the_steps_of_a_decoding_layer():
     q, q_idx = kind.raw(p.normal(3, 4, 16)), kind.raw(p.normal(3, 2, 8))
     pages = [kind.rows(p.store(p.normal(33, *inner))) for inner in ((2, 16), (2, 16), (8,))]
     kwargs = dict(kind.batch(p, decode=True), max_seqlen_q=2, topk=3, block_size=4)
-    want = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.bfloat16(), *pages, **kwargs)
+    want = msa_cpp.msa_layer(q.bfloat16(), q_idx.bfloat16(), *pages, **kwargs)
     with torch.autocast(DEVICE, dtype=torch.float16):
-        got = msa_cpp.msa_layer_decode(q, q_idx.half(), *pages, **kwargs)
-    rounded = msa_cpp.msa_layer_decode(q.bfloat16(), q_idx.half().bfloat16(), *pages, **kwargs)
+        got = msa_cpp.msa_layer(q, q_idx.half(), *pages, **kwargs)
+    rounded = msa_cpp.msa_layer(q.bfloat16(), q_idx.half().bfloat16(), *pages, **kwargs)
     assert got.dtype == want.dtype == torch.bfloat16 and torch.equal(got, rounded)
 
 
