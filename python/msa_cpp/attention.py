@@ -62,7 +62,6 @@ def msa_attention(
     """
     described: dict[str, Any] = dict(keywords, batch=batch)
     known: Any = keywords if batch is None else vars(batch)
-    arrays: Any = (q, k, v, q_idx, k_idx)
     if return_kl:
         if isinstance(q, np.ndarray):
             raise TypeError("q: got a NumPy array, expected a torch tensor with return_kl")
@@ -73,7 +72,8 @@ def msa_attention(
         for name, given in dict(out=out, lse=lse, block_ids=block_ids).items():
             if given is not None:
                 raise ValueError(f"{name}: given, expected None with return_kl")
-        made = attention_and_loss(*arrays, config=config, batch=known)
+        of_torch: Any = attention_and_loss
+        made = of_torch(q, k, v, q_idx, k_idx, config, known)
         asked = (True, return_lse, return_block_ids, True)
         return tuple(x for x, wanted in zip(made, asked) if wanted)
     if topk is None:

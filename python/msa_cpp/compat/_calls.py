@@ -6,10 +6,10 @@ from typing import Any
 
 import msa_cpp
 import torch
+from msa_cpp.attention import DECODE_TOKENS
 
 BLOCK = 128  # tokens of a block, and of a page
 NO_BOUND = 2**31 - 1  # as max_seqlen_k: whatever the page table holds
-DECODE_TOKENS = 16  # the most new tokens of a sequence that `sparse_decode` takes
 
 _uniform: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
@@ -51,9 +51,11 @@ def of_each_token(values: torch.Tensor, cu_seqlens_q: torch.Tensor,
     return values.index_select(0, sequence)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, *,
-           max_seqlen_q: int, **batch: Any) -> Any:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor,
+           batch: msa_cpp.Batch, **options: Any) -> Any:
     """`sparse_decode` over pages [P,Hkv,Bk,D] where it can, `sparse_attention` else: the same."""
-    if max_seqlen_q <= DECODE_TOKENS:
-        return msa_cpp.sparse_decode(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)
-    return msa_cpp.sparse_attention(q, k, v, ids, max_seqlen_q=max_seqlen_q, **batch)
+    most = batch.max_seqlen_q
+    paged = batch.seq_lens is not None and batch.causal
+    decode = paged and most is not None and most <= DECODE_TOKENS
+    function = msa_cpp.sparse_decode if decode else msa_cpp.sparse_attention
+    return function(q, k, v, ids, batch=batch, **options)

@@ -106,11 +106,12 @@ def flash_prefill_with_gqa_share_sparse(
     _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     _refuse_other("block_size_q", block_size_q, 1)
     pages = _Pages.of_lists(topk_idx, req_to_token, slot_ids, block_size_k, page_size)
-    return attend(
-        q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_seqlen_q=max_seqlen_q,
-        cu_seqlens_q=int32(cu_seqlens), seq_lens=int32(seq_lens), page_table=pages.table,
-        q_offset=int32(prefix_lens), block_size=block_size_k, softmax_scale=sm_scale,
+    batch = msa_cpp.Batch(
+        int32(cu_seqlens), seq_lens=int32(seq_lens), page_table=pages.table,
+        q_offset=int32(prefix_lens), block_size=block_size_k, max_seqlen_q=max_seqlen_q,
         max_seqlen_k=NO_BOUND)
+    return attend(q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, batch,
+                  softmax_scale=sm_scale)
 
 
 def flash_decode_with_gqa_share_sparse(
@@ -124,11 +125,11 @@ def flash_decode_with_gqa_share_sparse(
     _refuse(sink=sink, hisparse_slots=hisparse_slots)
     _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     pages = _Pages.of_lists(topk_idx, req_to_token, slot_ids, block_size, page_size)
-    return attend(
-        q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_seqlen_q=1,
-        cu_seqlens_q=uniform_cu_seqlens(q.shape[0], 1, q.device), seq_lens=int32(seq_lens),
-        page_table=pages.table, block_size=block_size, softmax_scale=sm_scale,
-        max_seqlen_k=NO_BOUND)
+    batch = msa_cpp.Batch(
+        uniform_cu_seqlens(q.shape[0], 1, q.device), seq_lens=int32(seq_lens),
+        page_table=pages.table, block_size=block_size, max_seqlen_q=1, max_seqlen_k=NO_BOUND)
+    return attend(q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, batch,
+                  softmax_scale=sm_scale)
 
 
 class _Pages:

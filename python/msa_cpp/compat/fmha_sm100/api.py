@@ -133,7 +133,7 @@ def _fmha_sm100(
                                       "8-bit caches")
     _check_plan(plan_info, q, k)
     batch = _lengths(plan_info, k, q_offset_override)
-    batch |= dict(softmax_scale=sm_scale, max_seqlen_q=plan_info["max_qo_len"])
+    batch["max_seqlen_q"] = plan_info["max_qo_len"]
     tiles, longest = (-(-plan_info["max_kv_len"] // size) for size in (BLOCK, batch["block_size"]))
     flat = None
     if k.dim() == 4 and page_table is None:
@@ -146,10 +146,8 @@ def _fmha_sm100(
             kv_block_indexes = kv_block_indexes[:, ::heads // k.shape[1]]
         ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), flat,
                              page_table)
-        batch |= pages
-        if k.dim() == 3 or not batch["causal"]:
-            return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
-        return attend(q, k, v, ids, **batch, out=out), None
+        described = msa_cpp.Batch(**{**batch, **pages})
+        return attend(q, k, v, ids, described, softmax_scale=sm_scale, out=out), None
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
     if k.dim() == 4:
         if flat is not None and page_table is None:
@@ -164,13 +162,13 @@ def _fmha_sm100(
         columns = maxima[..., :tiles]
         max_score = maxima.transpose(1, 2) if max_score is None else max_score
     if not output_o and k.shape[1] == 1:
-        del batch["softmax_scale"]
         msa_cpp.index_scores(q, k[:, 0], **batch, out=columns)
         return None, max_score
     direct = columns
     if columns is not None and columns.stride(-1) != 1:
         direct = torch.empty_like(columns, memory_format=torch.contiguous_format)
-    out = msa_cpp.dense_attention(q, k, v, **batch, out=out, block_max=direct)
+    out = msa_cpp.dense_attention(q, k, v, **batch, softmax_scale=sm_scale, out=out,
+                                  block_max=direct)
     if columns is not None and direct is not None and direct is not columns:
         columns.copy_(direct)
     return out if output_o else None, max_score if wanted else None
