@@ -115,8 +115,7 @@ def make_call(case, o):
         layer = getattr(msa_cpp, "msa_layer", None) or msa_cpp.msa_layer_decode  # before 0.2
         known = inspect.signature(layer).parameters
         lengths["max_seqlen_q" if "max_seqlen_q" in known else "max_q_len"] = 1
-        return lambda: layer(q, q_idx, k, v, k_idx, topk=TOPK, out=out,
-                                                **lengths)
+        return lambda: layer(q, q_idx, k, v, k_idx, topk=TOPK, out=out, **lengths)
 
     lengths = dict(cu_seqlens_q=int32(0, tokens), cu_seqlens_k=int32(0, tokens),
                    max_seqlen_q=tokens, max_seqlen_k=tokens)

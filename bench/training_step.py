@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import msa_cpp
 from msa_cpp._command import device_here
-from msa_cpp.autograd import MsaConfig, attend, msa_attention, readers
+from msa_cpp.autograd import MsaConfig, attend, readers
 from msa_cpp.torch_ops import index_kl
 from shared import cpu_name, write_json
 
@@ -63,7 +63,8 @@ def local_lists(o):
 
 
 def msa_step(xs, dout, ends, config, o):
-    out, kl = msa_attention(*xs, ends, config, max_seqlen=o.tokens)
+    out, kl = msa_cpp.msa_attention(*xs, **vars(config), cu_seqlens_q=ends, cu_seqlens_k=ends,
+                                    max_seqlen_q=o.tokens, max_seqlen_k=o.tokens, return_kl=True)
     return out, torch.autograd.grad((out, kl), xs, (dout, torch.ones_like(kl)))
 
 

@@ -206,15 +206,6 @@ int64_t round_up(int64_t value) {
 
 // ---- calls --------------------------------------------------------------------------------------
 
-/// Where an operator has one output, that is `out` in Python.
-const char* name_in_python(const OpInfo& info, const Argument& argument) {
-  if (argument.python != nullptr) return argument.python;
-  if (argument.role != Role::kOutput) return argument.name;
-  const auto outputs = std::count_if(info.arguments.begin(), info.arguments.end(),
-                                     [](const Argument& a) { return a.role == Role::kOutput; });
-  return outputs == 1 ? "out" : argument.name;
-}
-
 class Call {
  public:
   Call(const OpInfo& info, const nb::tuple& tensors, nb::handle batch, const nb::tuple& options,
@@ -437,6 +428,14 @@ class Call {
 };
 
 }  // namespace
+
+const char* name_in_python(const OpInfo& info, const Argument& argument) {
+  if (argument.python != nullptr) return argument.python;
+  if (argument.role != Role::kOutput) return argument.name;
+  const auto outputs = std::count_if(info.arguments.begin(), info.arguments.end(),
+                                     [](const Argument& a) { return a.role == Role::kOutput; });
+  return outputs == 1 ? "out" : argument.name;
+}
 
 nb::tuple call(const OpInfo& info, const nb::tuple& tensors, nb::handle batch,
                const nb::tuple& options, nb::handle plan, nb::object workspace,

@@ -23,4 +23,7 @@ namespace nb = nanobind;
 nb::tuple call(const OpInfo& info, const nb::tuple& tensors, nb::handle batch,
                const nb::tuple& options, nb::handle plan, nb::object workspace, nb::handle backend);
 
+/// Where an operator has one output, that is `out` in Python.
+const char* name_in_python(const OpInfo& info, const Argument& argument);
+
 }  // namespace msa::python

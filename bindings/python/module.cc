@@ -21,6 +21,29 @@ void add_op(nb::module_& module, const OpInfo& info) {
       nb::arg("workspace").none(), nb::arg("backend").none());
 }
 
+/// The table of operators, for what Python makes of it: the rows of `msa_cpp._operators.Operator`.
+nb::list operators() {
+  constexpr const char* kRoles[] = {"input",   "optional", "output", "extra",
+                                    "updated", "absent",   "batch"};
+  constexpr const char* kContents[] = {"rows", "wide", "f32", "i32", "blocks"};
+  nb::list out;
+  for (const OpInfo& info : all_ops()) {
+    nb::list arguments;
+    for (const Argument& a : info.arguments) {
+      if (!a.is_tensor()) continue;
+      arguments.append(nb::make_tuple(name_in_python(info, a), kRoles[static_cast<size_t>(a.role)],
+                                      kContents[static_cast<size_t>(a.content)],
+                                      nb::str(a.shape.data(), a.shape.size())));
+    }
+    const char* keys = (info.uses & kPackedOnly) != 0  ? "packed"
+                       : (info.uses & kPagedOnly) != 0 ? "paged"
+                                                       : "any";
+    out.append(nb::make_tuple(info.name, nb::tuple(arguments), info.has_batch(), keys,
+                              info.softmax_scale != OpInfo::kNone, (info.uses & kForced) != 0));
+  }
+  return out;
+}
+
 Op op_named(const std::string& name) {
   if (const OpInfo* info = find_op(name)) return info->op;
   std::string known;
@@ -97,6 +120,7 @@ NB_MODULE(_core, module) {
              nb::arg("max_tokens"), nb::arg("max_seqlen_q"), nb::arg("max_seqlen_k"),
              nb::arg("backend"));
   module.def("backends", list_backends);
+  module.def("operators", operators);
   module.def("num_threads", [] {
     int32_t count = 0;
     raise_unless_ok(num_threads(&count));

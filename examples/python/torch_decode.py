@@ -40,7 +40,7 @@ for length in range(prompt + 1, prompt + 4):
     msa_cpp.msa_layer(  # index, selection and attention of one new token
         normal(1, heads, dim), normal(1, kv_heads, dim), **cache,
         page_table=page_table, seq_lens=int32(length), cu_seqlens_q=int32(0, 1), max_seqlen_q=1,
-        out=out, ids_out=ids,
+        out=out, block_ids=ids,
     )  # fmt: skip
     own = (length - 1) // block
     print(f"{length} tokens: {ids[0].unique().numel()} blocks read, the last is {ids[0, 0, -1]}")

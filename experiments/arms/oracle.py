@@ -11,9 +11,7 @@ from msa_cpp.train.model import Heads
 def choose(config: MsaConfig, seed: int) -> Choose:
     def by_mass(heads: Heads) -> torch.Tensor:
         q, k, v = heads.q.detach(), heads.k.detach(), heads.v.detach()
-        options = dict(cu_seqlens_q=heads.cu_seqlens, cu_seqlens_k=heads.cu_seqlens,
-                       block_size=config.block_size, max_seqlen_q=heads.max_seqlen,
-                       max_seqlen_k=heads.max_seqlen)
+        options = dict(block_size=config.block_size, **heads.lengths())
         _, lse = msa_cpp.dense_attention(q, k, v, return_lse=True, **options)
         mass = msa_cpp.block_mass(q, k, lse, **options)
         return msa_cpp.select_blocks(

@@ -1,21 +1,25 @@
-"""MSA as one differentiable function of torch tensors: what a training loop calls.
+"""MSA and the loss of its index branch under torch's autograd: what a training loop calls.
 
-    config = MsaConfig(block_size=128, topk=16)
-    o, kl = msa_attention(q, k, v, q_idx, k_idx, cu_seqlens, config)
+    o, kl = msa_cpp.msa_attention(q, k, v, q_idx, k_idx, topk=16, return_kl=True,
+                                  cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens)
     (loss_of(o) + weight * kl).backward()
 
-The two losses do not meet: what depends on `o` has gradients in q, k and v alone, and `kl` in
-q_idx and k_idx alone. Everything else is exactly zero, since no path leads there. It works under
-``torch.compile(fullgraph=True)``. Shapes are written with the letters of `msa_cpp.ops`.
+is made of the functions here, for loops that put another selector or another loss in their place.
+All work under ``torch.compile(fullgraph=True)``. Sequences are packed: cu_seqlens int32 ``[B+1]``
+on the device of q says where they begin, max_seqlen is a bound of their lengths in tokens, optional
+on the CPU. Shapes are written with the letters of `msa_cpp.ops`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from . import torch_ops
+from ._call import deprecated
 
 KL_SUPPORTS = ("selected", "full")
 
@@ -55,49 +59,56 @@ class MsaConfig:
                              f"{' and '.join(KL_SUPPORTS)}")
 
 
-def msa_attention(
-    q: Tensor, k: Tensor, v: Tensor, q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor,
-    config: MsaConfig, *, max_seqlen: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Causal sparse attention over packed sequences, and the KL loss of its index branch.
-
-    Args:
-        q: ``[T,Hq,D]``, float32, bfloat16 or float16.
-        k, v: ``[T,Hkv,D]``, of the same dtype.
-        q_idx: ``[T,Hkv,Di]``; k_idx: ``[T,Di]``: index branch, after norm and RoPE.
-        cu_seqlens: int32 ``[B+1]``, on the device of q: where sequences begin.
-        max_seqlen: bound of their lengths in tokens; optional on the CPU.
-
-    Returns o ``[T,Hq,D]`` and the f32 scalar kl, the mean over queries and KV heads of
-    ``sum_j P[j] (ln P[j] - ln Pi[j])``: P the mean over the G heads of the attention probabilities,
-    Pi the softmax of ``q_idx . k_idx / sqrt(Di)``. Rows behind the ``cu_seqlens[B]`` queries are
-    padding: their o is 0, and kl leaves them out. A loss weight (lambda) is the caller's.
+def attention_and_loss(
+    q: Tensor, k: Tensor, v: Tensor, q_idx: Tensor, k_idx: Tensor, config: MsaConfig,
+    batch: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """(o, lse, block_ids, kl) of `msa_cpp.msa_attention`; batch: fields of a `Batch`.
 
     Under `torch.autocast` dtypes may be mixed: all are cast to that of autocast, which is that of o
     then, and gradients come back in the dtypes that were given.
-
-    Errors: those of `msa_cpp.ops`.
-    Source: arXiv 2606.13392, training of the index branch.
     """
+    cu_seqlens: Tensor = batch["cu_seqlens_q"]
+    max_seqlen: int | None = batch.get("max_seqlen_q")
+    if batch.get("cu_seqlens_k") is not cu_seqlens:
+        raise ValueError("cu_seqlens_k: got another array than cu_seqlens_q, expected the same "
+                         "with return_kl, which is for whole packed sequences")
+    for name, default in (("q_offset", None), ("block_offset", None), ("causal", True)):
+        if batch.get(name, default) is not default:
+            raise NotImplementedError(f"{name}: given, supported with return_kl: {default}")
     ids: Tensor | None = None
     inverse: tuple[Tensor | None, Tensor | None] = (None, None)
     if config.topk is not None:
         ids = select(q_idx, k_idx, cu_seqlens, config, max_seqlen=max_seqlen)
         inverse = readers(ids, cu_seqlens, len(k), config, max_seqlen=max_seqlen)
     o, lse = attend(q, k, v, ids, cu_seqlens, config, inverse, max_seqlen=max_seqlen)
+    compared, teacher = ids, lse
     if ids is not None and config.kl_support == "full":
-        ids, inverse = None, (None, None)
-        _, lse = attend(q.detach(), k.detach(), v.detach(), None, cu_seqlens, config,
-                        max_seqlen=max_seqlen)
+        compared, inverse = None, (None, None)
+        _, teacher = attend(q.detach(), k.detach(), v.detach(), None, cu_seqlens, config,
+                            max_seqlen=max_seqlen)
     kl, _, _ = torch_ops.index_kl(
-        q.detach(), k.detach(), lse, q_idx, k_idx, ids, cu_seqlens, cu_seqlens, config.block_size,
-        config.softmax_scale, *inverse, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+        q.detach(), k.detach(), teacher, q_idx, k_idx, compared, cu_seqlens, cu_seqlens,
+        config.block_size, config.softmax_scale, *inverse, max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen)
+    return o, lse, ids, kl
+
+
+def msa_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor,
+    config: MsaConfig, *, max_seqlen: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A deprecated spelling of `msa_cpp.msa_attention` with ``return_kl=True``."""
+    deprecated("msa_cpp.autograd.msa_attention", "msa_cpp.msa_attention(..., return_kl=True)")
+    batch: dict[str, Any] = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens,
+                             "max_seqlen_q": max_seqlen}
+    o, _, _, kl = attention_and_loss(q, k, v, q_idx, k_idx, config, batch)
     return o, kl
 
 
 def select(q_idx: Tensor, k_idx: Tensor, cu_seqlens: Tensor, config: MsaConfig, *,
            max_seqlen: int | None = None) -> Tensor:
-    """int32 [Hkv,T,K]: the blocks that `msa_attention` reads; a choice has no gradient."""
+    """int32 [Hkv,T,K]: the blocks of `config`; a choice has no gradient."""
     ids, _ = torch_ops.index_select(
         q_idx.detach(), k_idx.detach(), cu_seqlens, cu_seqlens, topk=config.topk,
         block_size=config.block_size, init_blocks=config.init_blocks,

@@ -33,7 +33,6 @@ import platform
 import re
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -50,19 +49,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from ._checkpoint import read_header
 from ._command import InputError, Parser, device_here, exit_code
 from ._files import write_whole
+from ._measure import DIM, check, cpu_clock, cuda_clock
+from .attention import DECODE_TOKENS
 from .compat import fmha_sm100, sglang, vllm
-from .compat._calls import BLOCK, DECODE_TOKENS, attend, valid_blocks
+from .compat._calls import BLOCK, attend, valid_blocks
 from .plot import read_trace
 
-DIM = 128
 SHAPES = {"m3": (64, 4), "code-11m": (16, 2)}  # query and KV heads
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-# Of an output against fp64, relative to the largest value of its row: 16-bit kernels round
-# probabilities and results, fp32 ones err by the order of sums.
-TOLERANCE = {"f32": 1e-4, "bf16": 2.0 ** -6}
-SCORE_GAP = 1e-4  # of the largest score: what the order of fp32 sums moves it by
-SAMPLED = 4  # queries of a case that are computed again
-GRAPH_SECONDS = 1e-3  # of calls in one CUDA graph
 
 Call = Callable[[], tuple[Any, Any]]  # (ids [Hkv,T,K] or None, out [T,Hq,D] or None)
 
@@ -101,6 +95,9 @@ class Work:
         self.seq_lens, self.prefix_lens = lengths, lengths - case.new_tokens
         steps = torch.arange(case.batch + 1, dtype=torch.int32, device=device)
         self.cu_seqlens_q = steps * case.new_tokens
+        self.batch = msa_cpp.Batch(
+            self.cu_seqlens_q, seq_lens=lengths, page_table=self.page_table,
+            max_seqlen_q=case.new_tokens, max_seqlen_k=case.context)
         self.given_ids = given_ids
         self.ids = torch.empty((case.heads_kv, tokens, case.topk), dtype=torch.int32,
                                device=device)
@@ -113,31 +110,23 @@ class Work:
     def lists(self) -> torch.Tensor:
         return self.ids if self.given_ids is None else self.given_ids
 
-    def batch(self) -> dict[str, Any]:
-        return dict(seq_lens=self.seq_lens, page_table=self.page_table,
-                    cu_seqlens_q=self.cu_seqlens_q, max_seqlen_k=self.case.context)
-
     def select(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The lists of the index branch."""
-        return msa_cpp.index_select(
-            self.idx_q, self.index_cache, topk=self.case.topk, out=out,
-            max_seqlen_q=self.case.new_tokens, **self.batch())
+        return msa_cpp.index_select(self.idx_q, self.index_cache, topk=self.case.topk, out=out,
+                                    batch=self.batch)
 
     def ours(self) -> dict[str, Call]:
-        c = self.case
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
 
         def sparse(lists: torch.Tensor) -> tuple[Any, Any]:
-            return lists, attend(self.q, k, v, lists, max_seqlen_q=c.new_tokens, out=self.out,
-                                 **self.batch())
+            return lists, attend(self.q, k, v, lists, self.batch, out=self.out)
 
         def msa() -> tuple[Any, Any]:
             self.select(self.ids)
             return sparse(self.lists())
 
         def dense() -> tuple[Any, Any]:
-            return None, msa_cpp.dense_attention(self.q, k, v, out=self.out,
-                                                 max_seqlen_q=c.new_tokens, **self.batch())
+            return None, msa_cpp.dense_attention(self.q, k, v, out=self.out, batch=self.batch)
 
         return {"msa": msa, "index": lambda: (self.select(self.ids), None),
                 "sparse": lambda: sparse(self.chosen), "dense": dense}
@@ -295,60 +284,6 @@ class Work:
 
         return decode if c.new_tokens == 1 else prefill
 
-    # ---- the verdict
-
-    def check(self, ids: torch.Tensor | None, out: torch.Tensor | None) -> float:
-        """The largest error of sampled queries; raises ValueError for a wrong result."""
-        worst = 0.0
-        for t in np.random.default_rng(1).choice(self.q.shape[0], SAMPLED).tolist():
-            b, i = divmod(t, self.case.new_tokens)
-            position = self.case.context - self.case.new_tokens + i
-            pages = self.page_table[b, :position // BLOCK + 1].long()
-            for head in range(self.case.heads_kv):
-                chosen = None if ids is None else self.check_list(ids[head, t], head, t, pages,
-                                                                  position)
-                if out is not None:
-                    worst = max(worst, self.check_row(out[t], head, t, pages, position, chosen))
-        if worst > TOLERANCE[self.case.dtype]:
-            raise ValueError(f"error {worst:.1e}, allowed {TOLERANCE[self.case.dtype]:.1e}")
-        return worst
-
-    def check_list(self, listed: torch.Tensor, head: int, t: int, pages: torch.Tensor,
-                   position: int) -> torch.Tensor:
-        """The blocks of a list, if they are as many as there must be and the best."""
-        count = position // BLOCK + 1
-        chosen = listed[listed >= 0].long()
-        distinct = set(chosen.tolist())
-        if len(distinct) != min(self.case.topk, count) or len(distinct) != len(chosen) or \
-                count - 1 not in distinct:
-            raise ValueError(f"query {t}, head {head}: list {listed.tolist()} of {count} blocks")
-        if self.given_ids is not None or len(distinct) == count:
-            return chosen
-        products = self.index_cache[pages].float() @ self.idx_q[t, head].float()
-        products.view(-1)[position + 1:] = -math.inf
-        scores = products.amax(1)
-        missed = torch.ones(count, dtype=torch.bool, device=scores.device)
-        missed[chosen] = False
-        own = chosen[chosen != count - 1]
-        gap = (scores[missed].max() - scores[own].min()).item()
-        if gap > SCORE_GAP * scores.abs().max().item():
-            raise ValueError(f"query {t}, head {head}: a missed block scores {gap:.1e} more")
-        return chosen
-
-    def check_row(self, out: torch.Tensor, head: int, t: int, pages: torch.Tensor, position: int,
-                  chosen: torch.Tensor | None) -> float:
-        """The error of the heads of one group, relative to the largest value of their rows."""
-        group = slice(head * self.case.heads_q // self.case.heads_kv,
-                      (head + 1) * self.case.heads_q // self.case.heads_kv)
-        blocks = torch.arange(len(pages), device=pages.device) if chosen is None else chosen
-        rows = self.kv_cache[pages[blocks], head].double()  # [blocks,128,2*D]
-        places = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=pages.device)
-        rows = rows[places <= position]
-        logits = self.q[t, group].double() @ rows[:, :DIM].T * DIM ** -0.5
-        want = torch.softmax(logits, 1) @ rows[:, DIM:]
-        error = (out[group].double() - want).abs().amax(1) / want.abs().amax(1)
-        return error.max().item() if bool(error.isfinite().all()) else math.inf
-
 
 def originals(adapter: Any) -> Any:
     """The functions that an adapter replaces, patched or not; None without the engine."""
@@ -406,44 +341,6 @@ def given_ids(case: Case) -> torch.Tensor | None:
     return torch.from_numpy(np.tile(ids, (1, case.batch, 1))).to(case.device)
 
 
-def cpu_clock(calls: list[Call]) -> Callable[[], float]:
-    def measure() -> float:
-        start = time.perf_counter()
-        calls[0]()
-        return time.perf_counter() - start
-
-    return measure
-
-
-def cuda_clock(calls: list[Call]) -> Callable[[], float]:
-    """Seconds of a call on the GPU, which never waits for the CPU. Short ones are replayed as a
-    graph over the copies of the data in turn, again and again; long ones follow themselves."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def seconds(run: Callable[[], object]) -> float:
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) * 1e-3
-
-    for call in calls:  # what compiles or tunes itself has done so
-        call()
-    duration = seconds(calls[0])
-    if duration >= GRAPH_SECONDS:
-        def measure() -> float:
-            calls[0]()
-            return seconds(calls[0])
-
-        return measure
-    rounds = math.ceil(GRAPH_SECONDS / (duration * len(calls)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls * rounds:
-            call()
-    return lambda: seconds(graph.replay) / (len(calls) * rounds)
-
-
 def contenders(work: Work) -> dict[str, Call]:
     return {**work.ours(), **work.adapters(), **work.torch_dense(), **work.engines()}
 
@@ -471,7 +368,7 @@ def run(case: Case, repeats: int, only: list[str]) -> list[dict[str, Any]]:
         works[0].ids.fill_(-7)
         works[0].out.fill_(math.nan)
         try:
-            row["max_error"] = works[0].check(*copies_of[0]())
+            row["max_error"] = check(works[0], *copies_of[0]())
             clocks[name] = (cpu_clock if case.device == "cpu" else cuda_clock)(copies_of)
         except ValueError as error:
             row["verdict"] = f"failed: {error}"

@@ -16,10 +16,14 @@ number of threads.
 
 from __future__ import annotations
 
-from . import _core
-from ._tracing import into, is_f32, through_torch, torch_op
+from typing import TYPE_CHECKING, Any
+
+from ._call import call, wanted
+from .batch import Batch, Keywords
 from .ops import Array
-from .plans import Plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "dense_attention_backward", "index_lse", "kl_backward", "kl_loss", "sparse_attention_backward",
@@ -31,13 +35,9 @@ __all__ = [
 
 def sparse_attention_backward(
     q: Array, k: Array, v: Array, block_ids: Array, out: Array, lse: Array, dout: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    row_ptr: Array | None = None, entries: Array | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    dq: Array | None = None, dk: Array | None = None, dv: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    softmax_scale: float | None = None, row_ptr: Array | None = None,
+    entries: Array | None = None, dq: Array | None = None, dk: Array | None = None,
+    dv: Array | None = None, batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> tuple[Array, Array, Array]:
     """The gradients of `sparse_attention` by q, k and v, given that of its output.
 
@@ -66,27 +66,15 @@ def sparse_attention_backward(
     >>> dv.ravel().round(3)  # token 0 is all that query 0 sees and half of what query 1 sees
     array([1.5, 0.5], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if through_torch(q, k, v, out, lse, dout, plan=plan):
-        made = torch_op("sparse_attention_backward")(
-            q, k, v, block_ids, out, lse, dout, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset,
-            causal, block_size, softmax_scale, row_ptr, entries, is_f32(dq), max_seqlen_q,
-            max_seqlen_k, backend)
-        return tuple(map(into, (dq, dk, dv), made))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-    return _core.sparse_attention_backward(
-        (q, k, v, block_ids, out, lse, dout, row_ptr, entries, dq, dk, dv), batch, options, plan,
-        workspace, backend)
+    return call("sparse_attention_backward",
+                (q, k, v, block_ids, out, lse, dout, row_ptr, entries, dq, dk, dv),
+                (True, True, True), batch, keywords, softmax_scale)
 
 
 def dense_attention_backward(
     q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    dq: Array | None = None, dk: Array | None = None, dv: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    softmax_scale: float | None = None, dq: Array | None = None, dk: Array | None = None,
+    dv: Array | None = None, batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> tuple[Array, Array, Array]:
     """The gradients of `dense_attention` by q, k and v, given that of its output.
 
@@ -102,28 +90,17 @@ def dense_attention_backward(
     >>> dv.ravel().round(3)  # 1 + 1/2 + 1/3, 1/2 + 1/3, 1/3
     array([1.833, 0.833, 0.333], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if through_torch(q, k, v, out, lse, dout, plan=plan):
-        made = torch_op("dense_attention_backward")(
-            q, k, v, out, lse, dout, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
-            block_size, softmax_scale, is_f32(dq), max_seqlen_q, max_seqlen_k, backend)
-        return tuple(map(into, (dq, dk, dv), made))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-    return _core.dense_attention_backward(
-        (q, k, v, None, out, lse, dout, None, None, dq, dk, dv), batch, options, plan, workspace,
-        backend)
+    return call("dense_attention_backward",
+                (q, k, v, None, out, lse, dout, None, None, dq, dk, dv), (True, True, True), batch,
+                keywords, softmax_scale)
 
 
 # ---- the index branch ----------------------------------------------------------------------------
 
 
 def index_lse(
-    q_idx: Array, k_idx: Array, block_ids: Array | None = None, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    q_idx: Array, k_idx: Array, block_ids: Array | None = None, *, out: Array | None = None,
+    batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> Array:
     """The LSE of the index logits: what turns them into the student of the KL loss.
 
@@ -136,7 +113,7 @@ def index_lse(
         block_ids: int32 ``[Hi,T,K]`` or None.
         out: float32 ``[T,Hi]``.
 
-    The other arguments and the errors are those of `msa_cpp.ops`. Returns `out`.
+    The other arguments and the errors are those of `msa_cpp.ops`.
     Source: training of the index branch, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
@@ -145,24 +122,13 @@ def index_lse(
     ...                   cu_seqlens_q=lengths, cu_seqlens_k=lengths).ravel().round(3)
     array([0.   , 0.693, 1.099], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if through_torch(q_idx, k_idx, plan=plan):
-        return into(out, torch_op("index_lse")(
-            q_idx, k_idx, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset, block_offset, causal,
-            block_size, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k)
-    return _core.index_lse((q_idx, k_idx, block_ids, out), batch, options, plan, workspace,
-                           backend)[0]
+    return call("index_lse", (q_idx, k_idx, block_ids, out), (True,), batch, keywords)
 
 
 def kl_loss(
     q: Array, k: Array, lse: Array, q_idx: Array, k_idx: Array, index_lse: Array,
-    block_ids: Array | None = None, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    block_ids: Array | None = None, *, softmax_scale: float | None = None,
+    out: Array | None = None, batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> Array:
     """The divergence of the index branch from the attention, per query and group.
 
@@ -180,7 +146,7 @@ def kl_loss(
         softmax_scale: of the teacher; default ``1/sqrt(D)``.
         out: float32 ``[T,Hi]``, 0 where nothing is visible.
 
-    The other arguments and the errors are those of `msa_cpp.ops`. Returns `out`.
+    The other arguments and the errors are those of `msa_cpp.ops`.
     Source: training of the index branch, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
@@ -194,29 +160,17 @@ def kl_loss(
     >>> kl[1].round(3)  # of (0.269, 0.731) from (0.5, 0.5); query 0 has no choice
     array([0.111], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
-        return into(out, torch_op("kl_loss")(
-            q, k, lse, q_idx, k_idx, index_lse, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset,
-            block_offset, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-    return _core.kl_loss(
-        (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None, out),
-        batch, options, plan, workspace, backend)[0]
+    return call("kl_loss", (q, k, lse, q_idx, k_idx, index_lse, block_ids, None, None, None, None,
+                            out), (True,), batch, keywords, softmax_scale)
 
 
 def kl_backward(
     q: Array, k: Array, lse: Array, q_idx: Array, k_idx: Array, index_lse: Array,
-    block_ids: Array | None = None, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    row_ptr: Array | None = None, entries: Array | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    dq_idx: Array | None = None, dk_idx: Array | None = None, kl: Array | None = None,
-    return_kl: bool = False,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> tuple[Array, Array] | tuple[Array, Array, Array]:
+    block_ids: Array | None = None, *, softmax_scale: float | None = None,
+    row_ptr: Array | None = None, entries: Array | None = None, dq_idx: Array | None = None,
+    dk_idx: Array | None = None, kl: Array | None = None, return_kl: bool = False,
+    batch: Batch | None = None, **keywords: Unpack[Keywords],
+) -> tuple[Array, Array] | Any:
     """The gradients of the KL loss by q_idx and k_idx; lambda is the caller's factor.
 
     The loss is the mean of `kl_loss` over the ``cu_seqlens_q[B]`` queries and the Hkv groups, so
@@ -227,10 +181,10 @@ def kl_backward(
     Args:
         row_ptr, entries: int32 ``[Hkv,NB+1]`` and ``[Hkv,T*K]``, as `block_lists` returns them.
         dq_idx, dk_idx: ``[T,Hi,Di]`` and ``[S,Di]``, of the dtype of q_idx, or float32.
-        kl: float32 ``[T,Hi]`` to fill with the values of `kl_loss`, which cost little here.
+        kl: optional result, float32 ``[T,Hi]``: that of `kl_loss`, which costs little here.
 
-    The other arguments are those of `kl_loss`. Returns ``(dq_idx, dk_idx)``, and with
-    ``return_kl=True`` also `kl`. Source: training of the index branch, arXiv 2606.13392.
+    The other arguments are those of `kl_loss`. Returns ``(dq_idx, dk_idx)``.
+    Source: training of the index branch, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> q, k = np.ones((2, 1, 1), np.float32), np.array([0.0, 1.0], np.float32).reshape(2, 1, 1)
@@ -243,17 +197,6 @@ def kl_backward(
     >>> dk_idx.ravel().round(3)  # (1/2 - 0.269) / 2 queries, and its opposite
     array([ 0.116, -0.116], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, None, None, q_offset, block_offset)
-    if through_torch(q, k, q_idx, k_idx, lse, index_lse, plan=plan):
-        made = torch_op("kl_backward")(
-            q, k, lse, q_idx, k_idx, index_lse, block_ids, cu_seqlens_q, cu_seqlens_k, q_offset,
-            block_offset, causal, block_size, softmax_scale, row_ptr, entries, is_f32(dq_idx),
-            max_seqlen_q, max_seqlen_k, backend)
-        made = tuple(map(into, (dq_idx, dk_idx, kl), made))
-    else:
-        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-        made = _core.kl_backward(
-            (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
-             dq_idx, dk_idx, return_kl if kl is None else kl),
-            batch, options, plan, workspace, backend)
-    return made if return_kl else made[:2]
+    return call("kl_backward", (q, k, lse, q_idx, k_idx, index_lse, block_ids, row_ptr, entries,
+                                dq_idx, dk_idx, wanted(kl, return_kl)),
+                (True, True, return_kl), batch, keywords, softmax_scale)

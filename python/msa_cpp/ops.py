@@ -17,21 +17,32 @@ innermost one, so views of interleaved pools are fine. Nothing is ever copied or
 would need it is an error that names the stride or the dtype. Only under `torch.autocast` are
 queries and keys of torch cast, as `msa_cpp.torch_ops` says.
 
-**Arguments of every batched operator**
+**The batch** is a `Batch`, made once and given as ``batch=`` to every call, or its fields as
+keywords of a call:
 
 - `cu_seqlens_q` int32 ``[B+1]``: sequence b has the query rows ``cu_seqlens_q[b]`` up to
   ``cu_seqlens_q[b+1]``. `cu_seqlens_k` int32 ``[B+1]``: the same for packed keys.
 - `seq_lens` int32 ``[B]``: tokens in the paged cache, the new ones included. `page_table` int32
-  ``[B,max_pages]``: the page of each block.
+  ``[B,max_pages]``: the page of each block. With `page_rows` int32 ``[B]`` it may be larger,
+  ``[rows,max_pages]``, sequence b having row ``page_rows[b]``, or a flat list ``[entries]``, in
+  which entry ``page_rows[b]`` is the first of sequence b. Strides of both are free.
 - `causal`: query i of sequence b stands at position ``kv_len - q_len + i`` and sees the keys up to
   it. `q_offset` int32 ``[B]`` sets the position of the first query instead. False: every key is
   visible.
+- `block_size`: Bk, default 128.
 - `block_offset` int32 ``[B]``: the given keys are a shard that starts at this block; ids stay
   global, and `merge` combines the shards' results exactly.
 - `max_seqlen_q`, `max_seqlen_k`: bounds of the lengths in tokens. Optional on the CPU; needed for
   CUDA tensors, whose lengths are never read back.
-- `out` and the like: an array to write into; without it one is made, of the caller's kind and on
-  the same device.
+
+**Results** follow one rule. A function returns its result, or the tuple of its results in the order
+of its description. An optional result comes behind them where ``return_<name>=True`` asks for it.
+Every result can be written into an array of the caller's, which is given under the result's name,
+`out` where there is one: `dq=`, `lse=`, ...; an optional one is then filled, returned or not. Other
+results are made, of the caller's kind and on the same device.
+
+**How a call runs**: keywords of every operator.
+
 - `workspace`: a contiguous vector of at least ``plan.workspace_bytes`` bytes, 64-byte aligned.
   Without it memory is kept and reused by the library (CPU) or allocated by torch (CUDA).
 - `plan`: an explicit `Plan`; without it plans are made and cached. `backend`: a name of
@@ -51,26 +62,27 @@ fine, the GIL is released during the work, and results do not depend on the numb
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from . import _core
-from ._tracing import into, is_f32, through_torch, torch_op
+from ._call import call, deprecated, renamed, wanted
+from .batch import Batch, Keywords, Run
 from .plans import Backend, Plan, backends, num_threads, plan, set_num_threads
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
 # The arrays of a call are of one kind, and so is its result. At run time inputs may be anything
 # that speaks DLPack.
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 __all__ = [
-    "Backend", "Plan", "append_paged", "backends", "block_lists", "block_mass", "dense_attention",
-    "index_scores", "index_select", "merge", "merge_lists", "msa_layer", "msa_layer_decode",
-    "num_threads", "plan", "select_blocks", "set_num_threads", "sparse_attention", "sparse_decode",
+    "Backend", "Batch", "Plan", "append_paged", "backends", "block_lists", "block_mass",
+    "dense_attention", "index_scores", "index_select", "merge", "merge_lists", "msa_layer",
+    "msa_layer_decode", "num_threads", "plan", "select_blocks", "set_num_threads",
+    "sparse_attention", "sparse_decode",
 ]
 
 
@@ -78,13 +90,8 @@ __all__ = [
 
 
 def index_scores(
-    q_idx: Array, k_idx: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    q_idx: Array, k_idx: Array, *, out: Array | None = None, batch: Batch | None = None,
+    **keywords: Unpack[Keywords],
 ) -> Array:
     """The score of each block: the largest product of the index query with a key of the block.
 
@@ -94,7 +101,6 @@ def index_scores(
     Args:
         q_idx: ``[T,Hi,Di]``, float32, bfloat16 or float16.
         k_idx: ``[S,Di]`` or pages ``[P,Bk,Di]``, of the same dtype: one index key per token.
-        block_size: Bk, tokens.
         out: float32 ``[Hi,T,blocks]`` of any strides, with ``blocks >= ceil(longest / Bk)``;
             columns behind a sequence's blocks become -inf.
 
@@ -112,18 +118,13 @@ def index_scores(
             [  5.,   2.],
             [  5.,   3.]]], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q_idx, k_idx, plan=plan):
-        return into(out, torch_op("index_scores")(
-            q_idx, k_idx, *batch, causal, block_size, max_seqlen_q, max_seqlen_k, backend))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k)
-    return _core.index_scores((q_idx, k_idx, out), batch, options, plan, workspace, backend)[0]
+    return call("index_scores", (q_idx, k_idx, out), (True,), batch, keywords)
 
 
 def select_blocks(
     scores: Array, topk: int, *, num_valid_blocks: int | Array | None = None,
     init_blocks: int = 0, local_blocks: int = 1, out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    **keywords: Unpack[Run],
 ) -> Array:
     """The ids of the blocks to attend to: the forced ones, then the best-scored ones.
 
@@ -156,24 +157,15 @@ def select_blocks(
             raise ValueError(f"num_valid_blocks: got {num_valid_blocks}, expected "
                              f"0..{scores.shape[-1]}, the columns of scores")
         scores, num_valid_blocks = scores[..., :num_valid_blocks], None
-    if through_torch(scores, plan=plan):
-        return into(out, torch_op("select_blocks")(
-            scores, num_valid_blocks, topk, init_blocks, local_blocks, backend))
-    options = (None, None, None, None, None, topk, init_blocks, local_blocks)
-    return _core.select_blocks((scores, num_valid_blocks, out), None, options, plan, workspace,
-                               backend)[0]
+    return call("select_blocks", (scores, num_valid_blocks, out), (True,), None, keywords, None,
+                topk, init_blocks, local_blocks)
 
 
 def index_select(
-    q_idx: Array, k_idx: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None, scores_out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array:
+    q_idx: Array, k_idx: Array, *, topk: int = 16, init_blocks: int = 0, local_blocks: int = 1,
+    out: Array | None = None, scores: Array | None = None, return_scores: bool = False,
+    batch: Batch | None = None, **keywords: Unpack[Keywords],
+) -> Array | Any:
     """`index_scores` and `select_blocks` in one pass; no score matrix is ever written.
 
     The last of the `local_blocks` forced ones is the block of the query's position, and without
@@ -182,12 +174,13 @@ def index_select(
     Args:
         q_idx: ``[T,Hi,Di]``, float32, bfloat16 or float16.
         k_idx: ``[S,Di]`` or pages ``[P,Bk,Di]``, of the same dtype.
-        topk, block_size, init_blocks, local_blocks: K, Bk and the forced blocks among the K.
+        topk, init_blocks, local_blocks: K and the forced blocks among the K.
         out: int32 ``[Hi,T,K]``: ids in ascending order, -1 in the unused tail.
-        scores_out: float32 ``[Hi,T,K]`` to fill with the score of each id: +inf if forced, -inf in
+        scores: optional result, float32 ``[Hi,T,K]``: the score of each id, +inf if forced, -inf in
             the tail. Shards of the keys combine by the best of these.
 
-    The other arguments and the errors are those of the module. Returns `out`.
+    The other arguments and the errors are those of the module. `scores_out` is a deprecated name of
+    `scores`.
     Source: the index branch of MSA, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
@@ -199,33 +192,19 @@ def index_select(
            [ 0,  1],
            [ 0,  2]], dtype=int32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q_idx, k_idx, plan=plan):
-        ids, scores = torch_op("index_select")(
-            q_idx, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
-            scores_out is not None, max_seqlen_q, max_seqlen_k, backend)
-        into(scores_out, scores)
-        return into(out, ids)
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k, None, topk, init_blocks,
-               local_blocks)
-    return _core.index_select((q_idx, k_idx, out, scores_out), batch, options, plan, workspace,
-                              backend)[0]
+    scores = renamed(keywords, "scores_out", "scores", scores)
+    return call("index_select", (q_idx, k_idx, out, wanted(scores, return_scores)),
+                (True, return_scores), batch, keywords, None, topk, init_blocks, local_blocks)
 
 
 # ---- attention -----------------------------------------------------------------------------------
 
 
 def sparse_attention(
-    q: Array, k: Array, v: Array, block_ids: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    k_scale: None = None, v_scale: None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    q: Array, k: Array, v: Array, block_ids: Array, *, softmax_scale: float | None = None,
     out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | Any:  # (out, lse) with return_lse
+    batch: Batch | None = None, **keywords: Unpack[Keywords],
+) -> Array | Any:
     """Exact softmax attention over the visible tokens of the listed blocks.
 
     Args:
@@ -235,102 +214,67 @@ def sparse_attention(
             twice (an error on a CPU; on a GPU it counts once); -1 ends a list. The head stride may
             be 0: one list for all heads.
         softmax_scale: factor of the logits; default ``1/sqrt(D)``.
-        k_scale, v_scale: places of the 8-bit caches to come; only None is supported.
         out: ``[T,Hq,D]`` of the dtype of q, or float32.
-        lse: float32 ``[T,Hq]`` to fill with the natural logarithm of the sum of exp(logits).
+        lse: optional result, float32 ``[T,Hq]``: the natural logarithm of the sum of exp(logits).
 
-    The other arguments and the errors are those of the module. Returns `out`, and with
-    ``return_lse=True`` the pair ``(out, lse)``.
+    The other arguments and the errors are those of the module.
     Source: sparse attention of MSA, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> rng = np.random.default_rng(0)
     >>> q, k, v = (rng.standard_normal((6, 2, 4), dtype=np.float32) for _ in range(3))
     >>> lengths = np.array([0, 6], np.int32)
-    >>> batch = dict(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=2)
+    >>> batch = msa_cpp.Batch(cu_seqlens_q=lengths, cu_seqlens_k=lengths, block_size=2)
     >>> all_blocks = np.broadcast_to(np.arange(3, dtype=np.int32), (2, 6, 3))
-    >>> out = msa_cpp.sparse_attention(q, k, v, all_blocks, **batch)
-    >>> np.allclose(out, msa_cpp.dense_attention(q, k, v, **batch), atol=1e-6)
+    >>> out = msa_cpp.sparse_attention(q, k, v, all_blocks, batch=batch)
+    >>> np.allclose(out, msa_cpp.dense_attention(q, k, v, batch=batch), atol=1e-6)
     True
     """
-    _refuse_scales(k_scale, v_scale)
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q, k, v, plan=plan):
-        o, l = torch_op("sparse_attention")(
-            q, k, v, block_ids, *batch, causal, block_size, softmax_scale, is_f32(out),
-            max_seqlen_q, max_seqlen_k, backend)
-        out, lse = into(out, o), into(lse, l)
-    else:
-        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-        out, lse = _core.sparse_attention(
-            (q, k, v, block_ids, out, return_lse if lse is None else lse), batch, options, plan,
-            workspace, backend)
-    return (out, lse) if return_lse else out
+    return call("sparse_attention", (q, k, v, block_ids, out, wanted(lse, return_lse)),
+                (True, return_lse), batch, keywords, softmax_scale)
 
 
 def msa_layer(
-    q: Array, q_idx: Array, k: Array, v: Array, k_idx: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    topk: int = 16, block_size: int = 128, init_blocks: int = 0, local_blocks: int = 1,
-    softmax_scale: float | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    block_ids_out: Array | None = None, workspace: Array | None = None,
-    plan: Plan | None = None, backend: str = "auto",
-) -> Array | Any:  # (out, lse) with return_lse
-    """A sparse layer: `index_select`, then `sparse_attention` over the blocks it chose.
+    q: Array, q_idx: Array, k: Array, v: Array, k_idx: Array, *, topk: int = 16,
+    init_blocks: int = 0, local_blocks: int = 1, softmax_scale: float | None = None,
+    out: Array | None = None, lse: Array | None = None, block_ids: Array | None = None,
+    return_lse: bool = False, return_block_ids: bool = False, batch: Batch | None = None,
+    **keywords: Unpack[Keywords],
+) -> Array | Any:
+    """A sparse layer: `index_select`, then `sparse_attention` over the blocks that it chose.
 
-    One call of the library; the CUDA backend joins a decoding step's two in two launches.
+    One operator of the library; the CUDA backend joins a decoding step's two in two launches.
 
     Args:
         q, q_idx: ``[T,Hq,D]`` and ``[T,Hi,Di]``, of one dtype.
-        k, v, k_idx: ``[S,Hkv,D]`` twice and ``[S,Di]``, or the pages of a cache with the new tokens
-            already in them (`append_paged`), ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``.
-        block_ids_out: int32 ``[Hkv,T,K]`` to receive the block ids.
+        k, v, k_idx: ``[S,Hkv,D]`` twice and ``[S,Di]``, or the pages of a cache that has the new
+            tokens already (`append_paged`), ``[P,Hkv,Bk,D]`` twice and ``[P,Bk,Di]``.
+        lse, block_ids: optional results: float32 ``[T,Hq]`` and int32 ``[Hkv,T,K]``.
 
     The other arguments and the errors are those of `index_select` and `sparse_attention`.
     Source: arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> pages, index = np.ones((3, 1, 2, 4), np.float32), np.ones((3, 2, 4), np.float32)
-    >>> ids = np.empty((1, 1, 2), np.int32)
-    >>> out = msa_cpp.msa_layer(
+    >>> out, ids = msa_cpp.msa_layer(
     ...     np.ones((1, 2, 4), np.float32), np.ones((1, 1, 4), np.float32), pages, pages, index,
     ...     page_table=np.array([[2, 0, 1]], np.int32), seq_lens=np.array([5], np.int32),
-    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2, block_ids_out=ids)
+    ...     cu_seqlens_q=np.array([0, 1], np.int32), topk=2, block_size=2,
+    ...     return_block_ids=True)
     >>> ids, out.shape
     (array([[[0, 2]]], dtype=int32), (1, 2, 4))
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q, q_idx, k, v, k_idx, plan=plan):
-        o, l, ids = torch_op("msa_layer")(
-            q, q_idx, k, v, k_idx, *batch, causal, topk, block_size, init_blocks, local_blocks,
-            softmax_scale, is_f32(out), max_seqlen_q, max_seqlen_k, backend)
-        into(block_ids_out, ids)
-        out, lse = into(out, o), into(lse, l)
-    else:
-        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale, topk, init_blocks,
-                   local_blocks)
-        out, lse, _ = _core.msa_layer(
-            (q, q_idx, k, v, k_idx, out, return_lse if lse is None else lse, block_ids_out),
-            batch,
-            options, plan, workspace, backend)
-    return (out, lse) if return_lse else out
+    return call("msa_layer", (q, q_idx, k, v, k_idx, out, wanted(lse, return_lse),
+                              wanted(block_ids, return_block_ids)),
+                (True, return_lse, return_block_ids), batch, keywords, softmax_scale, topk,
+                init_blocks, local_blocks)
 
 
 def dense_attention(
-    q: Array, k: Array, v: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: Array | None = None, lse: Array | None = None, return_lse: bool = False,
-    block_max: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | Any:  # (out, lse) with return_lse
+    q: Array, k: Array, v: Array, *, softmax_scale: float | None = None, out: Array | None = None,
+    lse: Array | None = None, block_max: Array | None = None, return_lse: bool = False,
+    return_block_max: bool = False, batch: Batch | None = None, **keywords: Unpack[Keywords],
+) -> Array | Any:
     """Softmax attention over every visible token.
 
     Args:
@@ -338,12 +282,12 @@ def dense_attention(
         k, v: ``[S,Hkv,D]`` or pages ``[P,Hkv,Bk,D]``, of the same dtype.
         softmax_scale: factor of the logits; default ``1/sqrt(D)``.
         out: ``[T,Hq,D]`` of the dtype of q, or float32.
-        lse: float32 ``[T,Hq]`` to fill with the natural logarithm of the sum of exp(logits).
-        block_max: float32 ``[Hq,T,blocks]`` to fill with the unscaled maximum of each block, as
-            `index_scores` would find it.
+        lse: optional result, float32 ``[T,Hq]``: the natural logarithm of the sum of exp(logits).
+        block_max: optional result, float32 ``[Hq,T,blocks]``: the unscaled maximum of each block,
+            as `index_scores` would find it.
 
-    The other arguments and the errors are those of the module. Returns `out`, and with
-    ``return_lse=True`` the pair ``(out, lse)``. Source: Vaswani et al., arXiv 1706.03762.
+    The other arguments and the errors are those of the module.
+    Source: Vaswani et al., arXiv 1706.03762.
 
     >>> import numpy as np, msa_cpp
     >>> ones = np.ones((3, 1, 4), np.float32)
@@ -353,26 +297,15 @@ def dense_attention(
     >>> lse.ravel().round(3)  # 4 + ln 1, ln 2, ln 3: each query sees one key more
     array([4.   , 4.693, 5.099], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q, k, v, plan=plan):
-        o, l, maxima = torch_op("dense_attention")(
-            q, k, v, *batch, causal, block_size, softmax_scale, is_f32(out),
-            block_max is not None, max_seqlen_q, max_seqlen_k, backend)
-        into(block_max, maxima)
-        out, lse = into(out, o), into(lse, l)
-    else:
-        options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-        out, lse, _ = _core.dense_attention(
-            (q, k, v, out, return_lse if lse is None else lse, block_max), batch, options, plan,
-            workspace, backend)
-    return (out, lse) if return_lse else out
+    return call("dense_attention", (q, k, v, out, wanted(lse, return_lse),
+                                    wanted(block_max, return_block_max)),
+                (True, return_lse, return_block_max), batch, keywords, softmax_scale)
 
 
 def merge(
     o_parts: Array, lse_parts: Array, *, out: Array | None = None, lse: Array | None = None,
-    return_lse: bool = False,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array | Any:  # (out, lse) with return_lse
+    return_lse: bool = False, **keywords: Unpack[Run],
+) -> Array | Any:
     """Combines attention over disjoint sets of keys (shards, splits) exactly.
 
     ``a = max_i lse_i; lse = a + ln sum_i exp(lse_i - a)``, and out is the mean of the parts with
@@ -382,9 +315,9 @@ def merge(
         o_parts: ``[parts,T,Hq,D]``, float32, bfloat16 or float16, parts >= 1.
         lse_parts: float32 ``[parts,T,Hq]``, natural logarithms.
         out: ``[T,Hq,D]`` of the dtype of o_parts, or float32.
-        lse: float32 ``[T,Hq]`` to fill.
+        lse: optional result, float32 ``[T,Hq]``.
 
-    Errors are those of the module. Returns `out`, and with ``return_lse=True`` ``(out, lse)``.
+    Errors are those of the module.
     Source: online softmax, Milakov and Gimelshein, arXiv 1805.02867.
 
     >>> import numpy as np, msa_cpp
@@ -392,35 +325,28 @@ def merge(
     >>> msa_cpp.merge(parts, np.zeros((2, 1, 1), np.float32)).item()  # equal weights
     2.0
     """
-    if through_torch(o_parts, lse_parts, plan=plan):
-        o, l = torch_op("merge")(o_parts, lse_parts, is_f32(out), backend)
-        out, lse = into(out, o), into(lse, l)
-    else:
-        out, lse = _core.merge(
-            (o_parts, lse_parts, out, return_lse if lse is None else lse), None, (), plan,
-            workspace, backend)
-    return (out, lse) if return_lse else out
+    return call("merge", (o_parts, lse_parts, out, wanted(lse, return_lse)), (True, return_lse),
+                None, keywords)
 
 
 def merge_lists(
     scores_parts: Array, block_ids_parts: Array, *, out: Array | None = None,
-    scores_out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
-) -> Array:
+    scores: Array | None = None, return_scores: bool = False, **keywords: Unpack[Run],
+) -> Array | Any:
     """The K best of several lists of blocks, each chosen of another shard of the keys.
 
     What `index_select` would choose of all shards at once: the best scores, ties to the lower id,
     NaN as -inf; forced blocks stay, having +inf.
 
     Args:
-        scores_parts: float32 ``[parts,Hi,T,K]``, parts >= 1: `scores_out` of each shard.
+        scores_parts: float32 ``[parts,Hi,T,K]``, parts >= 1: `scores` of each shard.
         block_ids_parts: int32 ``[parts,Hi,T,K]`` in any order; negative ids are padding. No two
             parts name the same block.
         out: int32 ``[Hi,T,K]``: ids in ascending order, -1 in the unused tail.
-        scores_out: float32 ``[Hi,T,K]`` to fill with the score of each id, -inf in the tail.
+        scores: optional result, float32 ``[Hi,T,K]``: the score of each id, -inf in the tail.
 
-    Errors are those of the module. Returns `out`. Source: exact merging of selections, as `merge`
-    does it for values.
+    Errors are those of the module. Source: exact merging of selections, as `merge` does it for
+    values.
 
     >>> import numpy as np, msa_cpp
     >>> scores = np.array([[3.0, 1.0], [2.0, np.inf]], np.float32).reshape(2, 1, 1, 2)
@@ -428,24 +354,16 @@ def merge_lists(
     >>> msa_cpp.merge_lists(scores, ids)
     array([[[0, 5]]], dtype=int32)
     """
-    if through_torch(scores_parts, block_ids_parts, plan=plan):
-        ids, scores = torch_op("merge_lists")(scores_parts, block_ids_parts, backend)
-        into(scores_out, scores)
-        return into(out, ids)
-    return _core.merge_lists((scores_parts, block_ids_parts, out, scores_out), None, (), plan,
-                             workspace, backend)[0]
+    return call("merge_lists", (scores_parts, block_ids_parts, out, wanted(scores, return_scores)),
+                (True, return_scores), None, keywords)
 
 
 # ---- block lists, caches, masses -----------------------------------------------------------------
 
 
 def block_lists(
-    block_ids: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None, seq_lens: Array | None = None,
-    block_offset: Array | None = None, block_size: int = 128, num_blocks: int | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    out: tuple[Array, Array] | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    block_ids: Array, *, num_blocks: int | None = None, row_ptr: Array | None = None,
+    entries: Array | None = None, batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> tuple[Array, Array]:
     """The inverse of block lists: which queries chose a block, as CSR per KV head.
 
@@ -456,9 +374,10 @@ def block_lists(
         block_ids: int32 ``[Hkv,T,K]``.
         num_blocks: NB. Optional on the CPU; needed for CUDA tensors and under
             ``torch.compile(fullgraph=True)``.
-        out: ``(row_ptr, entries)``, int32 ``[Hkv,NB+1]`` and ``[Hkv,T*K]``.
+        row_ptr, entries: the results, int32 ``[Hkv,NB+1]`` and ``[Hkv,T*K]``.
 
-    The other arguments and the errors are those of the module. Returns ``(row_ptr, entries)``.
+    The other arguments and the errors are those of the module. ``out=(row_ptr, entries)`` is
+    deprecated.
     Source: the KV-outer order of MSA, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
@@ -469,24 +388,16 @@ def block_lists(
     >>> row_ptr, entries
     (array([[0, 2, 4]], dtype=int32), array([[ 0,  2,  3,  4, -1, -1]], dtype=int32))
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, None, None, block_offset)
-    row_ptr, entries = (None, None) if out is None else out
-    if through_torch(block_ids, plan=plan):
-        rows, found = torch_op("block_lists")(
-            block_ids, cu_seqlens_q, cu_seqlens_k, seq_lens, block_offset, block_size, num_blocks,
-            max_seqlen_q, max_seqlen_k, backend)
-        return into(row_ptr, rows), into(entries, found)
-    options = (None, block_size, max_seqlen_q, max_seqlen_k, None, None, None, None, num_blocks)
-    return _core.block_lists((block_ids, row_ptr, entries), batch, options, plan, workspace,
-                             backend)
+    if "out" in keywords:
+        row_ptr, entries = renamed(keywords, "out", "row_ptr and entries", row_ptr)
+    return call("block_lists", (block_ids, row_ptr, entries), (True, True), batch, keywords,
+                num_blocks=num_blocks)
 
 
 def append_paged(
     k: Array | None, v: Array | None, k_idx: Array | None = None, *,
     k_pages: Array | None = None, v_pages: Array | None = None, k_idx_pages: Array | None = None,
-    page_table: Array, seq_lens: Array, cu_seqlens_q: Array, block_size: int = 128,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> None:
     """Writes new keys, values and index keys into their pages, in place.
 
@@ -510,26 +421,12 @@ def append_paged(
     >>> pages.ravel()  # token 2 is the first of block 1, which lies in page 0
     array([7., 0., 0., 0.], dtype=float32)
     """
-    given = k if k is not None else k_idx
-    if through_torch(given, k, v, k_idx, plan=plan):
-        torch_op("append_paged")(k, v, k_idx, k_pages, v_pages, k_idx_pages, cu_seqlens_q,
-                                  seq_lens, page_table, block_size, max_seqlen_q, max_seqlen_k,
-                                  backend)
-        return
-    batch = (cu_seqlens_q, None, seq_lens, page_table)
-    options = (None, block_size, max_seqlen_q, max_seqlen_k)
-    _core.append_paged((k, v, k_idx, k_pages, v_pages, k_idx_pages), batch, options, plan,
-                       workspace, backend)
+    call("append_paged", (k, v, k_idx, k_pages, v_pages, k_idx_pages), (), batch, keywords)
 
 
 def block_mass(
-    q: Array, k: Array, lse: Array, *,
-    cu_seqlens_q: Array, cu_seqlens_k: Array | None = None,
-    seq_lens: Array | None = None, page_table: Array | None = None,
-    q_offset: Array | None = None, block_offset: Array | None = None, causal: bool = True,
-    block_size: int = 128, softmax_scale: float | None = None,
-    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, out: Array | None = None,
-    workspace: Array | None = None, plan: Plan | None = None, backend: str = "auto",
+    q: Array, k: Array, lse: Array, *, softmax_scale: float | None = None,
+    out: Array | None = None, batch: Batch | None = None, **keywords: Unpack[Keywords],
 ) -> Array:
     """The attention mass of each block, the mean over the heads of a group.
 
@@ -543,8 +440,8 @@ def block_mass(
         lse: float32 ``[T,Hq]`` of `dense_attention` under the same scale.
         out: float32 ``[Hkv,T,blocks]``, 0 where nothing is visible.
 
-    The other arguments and the errors are those of the module. Returns `out`, with as many columns
-    as that of `index_scores`. Source: attention recall of MSA, arXiv 2606.13392.
+    The other arguments and the errors are those of the module. It has as many columns as that
+    of `index_scores`. Source: attention recall of MSA, arXiv 2606.13392.
 
     >>> import numpy as np, msa_cpp
     >>> ones = np.ones((4, 1, 2), np.float32)
@@ -557,48 +454,23 @@ def block_mass(
             [0.67, 0.33],
             [0.5 , 0.5 ]]], dtype=float32)
     """
-    batch = (cu_seqlens_q, cu_seqlens_k, seq_lens, page_table, q_offset, block_offset)
-    if through_torch(q, k, lse, plan=plan):
-        return into(out, torch_op("block_mass")(
-            q, k, lse, *batch, causal, block_size, softmax_scale, max_seqlen_q, max_seqlen_k,
-            backend))
-    options = (causal, block_size, max_seqlen_q, max_seqlen_k, softmax_scale)
-    return _core.block_mass((q, k, lse, out), batch, options, plan, workspace, backend)[0]
+    return call("block_mass", (q, k, lse, out), (True,), batch, keywords, softmax_scale)
 
 
 # ---- old names, until 0.3 ------------------------------------------------------------------------
 
 
-def sparse_decode(q: Array, k: Array, v: Array, block_ids: Array, **options: Any) -> Any:
-    """`sparse_attention` under a deprecated name, and with `max_q_len` for `max_seqlen_q`."""
-    _deprecated("sparse_decode", "sparse_attention")
-    return sparse_attention(q, k, v, block_ids, **_renamed(options, "max_q_len", "max_seqlen_q"))
+def sparse_decode(*args: Any, **keywords: Any) -> Any:
+    """A deprecated name of `sparse_attention`; `max_q_len` is one of `max_seqlen_q`."""
+    deprecated("sparse_decode", "sparse_attention")
+    return sparse_attention(*args, **keywords)
 
 
 def msa_layer_decode(
-    q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, **options: Any,
+    q: Array, q_idx: Array, k_pages: Array, v_pages: Array, k_idx_pages: Array, *,
+    ids_out: Array | None = None, **keywords: Any,
 ) -> Any:
-    """`msa_layer` under a deprecated name, and with `ids_out` for `block_ids_out` and `max_q_len`
-    for `max_seqlen_q`."""
-    _deprecated("msa_layer_decode", "msa_layer")
-    options = _renamed(options, "ids_out", "block_ids_out")
-    return msa_layer(q, q_idx, k_pages, v_pages, k_idx_pages,
-                     **_renamed(options, "max_q_len", "max_seqlen_q"))
-
-
-def _deprecated(old: str, new: str) -> None:
-    warnings.warn(f"{old} is deprecated, its name is {new}; gone in 0.3", DeprecationWarning,
-                  stacklevel=3)
-
-
-def _renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    if old in options and new in options:
-        raise TypeError(f"{old}: given beside {new}, expected {new} alone")
-    return {new if name == old else name: value for name, value in options.items()}
-
-
-def _refuse_scales(k_scale: Any, v_scale: Any) -> None:
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale is not None:
-            raise NotImplementedError(f"{name}: given, supported: None; caches of 8-bit elements "
-                                      "are not in this version")
+    """A deprecated name of `msa_layer`; `ids_out` is one of `block_ids`, `max_q_len` of
+    `max_seqlen_q`."""
+    deprecated("msa_layer_decode", "msa_layer")
+    return msa_layer(q, q_idx, k_pages, v_pages, k_idx_pages, block_ids=ids_out, **keywords)

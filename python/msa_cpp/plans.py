@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 from . import _core
+from ._call import OPERATORS, deprecated
 
 Plan = _core.Plan
+
 _OLD_NAMES = {"sparse_decode": "sparse_attention", "msa_layer_decode": "msa_layer"}  # of steps
 
 
@@ -66,9 +67,9 @@ def plan(
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'device: got "{device}", expected "cpu" or "cuda"')
     if op in _OLD_NAMES:
-        warnings.warn(f"{op} is deprecated, its name is {_OLD_NAMES[op]}; gone in 0.3",
-                      DeprecationWarning, stacklevel=2)
-    paged = paged or op == "append_paged" or op in _OLD_NAMES
+        deprecated(op, _OLD_NAMES[op])
+        op, paged = _OLD_NAMES[op], True
+    paged = paged or (op in OPERATORS and OPERATORS[op].keys == "paged")
     return _core.plan(
         op=op, dtype=dtype, paged=paged, heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim,
         index_dim=index_dim, block_size=block_size, topk=topk, init_blocks=init_blocks,

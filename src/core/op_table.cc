@@ -37,12 +37,11 @@ struct SelectBlocksTable {
 
 struct IndexSelectTable {
   using Params = IndexSelectParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
-      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
+                                            {ARGUMENT(scores), kExtra, kF32, "Hi,T,K"}};
 };
 
 struct SparseAttentionTable {
@@ -81,7 +80,7 @@ struct MergeListsTable {
       {ARGUMENT(scores_parts), kInput, kF32, "parts,Hi,T,K"},
       {ARGUMENT(block_ids_parts), kInput, kI32, "parts,Hi,T,K"},
       {ARGUMENT(block_ids), kOutput, kBlocks, "Hi,T,K"},
-      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K", "scores_out"}};
+      {ARGUMENT(scores), kExtra, kF32, "Hi,T,K"}};
 };
 
 struct BlockListsTable {
@@ -114,16 +113,15 @@ struct BlockMassTable {
 
 struct LayerTable {
   using Params = LayerParams;
-  static constexpr Argument kArguments[] = {
-      {ARGUMENT(q), kInput, kRows, "T,Hq,D"},
-      {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
-      {ARGUMENT(k), kInput, kRows, kKeys},
-      {ARGUMENT(v), kInput, kRows, kKeys},
-      {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
-      {ARGUMENT(batch), kBatch},
-      {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
-      {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
-      {ARGUMENT(block_ids), kExtra, kBlocks, "Hkv,T,K", "block_ids_out"}};
+  static constexpr Argument kArguments[] = {{ARGUMENT(q), kInput, kRows, "T,Hq,D"},
+                                            {ARGUMENT(q_idx), kInput, kRows, "T,Hi,Di"},
+                                            {ARGUMENT(k), kInput, kRows, kKeys},
+                                            {ARGUMENT(v), kInput, kRows, kKeys},
+                                            {ARGUMENT(k_idx), kInput, kRows, kIndexKeys},
+                                            {ARGUMENT(batch), kBatch},
+                                            {ARGUMENT(o), kOutput, kWide, "T,Hq,D"},
+                                            {ARGUMENT(lse), kExtra, kF32, "T,Hq"},
+                                            {ARGUMENT(block_ids), kExtra, kBlocks, "Hkv,T,K"}};
 };
 
 template <bool Listed>

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
-from msa_cpp import bench  # noqa: E402
+from msa_cpp import _measure, bench  # noqa: E402
 from msa_cpp._command import InputError  # noqa: E402
 
 SMALL = ["--device", "cpu", "--shape", "4,2", "--topk", "3", "--repeats", "2"]
@@ -24,7 +24,7 @@ def test_rows_of_a_prefill_and_their_files(tmp_path):
     assert [row["contender"] for row in result["rows"]] == 2 * names
     for row in result["rows"]:
         assert row["verdict"] == "ok" and 0 < row["seconds_p10"] <= row["seconds_p90"]
-        assert 0 <= row["max_error"] <= bench.TOLERANCE["f32"]
+        assert 0 <= row["max_error"] <= _measure.TOLERANCE["f32"]
         assert row["ratio"] > 0 and row["context"] in (400, 600) and row["dtype"] == "f32"
     assert said.count("\n") == 15 and "adapter fmha" in said and result["machine"]["threads"] >= 1
     lines = (tmp_path / "rows.tsv").read_text().splitlines()
@@ -53,7 +53,7 @@ def test_contenders_that_are_not_asked_for_make_nothing_large(monkeypatch):
         with pytest.raises(MemoryError):
             calls["adapter fmha"]()
     for name in ("adapter fmha", "adapter vllm", "sdpa"):
-        work.check(*calls[name]())
+        _measure.check(work, *calls[name]())
 
 
 def test_lists_of_a_trace(tmp_path):
@@ -131,7 +131,7 @@ def test_the_calls_of_sglang(monkeypatch):
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", server)
     for new_tokens in (1, 4, 30):
         work = bench.Work(bench.Case(500, new_tokens, 2, 4, 2, 3, "f32", "cpu", "index"), 0, None)
-        work.check(*work.as_sglang(sglang)())
+        _measure.check(work, *work.as_sglang(sglang)())
 
 
 def test_a_contender_of_somebody_else_may_fail_in_any_way():

@@ -1,6 +1,8 @@
 """Bad input: one clear exception each, a thousand times without growth, and nothing is touched."""
 
 import ctypes
+import dataclasses
+import inspect
 import resource
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -10,6 +12,7 @@ import pytest
 
 import msa_cpp
 from msa_arrays import DEVICE, FRAMEWORKS, Kind
+from msa_cpp._call import OPERATORS
 from msa_heap import growth
 from msa_oracle import Problem
 
@@ -50,34 +53,39 @@ class Device:
         return new(ctypes.addressof(self.tensor), b"dltensor", None)
 
 
-def arrays():
-    """A paged batch of two sequences that every operator can be called with."""
+def arrays(op="sparse_attention"):
+    """Good arguments of an operator by their names: two sequences, paged where it takes pages."""
     p = Problem([2, 1], [11, 5], heads_kv=2, group=2, head_dim=8, index_dim=4, block_size=4, topk=3,
-                paged=True)
+                paged=OPERATORS[op].keys != "packed")
     out = {
         "q": p.normal(3, 4, 8), "k": p.store(p.normal(16, 2, 8)), "v": p.store(p.normal(16, 2, 8)),
         "q_idx": p.normal(3, 2, 4), "k_idx": p.store(p.normal(16, 4)), "block_ids": p.block_ids(),
         "out": np.full((3, 4, 8), 7, np.float32), "lse": np.full((3, 4), 7, np.float32),
+        "scores": np.ones((2, 3, 5), np.float32), "o_parts": np.ones((2, 3, 4, 8), np.float32),
+        "lse_parts": np.ones((2, 3, 4), np.float32), "index_lse": np.ones((3, 2), np.float32),
+        "scores_parts": p.normal(2, 2, 3, 3),
+        "block_ids_parts": np.arange(36, dtype=np.int32).reshape(2, 2, 3, 3),
+        "dout": p.normal(3, 4, 8), "topk": 3, "block_size": 4, "max_seqlen_q": 2,
         **p.metadata(np.copy),
     }
     out["block_ids"][0, 0] = [1, 0, -1]
+    out |= {f"{name}_pages": out[name] for name in ("k", "v", "k_idx")}
+    if op == "append_paged":
+        out |= {"k": np.ones((3, 2, 8), np.float32), "v": np.ones((3, 2, 8), np.float32)}
+        del out["k_idx"], out["k_idx_pages"]
+    for a in OPERATORS[op].outputs:  # results of other shapes are made
+        if a.name in out and (a.name, a.shape) not in (("out", "T,Hq,D"), ("lse", "T,Hq")):
+            del out[a.name]
     return out
 
 
-BATCH = ("cu_seqlens_q", "seq_lens", "page_table", "q_offset", "block_offset", "max_seqlen_k",
-         "backend", "workspace", "block_size")
-CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "sparse_attention": (("q", "k", "v", "block_ids"),
-                         ("out", "lse", "softmax_scale", "k_scale", "cu_seqlens_k", *BATCH)),
-    "dense_attention": (("q", "k", "v"), ("out", "lse", "max_seqlen_q", *BATCH)),
-    "index_select": (("q_idx", "k_idx"), ("topk", "init_blocks", "local_blocks", *BATCH)),
-    "index_scores": (("q_idx", "k_idx"), BATCH),
-    "block_lists": (("block_ids",), ("cu_seqlens_q", "seq_lens", "block_size", "num_blocks")),
-    "append_paged": (("k_new", "v_new"), ("k_pages", "v_pages", "block_size", "cu_seqlens_q",
-                                          "seq_lens", "page_table")),
-    "select_blocks": (("scores", "topk"), ("num_valid_blocks", "init_blocks", "local_blocks")),
-    "merge": (("o_parts", "lse_parts"), ("out",)),
-}
+def parameters(op):
+    """The arguments of its function: (those by position, those by name)."""
+    known = inspect.signature(getattr(msa_cpp, op)).parameters
+    needed = [name for name, p in known.items()
+              if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    fields = [f.name for f in dataclasses.fields(msa_cpp.Batch)] if OPERATORS[op].batched else []
+    return needed, [*(known.keys() - {*needed, "keywords"}), *fields, "backend", "workspace"]
 
 
 @dataclass
@@ -254,14 +262,25 @@ CASES = [
         "softmax_scale: got nan", {"softmax_scale": float("nan")}),
     Bad("a scale as text", "sparse_attention", TypeError,
         "softmax_scale: got 'x', expected a number", {"softmax_scale": "x"}),
-    Bad("scales of 8-bit caches", "sparse_attention", NotImplementedError,
-        "k_scale: given, supported: None", {"k_scale": 1.0}),
+    Bad("an unknown argument", "sparse_attention", TypeError,
+        "k_scale: unknown, expected fields of a msa_cpp.Batch, workspace, plan or backend",
+        {"k_scale": 1.0}),
+    Bad("a field of a batch where there is none", "merge", TypeError,
+        "block_size: unknown, expected workspace, plan or backend", {"block_size": 4}),
+    Bad("no lengths", "sparse_attention", TypeError,
+        "cu_seqlens_q: got None, expected an array [B+1], or a batch", {"cu_seqlens_q": None}),
+    Bad("a batch of another kind", "sparse_attention", TypeError,
+        "batch: got dict, expected a msa_cpp.Batch", {"batch": {}}),
+    Bad("a paged batch for gradients", "index_lse", ValueError,
+        "layout: got paged, index_lse takes packed keys only",
+        {"seq_lens": np.array([11, 5], np.int32), "cu_seqlens_k": None,
+         "page_table": np.zeros((2, 3), np.int32)}),
     Bad("no parts", "merge", ValueError, "o_parts: got 0 parts, expected at least 1",
         {"o_parts": lambda a: a[:0], "lse_parts": lambda a: a[:0]}),
     Bad("nothing to append", "append_paged", TypeError, "k: got None, expected an array",
-        {"k_new": None, "v_new": None, "k_pages": None, "v_pages": None}),
+        {"k": None, "v": None, "k_pages": None, "v_pages": None}),
     Bad("keys without values", "append_paged", ValueError, "v: not given, expected [T,Hkv,D]",
-        {"v_new": None}),
+        {"v": None}),
     Bad("keys without pages", "append_paged", ValueError,
         "k_pages: not given, expected [P,Hkv,Bk,D]", {"k_pages": None}),
     # backends
@@ -276,40 +295,29 @@ CASES = [
 
 def prepare(case: Bad) -> tuple[Callable[[], Any], dict[str, np.ndarray]]:
     """(the call, what it may not touch)"""
-    good = arrays()
-    good |= {"k_new": np.ones((3, 2, 8), np.float32), "v_new": np.ones((3, 2, 8), np.float32),
-             "k_pages": good["k"], "v_pages": good["v"], "scores": np.ones((2, 3, 5), np.float32),
-             "o_parts": np.ones((2, 3, 4, 8), np.float32),
-             "lse_parts": np.ones((2, 3, 4), np.float32), "topk": 3, "block_size": 4,
-             "max_seqlen_q": 2}
+    good = arrays(case.op)
     for name, change in case.changes.items():
         value = good.get(name)
         if isinstance(change, type) and issubclass(change, np.generic):
             change = (lambda dtype: lambda a: a.astype(dtype))(change)
         good[name] = change(value) if callable(change) else change
-    positional, keywords = CALLS[case.op]
+    positional, keywords = parameters(case.op)
     function = getattr(msa_cpp, case.op)
     args = [good[name] for name in positional]
-    kwargs = {name: good[name] for name in keywords if name in good}
+    kwargs = {name: good[name] for name in good if name in keywords or name in case.changes}
+    kwargs = {name: value for name, value in kwargs.items() if name not in positional}
     written = {n: good[n] for n in ("out", "lse", "k_pages", "v_pages")
                if isinstance(good.get(n), np.ndarray)}
     return lambda: function(*args, **kwargs), written
 
 
-def test_the_good_arguments_are_good():
-    for op in CALLS:
-        call, _ = prepare(Bad("nothing", op, ValueError, ""))
-        call()
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_good_arguments_are_good(op):
+    call, _ = prepare(Bad("nothing", op, ValueError, ""))
+    call()
 
 
-def computes_on_cuda():
-    try:
-        return bool(msa_cpp.plan("dense_attention", device="cuda"))
-    except NotImplementedError:
-        return False
-
-
-if computes_on_cuda():
+if any(b.usable for b in msa_cpp.backends() if b.name.startswith("cuda")):
     CASES = [case for case in CASES if case.name != "CUDA tensors without a backend"]
 
 
@@ -408,6 +416,8 @@ def test_empty_batches_are_legal(framework):
         lists = dict(max_seqlen_q=0, max_seqlen_k=0, num_blocks=0)
     q, pages = kind.empty((0, 4, 8)), kind.empty((5, 2, 128, 8))
     ids = kind.empty((2, 0, 16), "int32")
+    out = msa_cpp.sparse_attention(q, pages, pages, ids, max_seqlen_q=0, **paged)
+    assert out.shape == (0, 4, 8)
     if DEVICE != "cpu":
         paged |= dict(max_seqlen_q=0)
     assert msa_cpp.dense_attention(q, pages, pages, **paged).shape == (0, 4, 8)

@@ -42,7 +42,8 @@ def attention_call(p, kind=Kind("numpy", "float32")):
 
 
 def test_examples_of_the_documentation():
-    results = [doctest.testmod(module) for module in (msa_cpp.ops, msa_cpp.plans)]
+    results = [doctest.testmod(module) for module in (
+        msa_cpp.ops, msa_cpp.plans, msa_cpp.attention, msa_cpp.batch)]
     assert all(result.failed == 0 for result in results)
     assert sum(result.attempted for result in results) > 50 and results[1].attempted > 5
 
@@ -293,31 +294,6 @@ def test_importing_needs_numpy_alone():
     assert loaded == []
 
 
-def test_the_lists_of_shards_merge_into_those_of_the_whole():
-    rng = np.random.default_rng(3)
-    q_idx = rng.standard_normal((5, 2, 16), dtype=np.float32)
-    k_idx = rng.integers(-2, 3, (93, 16)).astype(np.float32)  # ties, and a last block of 5
-    q_idx = np.round(q_idx)
-    kw = dict(topk=4, block_size=8, init_blocks=1, cu_seqlens_q=np.array([0, 5], np.int32),
-              q_offset=np.array([88], np.int32))
-
-    def lists(first, last, shard):
-        scores = np.empty((2, 5, 4), np.float32)
-        lengths = np.array([0, min(last, 93) - first], np.int32)
-        ids = msa_cpp.index_select(q_idx, k_idx[first:last], cu_seqlens_k=lengths,
-                                   block_offset=shard, scores_out=scores, **kw)
-        return ids, scores
-
-    ids, scores = lists(0, 93, None)
-    parts = [lists(8 * b, 8 * b + 32, np.array([b], np.int32)) for b in (8, 0, 4)]
-    for backend in ("reference", "auto"):
-        got_scores = np.empty_like(scores)
-        got = msa_cpp.merge_lists(np.stack([s for _, s in parts]), np.stack([i for i, _ in parts]),
-                                  scores_out=got_scores, backend=backend)
-        np.testing.assert_array_equal(got, ids)
-        np.testing.assert_array_equal(got_scores, scores)
-
-
 def test_the_plan_of_a_decoding_step():
     p = problem(q_lens=[2, 1], paged=True)
     rng = np.random.default_rng(0)
@@ -344,7 +320,7 @@ def test_the_old_names_of_a_decoding_step(old, new):
     want = getattr(msa_cpp, new)(*args, **options, max_seqlen_q=2)
     call = partial(getattr(msa_cpp, old), *args, **options)
     for name in ("max_seqlen_q", "max_q_len"):
-        with pytest.warns(DeprecationWarning, match=f"{old} is deprecated, its name is {new}") as w:
+        with pytest.warns(DeprecationWarning, match=f"{old} is .* its name is {new}") as w:
             np.testing.assert_array_equal(call(**{name: 2}), want)
         assert w[0].filename == __file__
     with (pytest.warns(DeprecationWarning),
@@ -353,6 +329,33 @@ def test_the_old_names_of_a_decoding_step(old, new):
     with pytest.warns(DeprecationWarning, match=f"its name is {new}"):
         plan = msa_cpp.plan(old, heads_q=8, heads_kv=2, head_dim=64, index_dim=32, block_size=8)
     assert plan.op == new
+
+
+def test_old_names_work_and_name_the_new_ones():
+    p = problem(q_lens=[2, 1], paged=True)
+    q, q_idx = p.normal(3, 8, 64), p.normal(3, 2, 32)
+    keys = [p.store(p.normal(120, *inner)) for inner in ((2, 64), (2, 64), (32,))]
+    batch = msa_cpp.Batch(**p.metadata(np.copy), block_size=8, max_seqlen_q=2)
+    out, ids = msa_cpp.msa_layer(q, q_idx, *keys, topk=4, batch=batch, return_block_ids=True)
+    _, scores = msa_cpp.index_select(q_idx, keys[2], topk=4, batch=batch, return_scores=True)
+    lists = msa_cpp.block_lists(ids, batch=batch)
+    results = [np.empty_like(x) for x in (ids, scores, *lists)]
+    for call, message in (
+            (lambda: msa_cpp.index_select(q_idx, keys[2], topk=4, scores_out=results[1],
+                                          batch=batch), "scores_out .* its name is scores"),
+            (lambda: msa_cpp.block_lists(ids, out=tuple(results[2:]), batch=batch),
+             "out .* its name is row_ptr and entries"),
+            (lambda: np.testing.assert_array_equal(
+                msa_cpp.msa_layer_decode(q, q_idx, *keys, topk=4, ids_out=results[0], batch=batch),
+                out),
+             "msa_layer_decode .* its name is msa_layer")):
+        with pytest.warns(DeprecationWarning, match=message) as caught:
+            call()
+        assert [w.filename for w in caught] == [__file__]
+    for got, want in zip(results, (ids, scores, *lists)):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(TypeError, match="scores_out: given beside scores, expected scores alone"):
+        msa_cpp.index_select(q_idx, keys[2], scores_out=scores, scores=scores, batch=batch)
 
 
 def test_the_overhead_bench_runs(tmp_path):

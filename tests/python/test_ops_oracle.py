@@ -53,7 +53,7 @@ def test_index_branch(kind: Kind, p):
         np.testing.assert_array_equal(kind.numpy(got), want)
 
         best = kind.empty(want_ids.shape, "float32")
-        ids = msa_cpp.index_select(rows, keys, topk=p.topk, scores_out=best, **forced, **batch,
+        ids = msa_cpp.index_select(rows, keys, topk=p.topk, scores=best, **forced, **batch,
                                    backend=backend)
         np.testing.assert_array_equal(kind.numpy(ids), want_ids)
         np.testing.assert_array_equal(kind.numpy(best), want_best)
@@ -147,7 +147,7 @@ def test_msa_layer(kind: Kind, p):
             q, kind.rows(q_idx), k, v, kind.rows(p.store(k_idx)), **kind.batch(p, decode=True),
             max_seqlen_q=max(p.q_lens, default=0), topk=p.topk, block_size=p.block_size,
             init_blocks=p.init_blocks, local_blocks=p.local_blocks, softmax_scale=p.scale,
-            block_ids_out=ids, return_lse=True, backend=backend)
+            block_ids=ids, return_lse=True, backend=backend)
         np.testing.assert_array_equal(kind.numpy(ids), want_ids)
         close(kind.numpy(out), want, o_bound, f"{backend} out")
         close(kind.numpy(lse), want_lse, lse_bound, f"{backend} lse")

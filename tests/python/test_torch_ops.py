@@ -10,13 +10,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import msa_cpp  # noqa: E402
 import msa_cpp.torch_ops  # noqa: E402
 from msa_arrays import DEVICE, Kind  # noqa: E402
+from msa_cpp._call import OPERATORS  # noqa: E402
 from msa_oracle import Problem  # noqa: E402
 
 OPS = torch.ops.msa_cpp
-NAMES = ["index_scores", "select_blocks", "index_select", "sparse_attention", "msa_layer",
-         "dense_attention", "merge", "merge_lists", "block_lists", "append_paged", "block_mass",
-         "sparse_attention_backward", "dense_attention_backward", "index_lse", "kl_loss",
-         "kl_backward"]
+NAMES = list(OPERATORS)
 DIFFERENTIABLE = ["sparse_attention", "dense_attention"]  # their gradients: test_training_ops.py
 FUNCTIONAL = [name for name in NAMES if name != "append_paged"]
 
@@ -33,7 +31,7 @@ def _device():
 def arguments(name, dtype="float32"):
     """(positional, keyword) arguments of the operator over a ragged batch."""
     p = Problem([5, 3], [21, 12], heads_kv=2, group=2, head_dim=16, index_dim=8, block_size=4,
-                topk=3, paged=name in ("msa_layer", "append_paged"))
+                topk=3, paged=name == "msa_layer" or OPERATORS[name].keys == "paged")
     kind = Kind("torch", dtype)
     meta = kind.batch(p, decode=name == "msa_layer")
     q = kind.rows(p.normal(p.tokens, p.heads_q, p.head_dim))
@@ -48,8 +46,9 @@ def arguments(name, dtype="float32"):
     if name == "merge":
         return (torch.stack([q, 2 * q]), torch.randn(2, p.tokens, p.heads_q)), {}
     if name == "merge_lists":
-        parts = torch.stack([ids, torch.where(ids < 0, ids, ids + 100)])
-        return (torch.randn(parts.shape), parts), {}
+        return (torch.randn(3, 2, p.tokens, 4),
+                torch.arange(12, dtype=torch.int32).reshape(3, 1, 1, 4).expand(3, 2, p.tokens, 4)
+                ), {"with_scores": True}
     if name == "block_lists":
         return (ids,), {**meta, **size, "num_blocks": sum(p.blocks(b) for b in range(2))}
     if name == "append_paged":
@@ -92,22 +91,14 @@ def direct(name, args, kwargs):
     if name == "select_blocks":
         scores, valid, topk = args
         return (msa_cpp.select_blocks(scores, topk, num_valid_blocks=valid, **kwargs),)
-    if name == "index_select":
-        kwargs.pop("with_scores")
-        best = torch.empty(args[0].shape[1], args[0].shape[0], kwargs["topk"])
-        return msa_cpp.index_select(*args, scores_out=best, **kwargs), best
-    if name == "dense_attention":
-        kwargs.pop("with_block_max")
-        maxima = torch.empty(args[0].shape[1], args[0].shape[0], 6)
-        return *msa_cpp.dense_attention(*args, block_max=maxima, return_lse=True, **kwargs), maxima
-    if name == "merge_lists":
-        best = torch.empty(args[0].shape[1:])
-        return msa_cpp.merge_lists(*args, scores_out=best), best
+    if name in ("index_select", "merge_lists"):
+        kwargs["return_scores"] = kwargs.pop("with_scores")
     if name == "msa_layer":
-        ids = torch.empty(args[1].shape[1], args[1].shape[0], kwargs["topk"], dtype=torch.int32)
-        return *msa_cpp.msa_layer(*args, block_ids_out=ids, return_lse=True, **kwargs), ids
-    if name in ("sparse_attention", "merge"):
-        return getattr(msa_cpp, name)(*args, return_lse=True, **kwargs)
+        return msa_cpp.msa_layer(*args, return_lse=True, return_block_ids=True, **kwargs)
+    if name == "dense_attention":
+        kwargs["return_block_max"] = kwargs.pop("with_block_max")
+    if name in ("sparse_attention", "dense_attention", "merge"):
+        kwargs["return_lse"] = True
     if name == "append_paged":
         k, v, k_idx, *pages = args
         pages = [page.clone() for page in pages]
@@ -335,8 +326,8 @@ def test_autocast_takes_any_mixture_of_dtypes(name, dtype):
     args, kwargs = arguments(name)
     names = [a.name for a in getattr(OPS, name).default._schema.arguments]
     if "page_table" in kwargs:  # pages have a dtype already, which is not that of autocast
-        pages = ("k", "v", "k_idx") if name != "append_paged" else (
-            "k_pages", "v_pages", "k_idx_pages")
+        pages = ("k_pages", "v_pages", "k_idx_pages")
+        pages = pages if pages[0] in names else ("k", "v", "k_idx")
         args = [x.to(dtype) if n in pages else x for n, x in zip(names, args)]
         ambient = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
     else:

@@ -13,7 +13,7 @@ import msa_cpp.torch_ops  # noqa: E402, F401
 import msa_training_oracle as oracle  # noqa: E402
 from msa_arrays import DEVICE  # noqa: E402
 from msa_cpp import torch_ops  # noqa: E402
-from msa_cpp.autograd import MsaConfig, attend, msa_attention, select  # noqa: E402
+from msa_cpp.autograd import MsaConfig, attend, select  # noqa: E402
 
 CONFIGS = {
     "selected": MsaConfig(block_size=4, topk=3),
@@ -32,6 +32,13 @@ def inputs(cu, group=2, dtype=torch.float32, dim=16, index_dim=8):
               (cu[-1], index_dim)]
     made = [normal(s, seed).to(DEVICE, dtype).requires_grad_() for seed, s in enumerate(shapes)]
     return made, torch.tensor(cu, dtype=torch.int32, device=DEVICE)
+
+
+def msa_attention(*xs_and_cu, max_seqlen=None):
+    """(o, kl) of packed sequences under a configuration."""
+    *xs, cu, config = xs_and_cu
+    return msa_cpp.msa_attention(*xs, **vars(config), cu_seqlens_q=cu, cu_seqlens_k=cu,
+                                 max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, return_kl=True)
 
 
 def normal(shape, seed):
@@ -192,6 +199,14 @@ def test_padding_behind_the_last_sequence_changes_nothing():
             assert not any(x[40:].any() for x in (o, *made))
         for a, b in zip(*results):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=lambda m: f"{name}: {m}")
+
+
+def test_the_old_spelling_is_the_same():
+    xs, cu = inputs([0, 40, 57])
+    want = msa_attention(*xs, cu, CONFIGS["selected"], **BOUND)
+    with pytest.warns(DeprecationWarning, match="its name is msa_cpp.msa_attention") as caught:
+        got = msa_cpp.autograd.msa_attention(*xs, cu, CONFIGS["selected"], **BOUND)
+    assert caught[0].filename == __file__ and all(map(torch.equal, got, want))
 
 
 def test_no_queries_have_no_loss():

@@ -31,6 +31,13 @@ def int32(lengths: torch.Tensor) -> torch.Tensor:
     return lengths if lengths.dtype == torch.int32 else lengths.int()
 
 
+def low_words(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers below 2^31 as int32 [B]: of int64 ones every other word, not a copy."""
+    if numbers.dtype == torch.int64:
+        return numbers.view(torch.int32)[::2] if numbers.is_contiguous() else numbers.int()
+    return int32(numbers)
+
+
 def valid_blocks(cu_seqlens_q: torch.Tensor, first_positions: torch.Tensor,
                  tokens: int) -> torch.Tensor:
     """int32 [T]: the blocks that each query token sees, up to its own; of the positions [B] of the

@@ -10,9 +10,8 @@ The functions below stand for those of sglang/kernels/ops/attention/minimax_spar
 in which slot each token of a request lies. With pages of 128 tokens or a multiple, the slots of a
 block follow each other, so a block is found by the slot of its first token: the cache is read as
 pages [slots-127,Hkv,128,D] that start at every slot and overlap, whose table is every 128th column
-of `req_to_token`. Nothing but that table, int32 [B,blocks], is gathered, once for selection and
-attention: lists that are given to attention as they were chosen bring it along. With smaller pages
-a block is scattered, and the call is handed back.
+of `req_to_token`, of which a sequence has the row `slot_ids` names. Nothing is gathered. With
+smaller pages a block is scattered, and the call is handed back.
 
 What differs: of equal scores the lower block wins. What is handed back to SGLang's own functions,
 with one line in the log: pages smaller than a block, sinks, index values, scores other than "max",
@@ -29,7 +28,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from ._calls import NO_BOUND, int32, uniform_cu_seqlens
+from ._calls import NO_BOUND, int32, low_words, uniform_cu_seqlens
 from ._engine import Engine
 
 
@@ -54,11 +53,11 @@ def flash_prefill_with_topk_index(
     _refuse_other("block_size_q", block_size_q, 1)
     _refuse_index_options(score_type, disable_index_value)
     pages = _Pages(req_to_token, slot_ids, block_size_k, page_size, max_seqlen_k)
-    return None, pages.given_to(msa_cpp.index_select(
+    return None, msa_cpp.index_select(
         q, pages.index_keys(k_cache), cu_seqlens_q=int32(cu_seqlens), seq_lens=int32(seq_lens),
-        page_table=pages.table, q_offset=int32(prefix_lens), topk=topk, block_size=block_size_k,
+        **pages.table, q_offset=int32(prefix_lens), topk=topk, block_size=block_size_k,
         init_blocks=init_blocks, local_blocks=local_blocks, max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k))
+        max_seqlen_k=max_seqlen_k)
 
 
 def flash_decode_with_topk_idx(
@@ -81,11 +80,9 @@ def flash_decode_with_topk_idx(
     pages = _Pages(req_to_token, slot_ids, block_size, page_size, max_seqlen)
     ids = msa_cpp.index_select(
         q, pages.index_keys(k_cache), cu_seqlens_q=uniform_cu_seqlens(q.shape[0], 1, q.device),
-        seq_lens=int32(seq_lens), page_table=pages.table, topk=topk, block_size=block_size,
+        seq_lens=int32(seq_lens), **pages.table, topk=topk, block_size=block_size,
         init_blocks=init_blocks, local_blocks=local_blocks, max_seqlen_q=1,
         max_seqlen_k=max_seqlen, out=topk_out)
-    if topk_out is None:  # a caller's buffer outlives the step
-        ids = pages.given_to(ids)
     return None, ids, None
 
 
@@ -105,12 +102,13 @@ def flash_prefill_with_gqa_share_sparse(
     _refuse(sink=sink, loc_mapping=loc_mapping)
     _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     _refuse_other("block_size_q", block_size_q, 1)
-    pages = _Pages.of_lists(topk_idx, req_to_token, slot_ids, block_size_k, page_size)
-    return msa_cpp.sparse_attention(
-        q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_seqlen_q=max_seqlen_q,
-        cu_seqlens_q=int32(cu_seqlens), seq_lens=int32(seq_lens), page_table=pages.table,
-        q_offset=int32(prefix_lens), block_size=block_size_k, softmax_scale=sm_scale,
+    pages = _Pages(req_to_token, slot_ids, block_size_k, page_size)
+    batch = msa_cpp.Batch(
+        int32(cu_seqlens), seq_lens=int32(seq_lens), **pages.table,
+        q_offset=int32(prefix_lens), block_size=block_size_k, max_seqlen_q=max_seqlen_q,
         max_seqlen_k=NO_BOUND)
+    return msa_cpp.sparse_attention(q, pages.rows(k_cache), pages.rows(v_cache), topk_idx,
+                                    batch=batch, softmax_scale=sm_scale)
 
 
 def flash_decode_with_gqa_share_sparse(
@@ -123,49 +121,35 @@ def flash_decode_with_gqa_share_sparse(
     """Attention of one new token per row over its blocks: [B,Hq,D] of the dtype of q."""
     _refuse(sink=sink, hisparse_slots=hisparse_slots)
     _refuse_scales(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
-    pages = _Pages.of_lists(topk_idx, req_to_token, slot_ids, block_size, page_size)
-    return msa_cpp.sparse_attention(
-        q, pages.rows(k_cache), pages.rows(v_cache), topk_idx, max_seqlen_q=1,
-        cu_seqlens_q=uniform_cu_seqlens(q.shape[0], 1, q.device), seq_lens=int32(seq_lens),
-        page_table=pages.table, block_size=block_size, softmax_scale=sm_scale,
-        max_seqlen_k=NO_BOUND)
+    pages = _Pages(req_to_token, slot_ids, block_size, page_size)
+    batch = msa_cpp.Batch(
+        uniform_cu_seqlens(q.shape[0], 1, q.device), seq_lens=int32(seq_lens),
+        **pages.table, block_size=block_size, max_seqlen_q=1, max_seqlen_k=NO_BOUND)
+    return msa_cpp.sparse_attention(q, pages.rows(k_cache), pages.rows(v_cache), topk_idx,
+                                    batch=batch, softmax_scale=sm_scale)
 
 
 class _Pages:
     """Slot-major caches as overlapping pages, see the head of this file.
 
-    table: int32 [B,blocks], the slot of the first token of each block.
+    table: int32 [requests,blocks], the slot of the first token of each block, and which rows of it
+    are the sequences', as a `msa_cpp.Batch` takes them.
     """
 
     def __init__(self, req_to_token: torch.Tensor, slot_ids: torch.Tensor, block_size: int,
-                 page_size: int, longest: int) -> None:
+                 page_size: int, longest: int = NO_BOUND) -> None:
         if page_size <= 1:  # the call does not say
             page_size = _page_size_of_the_server()
         if page_size % block_size != 0:
             raise NotImplementedError(f"page_size: got {page_size}, supported are multiples of the "
                                       f"{block_size} tokens of a block (--page-size {block_size})")
-        self._source = req_to_token, slot_ids
         self._block_size = block_size
         requests, length = req_to_token.shape
         blocks = -(-min(longest, length) // block_size)
         row, token = req_to_token.stride()
-        firsts = req_to_token.as_strided((requests, blocks), (row, token * block_size))
-        self.table = firsts[slot_ids]
-
-    def given_to(self, ids: torch.Tensor) -> torch.Tensor:
-        """Lists that bring their pages along, for `of_lists`."""
-        setattr(ids, "msa_cpp_pages", self)
-        return ids
-
-    @classmethod
-    def of_lists(cls, ids: torch.Tensor, req_to_token: torch.Tensor, slot_ids: torch.Tensor,
-                 block_size: int, page_size: int) -> _Pages:
-        """The pages over which lists were chosen, if it was for the same requests, or new ones."""
-        kept: _Pages | None = getattr(ids, "msa_cpp_pages", None)
-        if kept is not None and kept._block_size == block_size and \
-                kept._source[0] is req_to_token and kept._source[1] is slot_ids:
-            return kept
-        return cls(req_to_token, slot_ids, block_size, page_size, req_to_token.shape[1])
+        self.table = dict(
+            page_table=req_to_token.as_strided((requests, blocks), (row, token * block_size)),
+            page_rows=low_words(slot_ids))
 
     def rows(self, cache: torch.Tensor) -> torch.Tensor:
         """[slots,H,D] as pages [slots-Bk+1,H,Bk,D]"""

@@ -142,9 +142,9 @@ def minimax_m3_sparse_attn_decode(
     cu_seqlens_q = (_decode_rows(q, seq_lens, decode_query_len) if query_start_loc is None
                     else query_start_loc)
     k, v = kv_cache.chunk(2, -1)
-    msa_cpp.sparse_attention(q, k, v, topk_idx, cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens,
-                             page_table=block_table, max_seqlen_q=decode_query_len,
-                             max_seqlen_k=NO_BOUND, softmax_scale=sm_scale, out=output)
+    batch = msa_cpp.Batch(cu_seqlens_q, seq_lens=seq_lens, page_table=block_table,
+                          max_seqlen_q=decode_query_len, max_seqlen_k=NO_BOUND)
+    msa_cpp.sparse_attention(q, k, v, topk_idx, batch=batch, softmax_scale=sm_scale, out=output)
 
 
 def _new_scores(idx_q: torch.Tensor, max_seq_len: int) -> torch.Tensor:

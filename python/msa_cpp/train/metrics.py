@@ -29,9 +29,8 @@ Choose = Callable[[Heads], Tensor]  # int32 [Hkv,T,K]
 @torch.no_grad()
 def measure(heads: Heads, ids: Tensor, config: MsaConfig) -> dict[str, float]:
     """The four figures of the lists `ids` [Hkv,T,K]; {} where no query has a choice."""
-    options: dict[str, Any] = dict(cu_seqlens_q=heads.cu_seqlens, cu_seqlens_k=heads.cu_seqlens,
-                   block_size=config.block_size, softmax_scale=config.softmax_scale,
-                   max_seqlen_q=heads.max_seqlen, max_seqlen_k=heads.max_seqlen)
+    options: dict[str, Any] = dict(block_size=config.block_size,
+                                   softmax_scale=config.softmax_scale, **heads.lengths())
     q, k, v = heads.q.detach(), heads.k.detach(), heads.v.detach()
     _, lse = msa_cpp.dense_attention(q, k, v, return_lse=True, **options)
     mass = msa_cpp.block_mass(q, k, lse, **options)  # [Hkv,T,blocks]

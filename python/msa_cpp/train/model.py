@@ -7,7 +7,7 @@ there and in `msa eval`. How a sparse layer attends is an argument of the call: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._config import SPARSE, m3_config
-from ..autograd import MsaConfig, attend, msa_attention
+from ..attention import msa_attention
+from ..autograd import MsaConfig, attend
 
 Config = dict  # config.json of a `minimax_m3_vl_text` model
 
@@ -67,6 +68,11 @@ class Heads:
         """int32 [T], as the function."""
         return places(self.cu_seqlens, len(self.q))
 
+    def lengths(self) -> dict[str, Any]:
+        """Keywords of a batched operator."""
+        return dict(cu_seqlens_q=self.cu_seqlens, cu_seqlens_k=self.cu_seqlens,
+                    max_seqlen_q=self.max_seqlen, max_seqlen_k=self.max_seqlen)
+
 
 def places(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """int32 [T]: where a token stands in its sequence."""
@@ -88,8 +94,8 @@ def dense(heads: Heads) -> tuple[Tensor, None]:
 def msa(config: MsaConfig) -> Attend:
     """`msa_attention` under the given configuration."""
     return lambda heads: msa_attention(
-        heads.q, heads.k, heads.v, heads.q_idx, heads.k_idx, heads.cu_seqlens, config,
-        max_seqlen=heads.max_seqlen)
+        heads.q, heads.k, heads.v, heads.q_idx, heads.k_idx, **vars(config), **heads.lengths(),
+        return_kl=True)
 
 
 def listed(choose: Callable[[Heads], Tensor], config: MsaConfig) -> Attend:

@@ -19,7 +19,7 @@ from typing import Any
 import msa_cpp
 import torch
 
-from .._calls import BLOCK, NO_BOUND, of_each_token
+from .._calls import BLOCK, NO_BOUND
 
 __all__ = ["_fmha_sm100", "_fmha_sm100_plan", "fmha_sm100", "fmha_sm100_plan",
            "sparse_topk_select"]
@@ -133,28 +133,21 @@ def _fmha_sm100(
                                       "8-bit caches")
     _check_plan(plan_info, q, k)
     batch = _lengths(plan_info, k, q_offset_override)
-    batch |= dict(softmax_scale=sm_scale, max_seqlen_q=plan_info["max_qo_len"])
-    tiles, longest = (-(-plan_info["max_kv_len"] // size) for size in (BLOCK, batch["block_size"]))
-    flat = None
-    if k.dim() == 4 and page_table is None:
-        flat = _flat_pages(kv_indices, plan_info["kv_page_indptr"])
-        if plan_info["kv_segment_lens"].shape[0] == 1 and flat.shape[0] >= longest:
-            page_table = flat[None]  # one request's list is its table
+    batch["max_seqlen_q"] = plan_info["max_qo_len"]
+    tiles = -(-plan_info["max_kv_len"] // BLOCK)
+    if k.dim() == 4:
+        batch |= _pages(plan_info, kv_indices, page_table)
     if kv_block_indexes is not None:
         heads = kv_block_indexes.shape[1]
         if heads == q.shape[1]:
             kv_block_indexes = kv_block_indexes[:, ::heads // k.shape[1]]
-        ids, pages = _listed(plan_info, batch, k, kv_block_indexes.transpose(0, 1), flat,
-                             page_table)
-        batch |= pages
-        if k.dim() == 3 or not batch["causal"]:
-            return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
-        return msa_cpp.sparse_attention(q, k, v, ids, **batch, out=out), None
+        batch["max_seqlen_k"] = NO_BOUND if k.dim() == 4 else k.shape[0]
+        if k.dim() == 4 and plan_info["max_qo_len"] == 1 and not batch["causal"]:
+            batch |= dict(causal=True, q_offset=None)  # the one token is the last
+        ids, described = kv_block_indexes.transpose(0, 1), msa_cpp.Batch(**batch)
+        return msa_cpp.sparse_attention(q, k, v, ids, batch=described, softmax_scale=sm_scale,
+                                        out=out), None
     batch["max_seqlen_k"] = plan_info["max_kv_len"]
-    if k.dim() == 4:
-        if flat is not None and page_table is None:
-            page_table = _table(flat, plan_info["kv_page_indptr"], max(1, longest))
-        batch["page_table"] = page_table
     wanted = output_maxscore and plan_info["max_k_tiles"] > 0
     if not (wanted or output_o):
         raise ValueError("output_o: got False, expected True without max_score")
@@ -164,13 +157,13 @@ def _fmha_sm100(
         columns = maxima[..., :tiles]
         max_score = maxima.transpose(1, 2) if max_score is None else max_score
     if not output_o and k.shape[1] == 1:
-        del batch["softmax_scale"]
         msa_cpp.index_scores(q, k[:, 0], **batch, out=columns)
         return None, max_score
     direct = columns
     if columns is not None and columns.stride(-1) != 1:
         direct = torch.empty_like(columns, memory_format=torch.contiguous_format)
-    out = msa_cpp.dense_attention(q, k, v, **batch, out=out, block_max=direct)
+    out = msa_cpp.dense_attention(q, k, v, **batch, softmax_scale=sm_scale, out=out,
+                                  block_max=direct)
     if columns is not None and direct is not None and direct is not columns:
         columns.copy_(direct)
     return out if output_o else None, max_score if wanted else None
@@ -251,46 +244,18 @@ def _lengths(plan: dict[str, Any], k: torch.Tensor,
     return batch | dict(seq_lens=plan["kv_segment_lens"])
 
 
-def _listed(plan: dict[str, Any], batch: dict[str, Any], k: torch.Tensor, ids: torch.Tensor,
-            flat: torch.Tensor | None, page_table: torch.Tensor | None,
-            ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Lists [Hkv,T,K], and where the blocks lie that they name.
-
-    A flat list of pages is read as the page table of one long sequence that all requests share: the
-    keys of a request begin at its first page in the list, and so do its blocks, its length and its
-    positions. So no table is gathered, and no request has a longest length.
-    """
-    if k.dim() == 3:
-        return ids, dict(max_seqlen_k=k.shape[0])
-    pages: dict[str, Any] = dict(max_seqlen_k=NO_BOUND)
-    if plan["max_qo_len"] == 1 and not batch["causal"]:  # the one token is the last
-        pages |= dict(causal=True, q_offset=None)
-    if flat is None or page_table is not None:
-        return ids, pages | dict(page_table=page_table)
-    first = plan["kv_page_indptr"][:-1]
-    rows = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
-    blocks = of_each_token(first, batch["cu_seqlens_q"], rows)
-    shift = first * batch["block_size"]
-    pages |= dict(seq_lens=batch["seq_lens"] + shift, page_table=flat.expand(first.shape[0], -1))
-    if batch["q_offset"] is not None:  # below 0 counts as 0 before the shift, not behind it
-        pages["q_offset"] = batch["q_offset"].clamp(min=0) + shift
-    return torch.where(ids < 0, ids, ids + blocks[:, None]), pages
-
-
-def _flat_pages(kv_indices: torch.Tensor | None, indptr: torch.Tensor) -> torch.Tensor:
-    """The pages of all requests, at least one."""
+def _pages(plan: dict[str, Any], kv_indices: torch.Tensor | None,
+           page_table: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Where the blocks of the requests lie: in a table, or in one list after the other."""
+    if page_table is not None:
+        return dict(page_table=page_table)
+    indptr: torch.Tensor = plan["kv_page_indptr"]
     if kv_indices is None:
         raise ValueError("kv_indices: not given, expected the pages of k and v, or page_table")
     if kv_indices.device.type == "cpu" and int(indptr[-1]) > kv_indices.shape[0]:
         raise ValueError(f"kv_indices: got {kv_indices.shape[0]} pages, the plan needs "
                          f"{int(indptr[-1])}")
-    return kv_indices if kv_indices.shape[0] else kv_indices.new_zeros(1)
-
-
-def _table(flat: torch.Tensor, indptr: torch.Tensor, width: int) -> torch.Tensor:
-    """int32 [B,width] of a flat list of pages; behind a request's own pages anything may stand."""
-    where = indptr[:-1, None] + torch.arange(width, dtype=torch.int32, device=indptr.device)
-    return flat[where.clamp_(max=flat.shape[0] - 1)]
+    return dict(page_table=kv_indices, page_rows=indptr[:-1])
 
 
 def _maxima(plan: dict[str, Any], q: torch.Tensor, max_score: torch.Tensor | None,

@@ -104,10 +104,10 @@ def sparse_atten_func(
     else:
         raise NotImplementedError("seqused_k: given for several packed requests, supported with "
                                   "page_table, causal=True or for one request")
-    options = keys | dict(cu_seqlens_q=cu_seqlens_q, causal=causal, block_size=blk_kv,
-                          max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, return_lse=True)
-    out, lse = msa_cpp.sparse_attention(q, k, v, ids, **options, softmax_scale=softmax_scale,
-                                        out=out)
+    batch = msa_cpp.Batch(cu_seqlens_q, **keys, causal=causal, block_size=blk_kv,
+                          max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    out, lse = msa_cpp.sparse_attention(q, k, v, ids, batch=batch, softmax_scale=softmax_scale,
+                                        out=out, return_lse=True)
     if not return_softmax_lse:
         return out
     if not return_temperature_lse:
@@ -116,7 +116,7 @@ def sparse_atten_func(
         return out, lse, lse
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     _, tempered = msa_cpp.sparse_attention(  # values take no part in it: the keys are at hand
-        q, k, k, ids, **options, softmax_scale=scale / lse_temperature_scale)
+        q, k, k, ids, batch=batch, softmax_scale=scale / lse_temperature_scale, return_lse=True)
     return out, lse, tempered
 
 
@@ -144,7 +144,7 @@ class SparseDecodePagedAttentionWrapper:
 
     def __init__(self, *, blk_kv: int = 128, causal: bool = True) -> None:
         self.blk_kv, self.causal = blk_kv, causal
-        self._batch: dict[str, Any] | None = None
+        self._batch: msa_cpp.Batch | None = None
 
     def plan(
         self, *, page_table: torch.Tensor, seqused_k: torch.Tensor, seqlen_q: int,
@@ -157,11 +157,11 @@ class SparseDecodePagedAttentionWrapper:
         """page_table int32 [B,pages], seqused_k int32 [B]; q2k_indices [Hkv,B*seqlen_q,K], or None
         for dense attention. The options are hints that nothing here needs."""
         batch = seqused_k.shape[0]
-        self.q2k_indices, self._tokens, self._seqlen_q = q2k_indices, batch * seqlen_q, seqlen_q
-        self._batch = dict(
-            cu_seqlens_q=uniform_cu_seqlens(batch, seqlen_q, seqused_k.device), seq_lens=seqused_k,
-            page_table=page_table, max_seqlen_k=max_seqlen_k, block_size=self.blk_kv,
-            causal=self.causal)
+        self.q2k_indices, self._tokens = q2k_indices, batch * seqlen_q
+        self._batch = msa_cpp.Batch(
+            uniform_cu_seqlens(batch, seqlen_q, seqused_k.device), seq_lens=seqused_k,
+            page_table=page_table, max_seqlen_q=seqlen_q, max_seqlen_k=max_seqlen_k,
+            block_size=self.blk_kv, causal=self.causal)
         return self
 
     def run(
@@ -174,12 +174,11 @@ class SparseDecodePagedAttentionWrapper:
             raise RuntimeError("run: not planned, expected plan() first")
         if q.shape[0] != self._tokens:
             raise ValueError(f"q: got {q.shape[0]} tokens, the plan was made for {self._tokens}")
-        options = dict(softmax_scale=softmax_scale, out=out, lse=lse,
-                       return_lse=return_softmax_lse, **self._batch)
+        options: dict[str, Any] = dict(softmax_scale=softmax_scale, out=out, lse=lse,
+                                       return_lse=return_softmax_lse, batch=self._batch)
         if self.q2k_indices is None:
-            return msa_cpp.dense_attention(q, k, v, max_seqlen_q=self._seqlen_q, **options)
-        return msa_cpp.sparse_attention(q, k, v, self.q2k_indices, max_seqlen_q=self._seqlen_q,
-                                        **options)
+            return msa_cpp.dense_attention(q, k, v, **options)
+        return msa_cpp.sparse_attention(q, k, v, self.q2k_indices, **options)
 
 
 def sparse_atten_nvfp4_kv_func(*args: Any, **kwargs: Any) -> NoReturn:
