@@ -124,7 +124,7 @@ struct Backend {
   std::span<const Kernel> kernels;  ///< of an operator, the better ones first
 
   /// Ok, or kUnsupported with the field, its value and what this backend supports.
-  Status supports(const Problem& problem) const;
+  Status supports(const Problem& problem, const Limits& limits = {}) const;
 };
 
 /// All backends of this build, usable or not, highest priority first.

@@ -92,7 +92,7 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
 }
 
 Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
-  if (const Status status = supported_on(backend, instance.problem()); !status.ok())
+  if (const Status status = supported_on(backend, instance.problem(), instance.limits()); !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
   if (instance.repeat_ids() && backend.device == DeviceKind::kCPU) {
     const std::string failure = refuse_repeated(instance, backend);
@@ -201,9 +201,9 @@ std::string Harness::two_steps(Instance& instance, const Backend& backend) {
     problem.op = op;
     // Selection is exact, so any backend's will do.
     const Backend& step = op == Op::kSelectBlocks ? *find_backend("reference") : backend;
-    if (!supported_on(step, problem).ok()) return {};
     Limits limits = instance.limits();
     limits.max_threads = 1;
+    if (!supported_on(step, problem, limits).ok()) return {};
     const Plan plan = plan_on(step, problem, limits);
     const size_t bytes = static_cast<size_t>(plan.workspace_bytes);
     const Status status =

@@ -544,9 +544,9 @@ Plan plan_on(const Backend& backend, Problem problem, const Limits& limits) {
   return plan;
 }
 
-Status supported_on(const Backend& backend, Problem problem) {
+Status supported_on(const Backend& backend, Problem problem, const Limits& limits) {
   problem.device = {backend.device, 0};
-  return backend.supports(problem);
+  return backend.supports(problem, limits);
 }
 
 bool rounds_probabilities(const Plan& plan) {

@@ -51,7 +51,7 @@ struct Conditions {
 
 /// As msa::plan, for backends that need not be on its list; tensors are where it wants them.
 Plan plan_on(const Backend& backend, Problem problem, const Limits& limits);
-Status supported_on(const Backend& backend, Problem problem);
+Status supported_on(const Backend& backend, Problem problem, const Limits& limits);
 
 /// True where a kernel of the plan multiplies by probabilities that are rounded to bf16.
 bool rounds_probabilities(const Plan& plan);

@@ -127,9 +127,9 @@ std::string Refusal::text() const {
                    ", supported: ", supported);
 }
 
-Status Backend::supports(const Problem& problem) const {
+Status Backend::supports(const Problem& problem, const Limits& limits) const {
   Kernels found;
-  const Refusal refusal = find_kernels(*this, problem, {}, &found);
+  const Refusal refusal = find_kernels(*this, problem, limits, &found);
   if (refusal.supported == kOtherOps) {
     std::string known;
     for (const OpInfo& info : all_ops())

@@ -62,7 +62,7 @@ msa::conformance::Case fitting(msa::conformance::Case c, const msa::Backend& bac
   for (c.seed = 1; c.seed <= kTries; ++c.seed) {
     const Instance instance(c, 16, /*results=*/false);
     const msa::Plan plan = plan_on(backend, c.problem, instance.limits());
-    std::string refusals = supported_on(backend, c.problem).message();
+    std::string refusals = supported_on(backend, c.problem, instance.limits()).message();
     const msa::Kernel* kernel = std::visit(
         [&](const auto& a) { return msa::kernel_of(plan, a, &refusals); }, instance.params());
     const bool taken = kernel != nullptr && kernel == plan.kernels[0];

@@ -107,21 +107,6 @@ def test_draft_tokens_as_a_chunk(server):
     check_close(attend_prefill(s, slots, s.ids()), s.attention(s.ids(), 0.1)[0])
 
 
-def test_lists_bring_the_pages_that_they_were_chosen_over():
-    """There is no server here, and without one a new table would be refused."""
-    s, d = prefill(), drafts()
-    slots, more = Slots(s), Slots(d)
-    ids, listed = select_prefill(s, slots)[1], select_decode(d, more)[1]
-    check_close(attend_prefill(s, slots, ids), s.attention(s.ids(), 0.1)[0])
-    check_close(attend_decode(d, more, listed, page_size=0), d.attention(d.ids())[0])
-    kept = torch.empty_like(listed)
-    assert select_decode(d, more, topk_out=kept)[1] is kept
-    for of_another_call in (dict(ids=kept), dict(ids=listed, slot_ids=more.slot_ids.clone()),
-                            dict(ids=listed, req_to_token=more.table.clone())):
-        with pytest.raises(NotImplementedError, match="page_size: got 1"):
-            attend_decode(d, more, **of_another_call, page_size=0)
-
-
 def test_prefill_in_bfloat16(server):
     s = prefill(dtype=torch.bfloat16, q_lens=[20, 5, 12])
     slots = Slots(s)
