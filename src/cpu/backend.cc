@@ -3,6 +3,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "core/layer.h"
@@ -104,7 +106,7 @@ std::vector<Kernel> kernels(const char* name, bool amx) {
   add.template operator()<IndexLseParams, &Kernels::index_lse>();
   add.template operator()<KlParams, &Kernels::kl>();
   all.push_back(kLayerSteps);
-  if (!amx) all.insert(all.end(), cpu::plain_kernels().begin(), cpu::plain_kernels().end());
+  if (!amx) std::ranges::copy(cpu::plain_kernels(), std::back_inserter(all));
   return all;
 }
 
