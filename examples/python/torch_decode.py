@@ -38,7 +38,7 @@ ids = torch.empty(kv_heads, 1, 16, dtype=torch.int32)
 for length in range(prompt + 1, prompt + 4):
     append(1, length)
     msa_cpp.msa_layer(  # index, selection and attention of one new token
-        normal(1, heads, dim), normal(1, kv_heads, dim), **cache,
+        normal(1, heads, dim), normal(1, kv_heads, dim), *cache.values(),
         page_table=page_table, seq_lens=int32(length), cu_seqlens_q=int32(0, 1), max_seqlen_q=1,
         out=out, block_ids=ids,
     )  # fmt: skip

@@ -163,9 +163,15 @@ def _through_torch(inputs: tuple[Any, ...]) -> bool:
     if (torch.compiler.is_compiling() or type(first) not in (torch.Tensor, torch.nn.Parameter)
             or torch.is_autocast_enabled("cuda" if first.is_cuda else "cpu")):
         return True
-    if torch.is_grad_enabled():
-        for tensor in inputs:
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+    return differentiated(*inputs)
+
+
+def differentiated(*arrays: Any) -> bool:
+    """Whether torch records a gradient by one of them."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.is_grad_enabled():
+        for array in arrays:
+            if isinstance(array, torch.Tensor) and array.requires_grad:
                 return True
     return False
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._call import differentiated
 from .batch import Batch, Keywords
 from .ops import Array, dense_attention, index_select, msa_layer, sparse_attention
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["msa_attention"]
-
-DECODE_TOKENS = 16  # the most new tokens of a sequence in a decoding step
 
 
 def msa_attention(
@@ -27,9 +26,8 @@ def msa_attention(
     """Chooses the blocks of every query by the index branch, and attends to them.
 
     `index_select` and `sparse_attention` in one call, over packed keys or a paged cache that has
-    the new tokens already (`append_paged`); a decoding step, up to 16 new tokens per sequence by
-    `max_seqlen_q`, is the operator `msa_layer`. Over packed torch tensors the output is
-    differentiable in q, k and v.
+    the new tokens already (`append_paged`): the operator `msa_layer`. Over packed torch tensors
+    that require gradients the output is differentiable in q, k and v.
 
     Args:
         q: ``[T,Hq,D]``, float32, bfloat16 or float16.
@@ -84,8 +82,7 @@ def msa_attention(
     chosen: dict[str, Any] = dict(topk=topk, init_blocks=init_blocks, local_blocks=local_blocks)
     attended: dict[str, Any] = dict(softmax_scale=softmax_scale, out=out, lse=lse,
                                     return_lse=return_lse)
-    most = known.get("max_seqlen_q")
-    if known.get("seq_lens") is not None and most is not None and 0 < most <= DECODE_TOKENS:
+    if not differentiated(q, k, v):
         return msa_layer(q, q_idx, k, v, k_idx, **chosen, **attended, block_ids=block_ids,
                          return_block_ids=return_block_ids, **described)
     ids = index_select(q_idx, k_idx, **chosen, out=block_ids, **described)

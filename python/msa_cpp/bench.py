@@ -50,12 +50,12 @@ from ._checkpoint import read_header
 from ._command import InputError, Parser, device_here, exit_code
 from ._files import write_whole
 from ._measure import DIM, check, cpu_clock, cuda_clock
-from .attention import DECODE_TOKENS
 from .compat import fmha_sm100, sglang, vllm
-from .compat._calls import BLOCK, attend, valid_blocks
+from .compat._calls import BLOCK, valid_blocks
 from .plot import read_trace
 
 SHAPES = {"m3": (64, 4), "code-11m": (16, 2)}  # query and KV heads
+DECODE_TOKENS = 16  # of a sequence; more are a chunk of a prefill in the engines
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 Call = Callable[[], tuple[Any, Any]]  # (ids [Hkv,T,K] or None, out [T,Hq,D] or None)
@@ -119,7 +119,8 @@ class Work:
         k, v = self.kv_cache[..., :DIM], self.kv_cache[..., DIM:]
 
         def sparse(lists: torch.Tensor) -> tuple[Any, Any]:
-            return lists, attend(self.q, k, v, lists, self.batch, out=self.out)
+            return lists, msa_cpp.sparse_attention(self.q, k, v, lists, batch=self.batch,
+                                                   out=self.out)
 
         def msa() -> tuple[Any, Any]:
             self.select(self.ids)

@@ -354,6 +354,7 @@ def merge_lists(
     >>> msa_cpp.merge_lists(scores, ids)
     array([[[0, 5]]], dtype=int32)
     """
+    scores = renamed(keywords, "scores_out", "scores", scores)
     return call("merge_lists", (scores_parts, block_ids_parts, out, wanted(scores, return_scores)),
                 (True, return_scores), None, keywords)
 

@@ -100,6 +100,20 @@ def test_lengths_of_a_batch_may_grow():
     assert (before != msa_cpp.msa_attention(*arrays, **FORCED, batch=batch)).any()
 
 
+@frameworks
+def test_rows_of_a_larger_page_table(framework):
+    arrays, fields = layer(framework, paged=True)
+    want = msa_cpp.msa_attention(*arrays, **FORCED, **fields)
+    kind, table = Kind(framework, "float32"), Kind(framework, "float32").numpy(fields["page_table"])
+    larger = np.full((5, table.shape[1]), -1, np.int32)
+    larger[[3, 0]] = table
+    flat, ends = larger.ravel(), np.array([3 * table.shape[1], 0], np.int32)
+    for pages, rows in ((larger, np.array([3, 0], np.int32)), (flat, ends)):
+        batch = msa_cpp.Batch(**{**fields, "page_table": kind.raw(pages)},
+                              page_rows=kind.raw(rows))
+        same(msa_cpp.msa_attention(*arrays, **FORCED, batch=batch), want)
+
+
 # ---- results
 
 

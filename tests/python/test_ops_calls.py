@@ -294,6 +294,31 @@ def test_importing_needs_numpy_alone():
     assert loaded == []
 
 
+def test_the_lists_of_shards_merge_into_those_of_the_whole():
+    rng = np.random.default_rng(3)
+    q_idx = rng.standard_normal((5, 2, 16), dtype=np.float32)
+    k_idx = rng.integers(-2, 3, (93, 16)).astype(np.float32)  # ties, and a last block of 5
+    q_idx = np.round(q_idx)
+    kw = dict(topk=4, block_size=8, init_blocks=1, cu_seqlens_q=np.array([0, 5], np.int32),
+              q_offset=np.array([88], np.int32))
+
+    def lists(first, last, shard):
+        scores = np.empty((2, 5, 4), np.float32)
+        lengths = np.array([0, min(last, 93) - first], np.int32)
+        ids = msa_cpp.index_select(q_idx, k_idx[first:last], cu_seqlens_k=lengths,
+                                   block_offset=shard, scores=scores, **kw)
+        return ids, scores
+
+    ids, scores = lists(0, 93, None)
+    parts = [lists(8 * b, 8 * b + 32, np.array([b], np.int32)) for b in (8, 0, 4)]
+    for backend in ("reference", "auto"):
+        got_scores = np.empty_like(scores)
+        got = msa_cpp.merge_lists(np.stack([s for _, s in parts]), np.stack([i for i, _ in parts]),
+                                  scores=got_scores, backend=backend)
+        np.testing.assert_array_equal(got, ids)
+        np.testing.assert_array_equal(got_scores, scores)
+
+
 def test_the_plan_of_a_decoding_step():
     p = problem(q_lens=[2, 1], paged=True)
     rng = np.random.default_rng(0)

@@ -147,7 +147,7 @@ class _Pages:
         requests, length = req_to_token.shape
         blocks = -(-min(longest, length) // block_size)
         row, token = req_to_token.stride()
-        self.table = dict(
+        self.table: dict[str, Any] = dict(
             page_table=req_to_token.as_strided((requests, blocks), (row, token * block_size)),
             page_rows=low_words(slot_ids))
 
