@@ -41,7 +41,14 @@ int main() {
   for (const OldName& old : old_names())
     std::printf("  %s MSA_DEPRECATED(\"%s\") = %d%s\n", code_of(old.name).c_str(),
                 code_of(name_of(old.op)).c_str(), old.code, &old == &old_names().back() ? "" : ",");
-  std::printf("} msa_op;\n");
+  std::printf("} msa_op;\n\ntypedef enum msa_dtype {\n");
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kI32}) {
+    std::string name = name_of(dtype);
+    for (char& c : name) c = static_cast<char>(std::toupper(c));
+    std::printf("  MSA_%s = %d%s\n", name.c_str(), static_cast<int>(dtype),
+                dtype == DType::kI32 ? " /* metadata: ids, lengths, page tables */" : ",");
+  }
+  std::printf("} msa_dtype;\n");
   const Problem p;
   std::printf(
       "\n/* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */\n"
@@ -76,6 +83,12 @@ int main() {
         "params,\n    void* workspace, size_t workspace_bytes, const msa_queue* queue);\n",
         name.c_str(), name.c_str(), name.c_str());
   }
+  std::printf(
+      "\n/* The layer under its old name, until 0.3. */\n"
+      "typedef msa_layer_params msa_layer_decode_params;\n"
+      "MSA_API MSA_DEPRECATED(\"msa_run_layer\") msa_status\n"
+      "    msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params, void* "
+      "workspace,\n                         size_t workspace_bytes, const msa_queue* queue);\n");
   std::printf(
       "\n/* X(NAME, first operator that takes the struct) for each of them. */\n"
       "#define MSA_FOR_EACH_PARAMS(X)%s\n",

@@ -1,11 +1,6 @@
 /* The C interface (C11) of the operators that ops.h documents; shape letters: problem.h.
  *
- *   msa_problem problem = MSA_PROBLEM_INIT;                  // MiniMax-M3; set what differs
- *   msa_limits limits = {.struct_size = sizeof limits, .max_batch = 1, .max_tokens = T, ...};
- *   msa_plan* plan = NULL;
- *   if (msa_plan_create(&problem, &limits, "auto", &plan) != MSA_OK) puts(msa_last_error());
- *   msa_sparse_attention_params params = {.struct_size = sizeof params, .q = &q, ..., .o = &o};
- *   msa_run_sparse_attention(plan, &params, workspace, msa_plan_workspace_bytes(plan), NULL);
+ * msa_problem -> msa_plan_create -> msa_run_NAME; examples/c has a whole program.
  *
  * - struct_size, the first field of every struct, is its sizeof. A smaller value is an older
  * caller, whose missing fields take their defaults; a larger one is an error.
@@ -43,20 +38,11 @@ MSA_API const char* msa_last_error(void);
 /* Version of the library in use, "0.1.0"; version.h has that of the headers. */
 MSA_API const char* msa_version(void);
 
-typedef enum msa_dtype {
-  MSA_F32 = 0,
-  MSA_BF16 = 1,
-  MSA_F16 = 2,
-  MSA_I32 = 3 /* metadata: ids, lengths, page tables */
-} msa_dtype;
-
 /* As in DLPack; 0 counts as MSA_CPU. */
 typedef enum msa_device_kind { MSA_CPU = 1, MSA_CUDA = 2 } msa_device_kind;
 
-typedef enum msa_kv_layout {
-  MSA_PACKED = 0, /* k, v [S,Hkv,D], k_idx [S,Di], with cu_seqlens_k */
-  MSA_PAGED = 1   /* k, v [P,Hkv,Bk,D], k_idx [P,Bk,Di], with page_table and seq_lens */
-} msa_kv_layout;
+/* As KvLayout of problem.h. */
+typedef enum msa_kv_layout { MSA_PACKED = 0, MSA_PAGED = 1 } msa_kv_layout;
 
 #define MSA_MAX_RANK 4
 
@@ -73,11 +59,6 @@ typedef struct msa_tensor {
   int64_t shape[MSA_MAX_RANK];
   int64_t stride[MSA_MAX_RANK];
 } msa_tensor;
-
-/* The contiguous (row-major) CPU view of `rank` extents over data; a rank outside 0..MSA_MAX_RANK
- * is kept as given and refused by the call that gets the tensor. */
-MSA_API msa_tensor msa_tensor_contiguous(const void* data, msa_dtype dtype, int32_t rank,
-                                         const int64_t* shape);
 
 /* Which rows belong to which sequence; all i32. */
 typedef struct msa_batch {
@@ -160,12 +141,10 @@ typedef struct msa_plan msa_plan;
  * environment variable MSA_BACKEND names; a name forces it. On error *out is left alone. */
 MSA_API msa_status msa_plan_create(const msa_problem* problem, const msa_limits* limits,
                                    const char* backend, msa_plan** out);
-MSA_API const char* msa_plan_backend(const msa_plan* plan); /* its name; NULL for NULL */
-/* Name of its best kernel for the problem ("avx2", "sm90/dense"); NULL for NULL. */
-MSA_API const char* msa_plan_kernel(const msa_plan* plan);
-/* Bytes of scratch memory for any call within the limits; 0 for NULL. */
-MSA_API int64_t msa_plan_workspace_bytes(const msa_plan* plan);
-MSA_API void msa_plan_destroy(msa_plan* plan); /* NULL is fine */
+MSA_API const char* msa_plan_backend(const msa_plan* plan);     /* its name; NULL for NULL */
+MSA_API const char* msa_plan_kernel(const msa_plan* plan);      /* its best one: "sm90/dense" */
+MSA_API int64_t msa_plan_workspace_bytes(const msa_plan* plan); /* for any call; 0 for NULL */
+MSA_API void msa_plan_destroy(msa_plan* plan);                  /* NULL is fine */
 
 /* Where the work is enqueued. A NULL queue is the calling thread alone. */
 typedef struct msa_queue {
@@ -184,11 +163,10 @@ typedef struct msa_queue {
  */
 #include "msa/c_ops.h"
 
-/* The layer under its old name, until 0.3. */
-typedef msa_layer_params msa_layer_decode_params;
-MSA_API MSA_DEPRECATED("msa_run_layer") msa_status
-    msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params, void* workspace,
-                         size_t workspace_bytes, const msa_queue* queue);
+/* The contiguous (row-major) CPU view of `rank` extents over data; a rank outside 0..MSA_MAX_RANK
+ * is kept as given and refused by the call that gets the tensor. */
+MSA_API msa_tensor msa_tensor_contiguous(const void* data, msa_dtype dtype, int32_t rank,
+                                         const int64_t* shape);
 
 /* The kernel that a call of these arguments runs on, msa_plan_kernel unless it leaves them to
  * another one, and why ("" where it does not). `params` is the plan's operator's struct. *reasons

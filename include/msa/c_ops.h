@@ -25,6 +25,13 @@ typedef enum msa_op {
   MSA_OP_LAYER_DECODE MSA_DEPRECATED("MSA_OP_LAYER") = 10
 } msa_op;
 
+typedef enum msa_dtype {
+  MSA_F32 = 0,
+  MSA_BF16 = 1,
+  MSA_F16 = 2,
+  MSA_I32 = 3 /* metadata: ids, lengths, page tables */
+} msa_dtype;
+
 /* Sparse attention of MiniMax-M3 in f32 over packed keys on the CPU. */
 #define MSA_PROBLEM_INIT \
   {.struct_size = sizeof(msa_problem), .op = 3, .dtype = 0, .layout = 0, .heads_q = 64, \
@@ -232,6 +239,12 @@ typedef struct msa_merge_lists_params {
 } msa_merge_lists_params;
 MSA_API msa_status msa_run_merge_lists(const msa_plan* plan, const msa_merge_lists_params* params,
     void* workspace, size_t workspace_bytes, const msa_queue* queue);
+
+/* The layer under its old name, until 0.3. */
+typedef msa_layer_params msa_layer_decode_params;
+MSA_API MSA_DEPRECATED("msa_run_layer") msa_status
+    msa_run_layer_decode(const msa_plan* plan, const msa_layer_params* params, void* workspace,
+                         size_t workspace_bytes, const msa_queue* queue);
 
 /* X(NAME, first operator that takes the struct) for each of them. */
 #define MSA_FOR_EACH_PARAMS(X) \

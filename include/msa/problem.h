@@ -72,14 +72,12 @@ struct Cost {
 /// bytes are those pairs' in a decoding step, the whole context's beyond. Merge counts two
 /// parts of the problem's dtype. Index LSE and KL count the selected support; K >= blocks is the
 /// full one. Backward passes count each product once: five of attention, four of KL.
-/// Source: MSA paper (arXiv 2606.13392) section on complexity; pairs are counted exactly, so that
-/// sums over causal halves are not approximated.
+/// Source: arXiv 2606.13392, section on complexity; here pairs are counted exactly.
 /// Precondition: validate(problem) is ok and 0 <= q_len <= kv_len.
 Cost cost(const Problem& problem, int64_t q_len, int64_t kv_len);
 
-/// The paper's ratio of dense to MSA FLOPs for a context of N tokens, in its closed form
-/// `2 Hq D N^2 / (Hi Di N^2 + 4 Hq D N K Bk)`: for M3 6.4, 16, 25.6 and 28.4 at 32K, 128K, 512K and
-/// 1M.
+/// The paper's ratio of dense to MSA FLOPs at N tokens, `2 Hq D N^2 / (Hi Di N^2 + 4 Hq D N K Bk)`:
+/// for M3 6.4, 16, 25.6 and 28.4 at 32K, 128K, 512K and 1M.
 double paper_flop_ratio(const Problem& problem, int64_t context);
 
 }  // namespace msa MSA_API

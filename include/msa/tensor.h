@@ -23,20 +23,9 @@ enum class DType : uint8_t {
 
 /// Bytes of one element (0 for the packed 4-bit type and for unknown codes).
 constexpr int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-    case DType::kI32:
-      return 4;
-    case DType::kBF16:
-    case DType::kF16:
-      return 2;
-    case DType::kE4M3:
-    case DType::kI8:
-      return 1;
-    case DType::kE2M1:
-      return 0;
-  }
-  return 0;
+  constexpr std::array<int8_t, 7> kBytes = {4, 2, 2, 4, 1, 1, 0};
+  const auto code = static_cast<size_t>(dtype);
+  return code < kBytes.size() ? kBytes[code] : 0;
 }
 
 /// "f32", "bf16", ... ; "unknown" for codes outside the enum.
