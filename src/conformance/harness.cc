@@ -92,7 +92,8 @@ std::vector<Result> Harness::run(const Case& c, std::span<const Backend* const> 
 }
 
 Result Harness::run(Instance& instance, const Expected& expected, const Backend& backend) {
-  if (const Status status = supported_on(backend, instance.problem(), instance.limits()); !status.ok())
+  if (const Status status = supported_on(backend, instance.problem(), instance.limits());
+      !status.ok())
     return {&backend, Outcome::kSkipped, status.message()};
   if (instance.repeat_ids() && backend.device == DeviceKind::kCPU) {
     const std::string failure = refuse_repeated(instance, backend);

@@ -21,7 +21,9 @@ Support support_of(const Params& params) {
   if (const auto* a = std::get_if<IndexLseParams>(&params))
     return a->block_ids.given() ? Support::kListed : Support::kFull;
   const auto& a = std::get<KlParams>(params);
-  return !a.block_ids.given() ? Support::kFull : a.row_ptr.given() ? Support::kTurned : Support::kListed;
+  return !a.block_ids.given() ? Support::kFull
+         : a.row_ptr.given()  ? Support::kTurned
+                              : Support::kListed;
 }
 
 /// Sizes around those of tiles, steps, tasks, blocks and rounds, and every feature of a batch.

@@ -36,8 +36,7 @@ class Inputs {
         return bad_input("tensor \"{}\": unknown name, expected {}, {}", entry.name,
                          fmt::join(kFloatNames, ", "), fmt::join(kIntegerNames, ", "));
       if (entry.shape.empty() || entry.shape.size() > kMaxRank)
-        return bad_input("{}: got rank {}, expected 1 to {}", name, entry.shape.size(),
-                         kMaxRank);
+        return bad_input("{}: got rank {}, expected 1 to {}", name, entry.shape.size(), kMaxRank);
       DType dtype = DType::kI32;
       std::vector<int32_t> values;
       if (integers) {

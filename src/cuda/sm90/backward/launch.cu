@@ -91,7 +91,8 @@ Status make_lists(const Plan& plan, const AttentionBackwardParams& a, Call* call
   if (!is_sparse(plan.problem)) return {};
   const Layout& l = call->layout;
   return walk::make_inverse_lists(
-      plan, {.block_ids = a.block_ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
+      plan,
+      {.block_ids = a.block_ids, .batch = a.batch, .row_ptr = a.row_ptr, .entries = a.entries},
       {.rows = l.tasks.rows,
        .row_ptr = call->workspace + l.row_ptr,
        .entries = call->workspace + l.entries,

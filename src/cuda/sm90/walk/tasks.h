@@ -50,8 +50,8 @@ struct TaskLayout {
   int64_t end;
 };
 
-/// Most rows of a call within limits. Limits do not bound S; a call with S > max(T, max_seqlen_k) of
-/// the plan may have more, and is then not for these kernels.
+/// Most rows of a call within limits. Limits do not bound S; a call with S > max(T, max_seqlen_k)
+/// of the plan may have more, and is then not for these kernels.
 constexpr int64_t most_rows(const Limits& limits) {
   const int64_t blocks = (limits.max_seqlen_k + kBlock - 1) / kBlock;
   const int64_t keys = std::max(limits.max_tokens, limits.max_seqlen_k);
