@@ -114,7 +114,8 @@ def make_call(case, o):
                        seq_lens=int32(*[tokens] * batch), cu_seqlens_q=int32(*range(batch + 1)))
         layer = getattr(msa_cpp, "msa_layer", None) or msa_cpp.msa_layer_decode  # before 0.2
         known = inspect.signature(layer).parameters
-        lengths["max_seqlen_q" if "max_seqlen_q" in known else "max_q_len"] = 1
+        old = "max_q_len" in known and "max_seqlen_q" not in known
+        lengths["max_q_len" if old else "max_seqlen_q"] = 1
         return lambda: layer(q, q_idx, k, v, k_idx, topk=TOPK, out=out, **lengths)
 
     lengths = dict(cu_seqlens_q=int32(0, tokens), cu_seqlens_k=int32(0, tokens),
