@@ -164,8 +164,8 @@ std::vector<SequenceSize> make_sequences(const Case& c, Rng& rng) {
   int64_t count = c.step ? rng.between(1, 5) : rng.pick<int64_t>({1, 1, 1, 2, 3, 4});
   if (c.first_sequence_spoiled()) count += 1;
   const int64_t work = rng.chance(5) ? kLargeWork : kSmallWork;
-  const int64_t per_pair = is_training(p.op)       ? 10 * p.heads_q * p.head_dim
-                           : is_attention_op(p.op) ? 2 * p.heads_q * p.head_dim
+  const int64_t per_pair = is_training(p.op)       ? int64_t{10} * p.heads_q * p.head_dim
+                           : is_attention_op(p.op) ? int64_t{2} * p.heads_q * p.head_dim
                                                    : int64_t{p.heads_kv} * p.index_dim;
   const int64_t pairs = std::max<int64_t>(1, work / per_pair / count);
   // Enough blocks that the best K are a choice, or fewer than K.
