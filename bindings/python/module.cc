@@ -21,7 +21,7 @@ void add_op(nb::module_& module, const OpInfo& info) {
       nb::arg("workspace").none(), nb::arg("backend").none());
 }
 
-/// The table of operators, for what Python makes of it: the rows of `msa_cpp._operators.Operator`.
+/// The table of operators, for what Python makes of it: the rows of `msa_cpp._call.Operator`.
 nb::list operators() {
   constexpr const char* kRoles[] = {"input",   "optional", "output", "extra",
                                     "updated", "absent",   "batch"};

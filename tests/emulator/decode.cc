@@ -67,14 +67,7 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
     c.problem.heads_kv = 2;
     c.padded_rows = 3;
   });
-  for (const auto& [name, values] : {std::pair{"ties", Values::kTies},
-                                     {"equal keys", Values::kEqual},
-                                     {"zeros", Values::kZero},
-                                     {"huge", Values::kHuge},
-                                     {"peaked", Values::kPeaked},
-                                     {"rising", Values::kRising},
-                                     {"falling", Values::kFalling},
-                                     {"giant", Values::kGiant}})
+  for (const auto& [name, values] : kEveryValues)
     add_one(
         Op::kLayer, name, 16, 8, {{5, 1500}, {4, 1100}}, [values](Case& c) { c.values = values; },
         false);

@@ -51,6 +51,17 @@ Family family_of(std::span<const msa::Kernel> kernels, const MakeCases& make_cas
 inline const std::vector<msa::conformance::SequenceSize> kRagged = {{1, 1},   {60, 60}, {0, 17},
                                                                     {17, 17}, {5, 0},   {33, 140}};
 
+/// Contents that every backend must bear, each with the name of its case.
+inline constexpr std::pair<const char*, msa::conformance::Values> kEveryValues[] = {
+    {"ties", msa::conformance::Values::kTies},
+    {"equal keys", msa::conformance::Values::kEqual},
+    {"zeros", msa::conformance::Values::kZero},
+    {"huge", msa::conformance::Values::kHuge},
+    {"peaked", msa::conformance::Values::kPeaked},
+    {"rising", msa::conformance::Values::kRising},
+    {"falling", msa::conformance::Values::kFalling},
+    {"giant", msa::conformance::Values::kGiant}};
+
 /// The case with the first seed that the best kernel takes and whose arguments are as `wanted`: the
 /// seed chooses strides, dtypes, and what a caller may leave out.
 template <class Wanted>

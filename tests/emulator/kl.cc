@@ -84,14 +84,7 @@ std::vector<EmulatedCase> make_cases(const Backend& backend) {
         c.causal = false;
         c.strided = c.loose_limits = true;
       });
-  for (const auto& [name, values] : {std::pair{"ties", Values::kTies},
-                                     {"equal keys", Values::kEqual},
-                                     {"zeros", Values::kZero},
-                                     {"huge", Values::kHuge},
-                                     {"peaked", Values::kPeaked},
-                                     {"rising", Values::kRising},
-                                     {"falling", Values::kFalling},
-                                     {"giant", Values::kGiant}})
+  for (const auto& [name, values] : kEveryValues)
     add(name, Op::kKlBackward, Support::kListed, 16, 2, {{40, 300}},
         [values](Case& c) { c.values = values; });
 
